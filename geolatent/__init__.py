@@ -1,0 +1,40 @@
+"""Riemannian geodesics in the latent spaces of PyTorch generative models."""
+
+from geolatent import data, models
+from geolatent._version import __version__
+from geolatent.curves import CubicBSpline
+from geolatent.energy import path_energy, path_length
+from geolatent.initial import LatentGraph
+from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
+from geolatent.minimize import LBFGS
+from geolatent.solution import Evaluations, GeodesicSolution, Status
+from geolatent.solver import (
+    FirstOrderSolver,
+    PreconditionedSolver,
+    Progress,
+    Solver,
+    solve_geodesic,
+)
+
+__all__ = [
+    "LBFGS",
+    "CubicBSpline",
+    "Evaluations",
+    "FirstOrderSolver",
+    "GaussianPullbackMetric",
+    "GeodesicSolution",
+    "LatentGraph",
+    "Metric",
+    "PreconditionedSolver",
+    "Progress",
+    "PullbackMetric",
+    "Solver",
+    "Status",
+    "TensorMetric",
+    "__version__",
+    "data",
+    "models",
+    "path_energy",
+    "path_length",
+    "solve_geodesic",
+]

@@ -1,0 +1,201 @@
+"""Input checks: every message names the argument, what was required and what was found."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+
+def requirement(name: str, required: str, found: object) -> str:
+    """Return the sentence every bad-input error is made of.
+
+    Examples
+    --------
+    >>> requirement("step", "a positive number", -1)
+    'Parameter `step` should be a positive number. Found `step = -1`.'
+    """
+    return f"Parameter `{name}` should be {required}. Found `{name} = {found}`."
+
+
+def describe(value: object) -> str:
+    """Describe a value for an error message; tensors by shape, dtype and device."""
+    if isinstance(value, Tensor):
+        return f"tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"numpy array of shape {value.shape}, {value.dtype}"
+    if isinstance(value, str | int | float | bool | None):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        inner = ", ".join(describe(item) for item in value[:4])
+        return f"{type(value).__name__} of {len(value)} ({inner})"
+    return f"object of type {type(value).__name__}"
+
+
+def check_integer(name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as an int that is at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(requirement(name, f"an integer of at least {minimum}", describe(value)))
+    if value < minimum:
+        raise ValueError(requirement(name, f"an integer of at least {minimum}", value))
+    return int(value)
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return ``value`` as a finite float within the given bounds."""
+    bounds = [
+        f"above {above}" if above is not None else "",
+        f"at least {at_least}" if at_least is not None else "",
+        f"at most {at_most}" if at_most is not None else "",
+    ]
+    required = "a finite number " + " and ".join(bound for bound in bounds if bound)
+    required = required.strip()
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(requirement(name, required, describe(value)))
+    number = float(value)
+    if (
+        not math.isfinite(number)
+        or (above is not None and number <= above)
+        or (at_least is not None and number < at_least)
+        or (at_most is not None and number > at_most)
+    ):
+        raise ValueError(requirement(name, required, value))
+    return number
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return ``value``, one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(requirement(name, f"one of {', '.join(choices)}", describe(value)))
+    return value
+
+
+def check_tensor(name: str, value: object, shape: str, ndims: tuple[int, ...]) -> Tensor:
+    """Return ``value``, a finite floating-point tensor with one of the given numbers of dimensions.
+
+    ``shape`` is the required shape in words, for the message.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
+    if not value.is_floating_point():
+        raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
+    if value.ndim not in ndims or 0 in value.shape:
+        raise ValueError(requirement(name, f"a tensor {shape}", describe(value)))
+    if not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        found = f"{describe(value)} with {bad} values that are NaN or infinite"
+        raise ValueError(requirement(name, "finite", found))
+    return value
+
+
+def check_codes(name: str, value: object, dim: int | None = None) -> Tensor:
+    """Return ``value``, latent codes of shape (n, d)."""
+    wanted = "d" if dim is None else str(dim)
+    codes = check_tensor(name, value, f"of shape (n, {wanted})", (2,))
+    if dim is not None and codes.shape[1] != dim:
+        raise ValueError(requirement(name, f"a tensor of shape (n, {wanted})", describe(codes)))
+    return codes
+
+
+def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise where two tensors differ in dtype or device."""
+    if value.dtype != other.dtype:
+        raise TypeError(
+            requirement(name, f"of the dtype of `{other_name}`, {other.dtype}", describe(value))
+        )
+    if value.device != other.device:
+        raise ValueError(
+            requirement(name, f"on the device of `{other_name}`, {other.device}", describe(value))
+        )
+
+
+def check_pairs(start: object, end: object, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the end points of curves as two tensors of one shape (B, d), broadcast together."""
+    wanted = "d" if dim is None else str(dim)
+    pair = []
+    for name, value in (("start", start), ("end", end)):
+        shape = f"of shape ({wanted},) or (B, {wanted})"
+        codes = check_tensor(name, value, shape, (1, 2))
+        if dim is not None and codes.shape[-1] != dim:
+            raise ValueError(requirement(name, f"a tensor {shape}", describe(codes)))
+        pair.append(torch.atleast_2d(codes))
+    first, last = pair
+    check_alike("end", last, "start", first)
+    sizes = {first.shape[0], last.shape[0]} - {1}
+    if first.shape[1] != last.shape[1] or len(sizes) > 1:
+        required = f"a tensor that broadcasts with `start`, of shape {tuple(first.shape)}"
+        raise ValueError(requirement("end", required, describe(last)))
+    first, last = torch.broadcast_tensors(first, last)
+    return first.detach().clone(), last.detach().clone()
+
+
+def _modules_behind(function: Callable[..., Any]) -> Iterator[nn.Module]:
+    """Find the modules a callable is known to use: itself, its bound object, partials' parts."""
+    if isinstance(function, nn.Module):
+        yield function
+    elif isinstance(function, functools.partial):
+        for part in (function.func, *function.args, *function.keywords.values()):
+            if callable(part):
+                yield from _modules_behind(part)
+    else:
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, nn.Module):
+            yield owner
+        for cell in getattr(function, "__closure__", None) or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:  # a variable that was not assigned yet
+                continue
+            if isinstance(content, nn.Module):
+                yield content
+
+
+def check_function(name: str, function: object) -> Callable[..., Any]:
+    """Return ``function``, a callable whose modules treat every row of a batch by itself.
+
+    BatchNorm and Dropout in training mode make a row's output depend on the rest of the batch or on
+    chance, so that no metric is defined.
+    """
+    if not callable(function):
+        raise TypeError(requirement(name, "callable", describe(function)))
+    for module in _modules_behind(function):
+        for path, part in module.named_modules():
+            label = f"{type(part).__name__} `{path}`" if path else type(part).__name__
+            if isinstance(part, _BatchNorm) and not part.training and part.running_mean is None:
+                required = "free of BatchNorm without running statistics, which mixes the rows"
+                raise ValueError(requirement(name, required, label))
+            if part.training and isinstance(part, _NormBase) and part.track_running_stats:
+                required = f"in evaluation mode: call `{name}.eval()` first"
+                raise ValueError(requirement(name, required, f"{label} in training mode"))
+            if part.training and isinstance(part, _BatchNorm | _DropoutNd):
+                required = f"in evaluation mode: call `{name}.eval()` first"
+                raise ValueError(requirement(name, required, f"{label} in training mode"))
+    return function
+
+
+def check_placement(
+    name: str, function: Callable[..., Any], codes_name: str, codes: Tensor
+) -> None:
+    """Raise where the parameters of the modules behind a callable and the codes cannot meet."""
+    for module in _modules_behind(function):
+        for label, parameter in module.named_parameters():
+            if parameter.device != codes.device:
+                required = f"on the device of `{name}` ({parameter.device}, parameter `{label}`)"
+                raise ValueError(requirement(codes_name, required, describe(codes)))
+            if parameter.is_floating_point() and parameter.dtype != codes.dtype:
+                required = f"of the dtype of `{name}` ({parameter.dtype}, parameter `{label}`)"
+                raise TypeError(requirement(codes_name, required, describe(codes)))

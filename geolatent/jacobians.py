@@ -1,0 +1,184 @@
+"""Jacobian-vector products of a batched map by forward-mode autograd, with fall-backs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_function, check_placement, describe, requirement
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let torch load its forward-mode rules, which warns of torch's own use of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        one = torch.ones(1)
+        torch.func.jvp(torch.sin, (one,), (one,))
+
+
+def _jvp(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    _load_forward_mode()
+    value, product = torch.func.jvp(map_, (z,), (v,))[:2]
+    return value, product
+
+
+class Map:
+    """A batched map z -> F(z) from (n, d) to (n, D), with its Jacobian-vector products.
+
+    Outputs of any shape (n, ...) are flattened; several outputs (a tuple of ``n_outputs`` tensors
+    of one shape, as from a Gaussian decoder) are joined along D. The rows of F must not depend on
+    one another.
+
+    Products are taken in forward mode (`torch.func.jvp`), whose cost does not depend on D. An
+    operation without forward-mode rules falls back to differentiating a vector-Jacobian product
+    with respect to its cotangent ("double backward"), and one that `torch.func.vmap` cannot batch
+    to repeated rows; each with one warning for the life of the map.
+
+    Parameters
+    ----------
+    function
+        The map: an `nn.Module` or any callable.
+    name
+        What to call it in messages.
+    n_outputs
+        Number of tensors it returns.
+
+    Attributes
+    ----------
+    output_shape
+        Shape of one output for one row, known after the first call.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, n_outputs: int = 1) -> None:
+        self.function = check_function(name, function)
+        self.name = name
+        self.n_outputs = n_outputs
+        self.output_shape = torch.Size()
+        self._forward_mode = True
+        self._batched_columns = True
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return F(z), shape (n, D)."""
+        output = self.function(z)
+        if self.n_outputs == 1:
+            self._check_output(output, z, "a floating-point tensor of shape (n, ...)")
+            self.output_shape = output.shape[1:]
+            return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
+        wanted = f"a tuple of {self.n_outputs} floating-point tensors of one shape (n, ...)"
+        if not isinstance(output, tuple | list) or len(output) != self.n_outputs:
+            raise TypeError(
+                requirement(self.name, f"a callable returning {wanted}", _returned(output))
+            )
+        for part in output:
+            self._check_output(part, z, wanted)
+            if part.shape != output[0].shape:
+                required = f"a callable returning {wanted}"
+                raise ValueError(requirement(self.name, required, _returned(output)))
+        self.output_shape = output[0].shape[1:]
+        return torch.cat([part.reshape(z.shape[0], -1) for part in output], dim=1)
+
+    def _check_output(self, output: object, z: Tensor, wanted: str) -> None:
+        required = f"a callable returning {wanted}"
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise TypeError(requirement(self.name, required, _returned(output)))
+        if output.ndim == 0 or output.shape[0] != z.shape[0]:
+            required += f" for codes of shape {tuple(z.shape)}"
+            raise ValueError(requirement(self.name, required, _returned(output)))
+
+    def check(self, z_name: str, z: Tensor) -> Tensor:
+        """Evaluate F on codes from outside and return F(z).
+
+        An error that comes from codes on another device or of another dtype than the parameters
+        is told as such. The mode of the modules is checked again: it may have changed.
+        """
+        check_function(self.name, self.function)
+        try:
+            with torch.no_grad():
+                return self(z)
+        except RuntimeError:
+            check_placement(self.name, self.function, z_name, z)
+            raise
+
+    def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
+        if not self._forward_mode:
+            return _double_backward(self, z, v)
+        try:
+            return _jvp(self, z, v)
+        except torch.OutOfMemoryError:
+            raise
+        except (NotImplementedError, RuntimeError) as error:
+            # only where the other way works was forward mode to blame
+            try:
+                result = _double_backward(self, z, v)
+            except RuntimeError:
+                raise error from None
+            self._forward_mode = False
+            _warn(f"`{self.name}` has no forward-mode derivative; using double backward", error)
+            return result
+
+    def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k."""
+        if self._batched_columns and self._forward_mode:
+            try:
+                return self._columns_by_vmap(z)
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                result = self._columns_by_rows(z)
+                if self._forward_mode:  # else that has been warned of
+                    self._batched_columns = False
+                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", error)
+                return result
+        return self._columns_by_rows(z)
+
+    def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        def column(direction: Tensor) -> tuple[Tensor, Tensor]:
+            return _jvp(self, z, direction.expand_as(z))
+
+        # the primal pass does not depend on the direction, so vmap runs it once
+        directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        values, columns = torch.func.vmap(column, out_dims=(0, 0))(directions)
+        return values[0], columns
+
+    def _columns_by_rows(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        n, d = z.shape
+        directions = torch.eye(d, dtype=z.dtype, device=z.device)
+        directions = directions[:, None].expand(d, n, d).reshape(d * n, d)
+        values, columns = self.jvp(z.repeat(d, 1), directions)
+        return values[:n], columns.reshape(d, n, -1)
+
+
+def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return F(z) and J v as the derivative of u -> J^T u in the direction v."""
+    differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
+    with torch.enable_grad():
+        point = z if z.requires_grad else z.detach().requires_grad_()
+        value = map_(point)
+        if not value.requires_grad:
+            return value, torch.zeros_like(value)
+        cotangent = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, point, cotangent, create_graph=True)
+        if not pulled.requires_grad:
+            return value, torch.zeros_like(value)
+        (product,) = torch.autograd.grad(
+            pulled, cotangent, v, create_graph=differentiable, materialize_grads=True
+        )
+    if not differentiable:
+        return value.detach(), product.detach()
+    return value, product
+
+
+def _returned(output: object) -> str:
+    return f"one returning {describe(output)}"
+
+
+def _warn(what: str, error: Exception) -> None:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    warnings.warn(f"{what} (slower, same result). Reason: {reason}", UserWarning, stacklevel=3)

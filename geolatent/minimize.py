@@ -1,0 +1,233 @@
+"""Batched minimisers: many small problems at once, each with its own step length and its own end.
+
+They know callables and tensors, not geometry. ``init`` makes a state, ``step`` returns the next
+one; a problem that is told to rest keeps its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# values (A,) and gradients (A, m) of problems ``index`` (A,) at x (A, m)
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """Cholesky factors of symmetric positive definite matrices H, one for each problem.
+
+    Attributes
+    ----------
+    factor
+        Lower triangular, shape (B, m, m).
+    """
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor, ridge: float = 1e-8) -> Preconditioner:
+        """Factor H + ridge * mean(diag H) I; where that is not positive definite, its diagonal.
+
+        A matrix that is not finite is replaced by the identity.
+        """
+        finite = matrix.isfinite().flatten(1).all(1)
+        eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        matrix = torch.where(finite[:, None, None], matrix, eye)
+        diagonal = matrix.diagonal(dim1=1, dim2=2)
+        scale = diagonal.mean(1).clamp_min(torch.finfo(matrix.dtype).tiny)
+        shift = (ridge * scale)[:, None, None] * eye
+        factor, failed = torch.linalg.cholesky_ex(matrix + shift)
+        floor = diagonal.clamp_min(0.0) + scale[:, None] * 1e-3
+        fallback = torch.diag_embed(floor.sqrt())
+        return cls(torch.where((failed > 0)[:, None, None], fallback, factor))
+
+    def solve(self, vectors: Tensor, index: Tensor) -> Tensor:
+        """Return H^-1 V for vectors V (A, m, k) of the problems ``index``."""
+        factor = self.factor if index.numel() == self.factor.shape[0] else self.factor[index]
+        return torch.cholesky_solve(vectors, factor)
+
+
+@dataclass(frozen=True)
+class LBFGSState:
+    """The state of A problems under `LBFGS`; all tensors have A rows.
+
+    Attributes
+    ----------
+    x, value, gradient
+        Point, value and gradient, (A, m), (A,), (A, m).
+    direction, slope
+        Search direction (A, m) and its inner product with the gradient (A,).
+    step
+        Step length to be tried next, (A,).
+    differences, gradient_differences, curvature
+        Last h accepted steps, (A, h, m), the changes of the gradient on them, and the inverse inner
+        products of both, (A, h), newest first; zeros where there are fewer.
+    rejections
+        Rejected steps since the last accepted one, (A,).
+    newton_decrement
+        g^T H^-1 g with the preconditioner H, (A,).
+    index
+        The number of each problem among all.
+    """
+
+    x: Tensor
+    value: Tensor
+    gradient: Tensor
+    direction: Tensor
+    slope: Tensor
+    step: Tensor
+    differences: Tensor
+    gradient_differences: Tensor
+    curvature: Tensor
+    rejections: Tensor
+    newton_decrement: Tensor
+    index: Tensor
+
+    def select(self, chosen: Tensor) -> LBFGSState:
+        """Return the state of the chosen problems alone."""
+        return LBFGSState(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+
+    @property
+    def predicted_decrease(self) -> Tensor:
+        """Decrease of the value that the quadratic model promises, (A,).
+
+        The larger of the preconditioner's and the L-BFGS model's, so that neither a preconditioner
+        that is too stiff nor a poor memory ends a problem early.
+        """
+        return 0.5 * torch.maximum(self.newton_decrement, -self.slope)
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS with a preconditioner as initial Hessian, batched.
+
+    Every problem backtracks by itself: an evaluation that one problem spends on a shorter step is
+    a new iteration for the others.
+
+    Parameters
+    ----------
+    history
+        Number of step pairs kept.
+    sufficient_decrease
+        Armijo's constant.
+    max_rejections
+        A problem whose step was rejected so often in a row is stalled.
+
+    References
+    ----------
+    Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1.
+    """
+
+    history: int = 8
+    sufficient_decrease: float = 1e-4
+    max_rejections: int = 12
+
+    def init(
+        self, x: Tensor, value: Tensor, gradient: Tensor, preconditioner: Preconditioner
+    ) -> LBFGSState:
+        """Return the state at x (B, m), whose values and gradients are known."""
+        b, m = x.shape
+        index = torch.arange(b, device=x.device)
+        empty = x.new_zeros((b, self.history, m))
+        downhill = preconditioner.solve(gradient.unsqueeze(2), index).squeeze(2)
+        decrement = (gradient * downhill).sum(1)
+        return LBFGSState(
+            x=x,
+            value=value,
+            gradient=gradient,
+            direction=-downhill,
+            slope=-decrement,
+            step=torch.ones_like(value),
+            differences=empty,
+            gradient_differences=empty,
+            curvature=x.new_zeros((b, self.history)),
+            rejections=torch.zeros_like(index),
+            newton_decrement=decrement,
+            index=index,
+        )
+
+    def step(
+        self, state: LBFGSState, objective: Objective, preconditioner: Preconditioner
+    ) -> LBFGSState:
+        """Evaluate each problem once, at its trial point, and return the next state."""
+        move = state.step[:, None] * state.direction
+        trial = state.x + move
+        value, gradient = objective(trial, state.index)
+        finite = value.isfinite() & gradient.isfinite().all(1)
+        promised = state.step * state.slope
+        accepted = finite & (value <= state.value + self.sufficient_decrease * promised)
+
+        # where rejected: the minimiser of the parabola through what is known, within bounds
+        curvature = 2.0 * (value - state.value - promised)
+        factor = torch.where(curvature > 0, -promised / curvature, 0.5)
+        factor = torch.where(finite, factor.nan_to_num(0.1).clamp(0.1, 0.5), 0.1)
+        step = torch.where(accepted, torch.ones_like(state.step), state.step * factor)
+        rejections = torch.where(accepted, 0, state.rejections + 1)
+
+        take = accepted[:, None]
+        change = torch.where(take, gradient - state.gradient, 0.0)
+        state = replace(
+            state,
+            x=torch.where(take, trial, state.x),
+            value=torch.where(accepted, value, state.value),
+            gradient=torch.where(take, gradient, state.gradient),
+            step=step,
+            rejections=rejections,
+        )
+        state = self._remember(state, torch.where(take, move, 0.0), change)
+        direction, decrement = self._direction(state, preconditioner)
+        # a rejected step keeps its direction
+        direction = torch.where(take, direction, state.direction)
+        return replace(
+            state,
+            direction=direction,
+            slope=(direction * state.gradient).sum(1),
+            newton_decrement=torch.where(accepted, decrement, state.newton_decrement),
+        )
+
+    def stalled(self, state: LBFGSState) -> Tensor:
+        """Return which problems found no decrease along their direction, (A,)."""
+        return state.rejections >= self.max_rejections
+
+    def _remember(self, state: LBFGSState, move: Tensor, change: Tensor) -> LBFGSState:
+        """Put a step in front of the history where its curvature is positive."""
+        inner = (move * change).sum(1)
+        floor = 1e-10 * move.norm(dim=1) * change.norm(dim=1)
+        useful = inner > floor
+        keep = useful[:, None, None]
+
+        def push(memory: Tensor, newest: Tensor) -> Tensor:
+            return torch.where(keep, torch.cat([newest[:, None], memory[:, :-1]], dim=1), memory)
+
+        inverse = torch.where(useful, 1.0 / inner, 0.0)
+        pushed = torch.cat([inverse[:, None], state.curvature[:, :-1]], dim=1)
+        return replace(
+            state,
+            differences=push(state.differences, move),
+            gradient_differences=push(state.gradient_differences, change),
+            curvature=torch.where(useful[:, None], pushed, state.curvature),
+        )
+
+    def _direction(
+        self, state: LBFGSState, preconditioner: Preconditioner
+    ) -> tuple[Tensor, Tensor]:
+        """Return the two-loop recursion's direction, and g^T H^-1 g."""
+        rest = state.gradient
+        coefficients = []
+        for k in range(self.history):
+            moved = state.differences[:, k]
+            coefficient = state.curvature[:, k] * (moved * rest).sum(1)
+            rest = rest - coefficient[:, None] * state.gradient_differences[:, k]
+            coefficients.append(coefficient)
+        # both right sides in one solve; empty memories (zeros) change nothing in the loops
+        both = torch.stack([rest, state.gradient], dim=2)
+        downhill, newton = preconditioner.solve(both, state.index).unbind(2)
+        for k in reversed(range(self.history)):
+            changed = state.gradient_differences[:, k]
+            correction = state.curvature[:, k] * (changed * downhill).sum(1)
+            downhill = downhill + (coefficients[k] - correction)[:, None] * state.differences[:, k]
+        return -downhill, (state.gradient * newton).sum(1)
