@@ -1,0 +1,238 @@
+"""Checkpoints that cannot run code: weights in safetensors, the constructor's arguments in JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from geolatent.checks import requirement
+
+FORMAT_VERSION = 1
+
+# Only the package's own models are built from a file's words.
+_CLASS_PATH = re.compile(r"geolatent\.models(\.[A-Za-z]\w*)+")
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Save one of the package's models as ``X.safetensors`` and ``X.json``.
+
+    The JSON file holds the class and the constructor's arguments, the other one all parameters and
+    buffers. Both are written under a temporary name first, so that a half-written file never
+    carries a final name.
+
+    Parameters
+    ----------
+    model : Module
+        A model of ``geolatent.models``; its ``arguments`` are the constructor's arguments.
+    path : path
+        Where to write, with or without the ending ``.safetensors``. Missing folders are made.
+
+    Returns
+    -------
+    Path
+        The path of the safetensors file.
+
+    Raises
+    ------
+    TypeError
+        If the model is not one of the package's, or has no ``arguments``.
+    ValueError
+        If ``path`` ends in .pt, .pth or .json.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from geolatent.models import MLPVAE
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     weights = save_model(MLPVAE(hidden=(16,)), Path(folder) / "small")
+    ...     model = load_model(weights)
+    >>> weights.name, model.latent_dim
+    ('small.safetensors', 2)
+    """
+    class_path = f"{type(model).__module__}.{type(model).__qualname__}"
+    arguments = getattr(model, "arguments", None)
+    if not _CLASS_PATH.fullmatch(class_path) or not isinstance(arguments, dict):
+        required = "a model of geolatent.models, which knows its constructor's `arguments`"
+        raise TypeError(requirement("model", required, f"object of type {class_path}"))
+    path = Path(path)
+    if path.suffix in (".pt", ".pth", ".json"):
+        raise ValueError(requirement("path", "a path that ends in .safetensors", path))
+    if path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Clones, for safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    description = {
+        "format": "geolatent model",
+        "format_version": FORMAT_VERSION,
+        "class_path": class_path,
+        "init_args": arguments,
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    # As bytes, for safetensors would make its file readable by its owner alone.
+    _replace(path, save(tensors))
+    _replace(path.with_suffix(".json"), text.encode())
+    return path
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Load a model that :func:`save_model` wrote, in evaluation mode.
+
+    Parameters
+    ----------
+    path : path
+        The weights: ``X.safetensors``, or a state dict in ``X.pt`` or ``X.pth``, which is loaded
+        with ``weights_only=True``; nothing is unpickled. ``X.json`` lies beside it.
+    device : device, optional
+        Where to put the model; the CPU by default.
+    dtype : dtype, optional
+        Floating-point type to convert to; by default the one that was saved.
+
+    Returns
+    -------
+    Module
+        In evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the two files is missing.
+    ValueError
+        If a file cannot be read, would have to be unpickled, or does not fit the model.
+    """
+    path = Path(path)
+    description_path = path.with_suffix(".json")
+    for file in (path, description_path):
+        if not file.is_file():
+            message = requirement("path", "a saved model, X.safetensors beside X.json", path)
+            raise FileNotFoundError(f"{message} There is no file {file}.")
+    model = _build(description_path)
+    load_weights(model, path)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load parameters and buffers into a model, any ``nn.Module``, in place.
+
+    The model takes over the file's dtype and stays on the CPU.
+
+    Parameters
+    ----------
+    model : Module
+        A model whose parameters and buffers have the file's names and shapes.
+    path : path
+        ``X.safetensors``, or a state dict in ``X.pt`` or ``X.pth``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read, would have to be unpickled, or does not fit the model.
+    """
+    path = Path(path)
+    state = _read_tensors(path)
+    expected = model.state_dict()
+    problems = [
+        f"{label}: {', '.join(sorted(names))}"
+        for label, names in (
+            ("missing", expected.keys() - state.keys()),
+            ("unexpected", state.keys() - expected.keys()),
+        )
+        if names
+    ] + [
+        f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        required = f"the weights of a {type(model).__name__}"
+        raise ValueError(f"{requirement('path', required, path)} {'; '.join(problems)}.")
+    # Assigned, not copied: the dtype of the file wins over torch's current default.
+    model.load_state_dict(state, assign=True)
+
+
+def _build(path: Path) -> nn.Module:
+    """Build the untrained model that a JSON file describes."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description["format_version"]
+        class_path, arguments = description["class_path"], description["init_args"]
+    except (ValueError, KeyError, TypeError) as error:
+        required = "the JSON file that save_model writes"
+        raise ValueError(f"{requirement('path', required, path)} {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(requirement("format_version", f"{FORMAT_VERSION} in {path}", version))
+    name = str(class_path)
+    cls: Any = None
+    if _CLASS_PATH.fullmatch(name):
+        module, _, attribute = name.rpartition(".")
+        try:
+            cls = getattr(importlib.import_module(module), attribute, None)
+        except ModuleNotFoundError:
+            cls = None
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(requirement("class_path", f"a model of geolatent.models in {path}", name))
+    try:
+        # The random initial weights are replaced: leave the caller's random numbers alone.
+        with torch.random.fork_rng(devices=[]):
+            return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        required = f"arguments of {name} in {path}"
+        raise ValueError(f"{requirement('init_args', required, arguments)} {error}") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read named tensors from a safetensors file or, without unpickling, from a .pt file."""
+    required = "a readable .safetensors, .pt or .pth file"
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(requirement("path", required, path))
+    if not path.is_file():
+        raise FileNotFoundError(requirement("path", "an existing file", path))
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{requirement('path', required, path)} {error}.") from error
+    try:
+        with warnings.catch_warnings():
+            # torch warns of other pickle protocols; what it cannot read is an error below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        required = "a file of tensors alone; other objects are not unpickled, as that can run code"
+        raise ValueError(requirement("path", required, path)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{requirement('path', required, path)} {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        required = "a state dict: names and tensors alone"
+        raise ValueError(requirement("path", required, path))
+    return state
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name, then give it its name in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
