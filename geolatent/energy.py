@@ -19,10 +19,16 @@ from geolatent.solution import Evaluations
 
 T = TypeVar("T")
 
-# nodes per interval of the successive rules; lengths are accepted when two of them agree
-RULES = (2, 3, 5, 8, 13, 21, 34, 55)
-# a curve is cut into at least so many intervals, so that no rule overlooks a narrow feature
-MIN_INTERVALS = 8
+# Gauss-Legendre nodes per interval of the successive rules, and the fewest intervals of a curve
+_RULES = (2, 3, 5, 8, 13, 21, 34, 55)
+_MIN_INTERVALS = 8
+# chords along a curve: so many at first, doubled until two extrapolated lengths agree
+_FIRST_CHORDS = 16
+_MAX_CHORDS = 2**13
+# up to this latent dimension the minimiser gets Gauss-Newton Hessians
+_GAUSS_NEWTON_DIM = 3
+# bytes of decoder outputs held at once while lengths are measured
+_OUTPUT_BYTES = 2**28
 
 
 @dataclass
@@ -108,8 +114,14 @@ class DiscreteEnergy:
     ends
         Values of F at start and end of every curve, (B, 2, D), which do not change; unused where
         the metric is not immersed.
+    dim
+        Latent dimension d.
     dtype
         Floating-point type that the metric's functions work in.
+    budget
+        The rows that may go through the decoder at once.
+    gauss_newton
+        Whether to return Hessians where they are cheap.
     """
 
     def __init__(
@@ -118,13 +130,20 @@ class DiscreteEnergy:
         knots: Tensor,
         nodes_per_span: int,
         ends: Tensor | None,
+        dim: int,
         dtype: torch.dtype,
         budget: RowBudget,
+        *,
+        gauss_newton: bool = True,
     ) -> None:
         self.metric = metric
+        self.dim = dim
         self.dtype = dtype
         self.ends = ends
         self.budget = budget
+        # with so few dimensions all columns of J cost no more than a backward pass
+        cheap = metric.immersion is not None and dim <= _GAUSS_NEWTON_DIM
+        self.gauss_newton = cheap and gauss_newton
         if metric.immersion is not None:
             t = _uniform_nodes(knots, nodes_per_span)
             self.steps = t.diff()
@@ -139,12 +158,16 @@ class DiscreteEnergy:
         """Add one evaluation of value and gradient to the counts of the given pairs."""
         if self.metric.immersion is None and self.metric.quadratic_cost == "jvp":
             evaluations.jvp[pairs] += 3 * self.rows
+        elif self.gauss_newton:
+            evaluations.forward[pairs] += self.dim * self.rows
         else:
             evaluations.forward[pairs] += self.rows
             evaluations.backward[pairs] += self.rows
 
-    def __call__(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies (A,) and gradients (A, n, d) in float64.
+    def __call__(
+        self, control_points: Tensor, pairs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return energies, gradients and, in few dimensions, Gauss-Newton Hessians, in float64.
 
         Parameters
         ----------
@@ -152,34 +175,71 @@ class DiscreteEnergy:
             Shape (A, n, d), float64.
         pairs
             Index of each of the A curves among the B pairs.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor | None]
+            Shapes (A,), (A, n, d) and (A, n d, n d).
         """
 
-        def chunk(items: slice) -> tuple[Tensor, Tensor]:
-            if self.metric.immersion is not None:
-                return self._chords(control_points[items], pairs[items])
-            return self._quadrature(control_points[items])
+        def chunk(items: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+            if self.metric.immersion is None:
+                return *self._quadrature(control_points[items]), None
+            if self.gauss_newton:
+                return self._chords_by_columns(control_points[items], pairs[items])
+            return *self._chords(control_points[items], pairs[items]), None
 
-        parts = self.budget.run(chunk, control_points.shape[0], self.rows)
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        rows = self.rows * (self.dim if self.gauss_newton else 1)
+        parts = self.budget.run(chunk, control_points.shape[0], rows)
+        hessians = [part[2] for part in parts if part[2] is not None]
+        return (
+            torch.cat([part[0] for part in parts]),
+            torch.cat([part[1] for part in parts]),
+            torch.cat(hessians) if hessians else None,
+        )
+
+    def _chain(self, inner: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return energies (A,) and their derivatives by the inner output points (A, Q, D)."""
+        if self.ends is None:
+            raise RuntimeError("the chord energy needs the output at the end points")
+        ends = self.ends[pairs]
+        chords = torch.cat([ends[:, :1], inner, ends[:, 1:]], dim=1).diff(dim=1)
+        energy = 0.5 * (chords.square().sum(2).double() / self.steps).sum(1)
+        pull = chords / self.steps.to(chords)[:, None]
+        return energy, pull[:, :-1] - pull[:, 1:]
 
     def _chords(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         a, _, d = control_points.shape
         z = (self.basis @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
         with torch.enable_grad():
             inner = self.metric.immersion(z)  # type: ignore[misc]
-        values = inner.detach().reshape(a, self.rows, -1)
-        if self.ends is None:
-            raise RuntimeError("the chord energy needs the output at the end points")
-        ends = self.ends[pairs]
-        chords = torch.cat([ends[:, :1], values, ends[:, 1:]], dim=1).diff(dim=1)
-        steps = self.steps.to(chords)
-        energy = 0.5 * (chords.square().sum(2).double() / self.steps).sum(1)
-        pull = chords / steps[:, None]
-        cotangent = (pull[:, :-1] - pull[:, 1:]).reshape(inner.shape)
+        energy, cotangent = self._chain(inner.detach().reshape(a, self.rows, -1), pairs)
         if not inner.requires_grad:  # a constant decoder
             return energy, torch.zeros_like(control_points)
-        (slope,) = torch.autograd.grad(inner, z, cotangent)
+        (slope,) = torch.autograd.grad(inner, z, cotangent.reshape(inner.shape))
         return energy, self.basis.T @ slope.reshape(a, self.rows, d).double()
+
+    def _chords_by_columns(
+        self, control_points: Tensor, pairs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Differentiate the chords r_i by forward mode; the Hessian is sum_i (dr_i)^T dr_i."""
+        a, n, d = control_points.shape
+        z = (self.basis @ control_points).to(self.dtype).reshape(-1, d)
+        with torch.no_grad():
+            inner, columns = self.metric.immersion.columns(z)  # type: ignore[union-attr]
+        energy, cotangent = self._chain(inner.reshape(a, self.rows, -1), pairs)
+        columns = columns.reshape(d, a, self.rows, -1)
+        slope = torch.einsum("kaqD,aqD->aqk", columns, cotangent)
+        gradient = self.basis.T @ slope.double()
+        # node q meets itself in two chords, and node q + 1 in the chord between them
+        same = torch.einsum("kaqD,laqD->klaq", columns, columns).double()
+        next_ = torch.einsum("kaqD,laqD->klaq", columns[:, :, :-1], columns[:, :, 1:]).double()
+        inverse = 1.0 / self.steps
+        products = torch.einsum("q,qi,qj->qij", inverse[:-1] + inverse[1:], self.basis, self.basis)
+        neighbours = torch.einsum("q,qi,qj->qij", inverse[1:-1], self.basis[:-1], self.basis[1:])
+        hessian = torch.einsum("klaq,qij->aikjl", same, products)
+        mixed = torch.einsum("klaq,qij->aikjl", next_, neighbours).reshape(a, n * d, n * d)
+        return energy, gradient, hessian.reshape(a, n * d, n * d) - mixed - mixed.mT
 
     def _quadrature(self, control_points: Tensor) -> tuple[Tensor, Tensor]:
         a, _, d = control_points.shape
@@ -231,11 +291,11 @@ def composite_rule(breaks: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Lengths and energies of several batches of curves, (C, B) each, by one rule for each pair."""
+    """Lengths and energies of C batches of B curves, (C, B) each, and the rows spent, (B,)."""
 
     length: Tensor
     energy: Tensor
-    rows: Tensor  # nodes evaluated on each curve, (B,)
+    rows: Tensor
 
 
 def measure(
@@ -247,63 +307,158 @@ def measure(
 ) -> Measured:
     """Measure C batches of B curves each; the C curves of one pair always by the same rule.
 
-    Composite Gauss-Legendre quadrature of the speed on the knot spans of all the curves (halved
-    until there are 8 at least), with more nodes until two successive rules agree for all curves of
-    the pair. A pair that does not agree by the last rule keeps its value, with a warning.
+    Where the metric is immersed by F: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal
+    intervals of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the
+    old values kept. Otherwise: composite Gauss-Legendre quadrature of the speed on the knot spans,
+    with more and more nodes. Either ends for a pair when two successive values agree for all its
+    curves. A pair that never agrees keeps its last value, with a warning.
     """
     budget = budget or RowBudget()
     first = curves[0].control_points
-    n_curves, n_pairs, d = len(curves), first.shape[0], first.shape[2]
     budget.fit(metric, first[0, :1])
+    if metric.immersion is not None:
+        with torch.no_grad():
+            width = metric.immersion(first[0, :1]).shape[1]
+        kept = len(curves) * 8 * _FIRST_CHORDS * width * first.element_size()
+        size = max(1, _OUTPUT_BYTES // kept)
+        rule = _measure_by_chords
+    else:
+        size = first.shape[0]
+        rule = _measure_by_speed
+    parts, n_open = [], 0
+    for begin in range(0, first.shape[0], size):
+        chunk = [curve[begin : begin + size] for curve in curves]
+        measured, still_open = rule(metric, chunk, tolerance, budget)
+        parts.append(measured)
+        n_open += still_open
+    if n_open:
+        warnings.warn(
+            f"the lengths of {n_open} of {first.shape[0]} pairs did not reach the relative "
+            f"tolerance {tolerance} with the finest rule",
+            stacklevel=3,
+        )
+    return Measured(
+        torch.cat([part.length for part in parts], dim=1),
+        torch.cat([part.energy for part in parts], dim=1),
+        torch.cat([part.rows for part in parts]),
+    )
+
+
+def _measure_by_chords(
+    metric: Metric, curves: Sequence[CubicBSpline], tolerance: float, budget: RowBudget
+) -> tuple[Measured, int]:
+    """Measure by extrapolated chord sums; also return how many pairs did not agree."""
+    first = curves[0].control_points
+    n_curves, n_pairs, d = len(curves), first.shape[0], first.shape[2]
+
+    def outputs(t: Tensor, pairs: Tensor) -> Tensor:
+        """Return F along the chosen pairs' curves, (C, A, T, D)."""
+        z = torch.stack(
+            [
+                basis_matrix(curve.knots, t) @ curve.control_points[pairs].double()
+                for curve in curves
+            ]
+        ).to(first.dtype)
+        flat = z.reshape(-1, t.numel(), d)
+
+        def decode(items: slice) -> Tensor:
+            with torch.no_grad():
+                values = metric.immersion(flat[items].reshape(-1, d))  # type: ignore[misc]
+            return values.reshape(-1, t.numel(), values.shape[1])
+
+        values = torch.cat(budget.run(decode, flat.shape[0], t.numel()))
+        return values.reshape(n_curves, pairs.numel(), t.numel(), -1)
+
+    active = torch.arange(n_pairs, device=first.device)
+    length = first.new_full((n_curves, n_pairs), torch.nan, dtype=torch.float64)
+    energy = length.clone()
+    rows = torch.zeros(n_pairs, dtype=torch.int64, device=first.device)
+    n = _FIRST_CHORDS
+    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=first.device)
+    values = outputs(t, active)
+    rows += n + 1
+    coarse: tuple[Tensor, Tensor] | None = None
+    while active.numel():
+        squares = values.diff(dim=2).square().sum(3).double()
+        fine = squares.sqrt().sum(2), 0.5 * n * squares.sum(2)
+        agreed = torch.zeros_like(active, dtype=torch.bool)
+        if coarse is not None:
+            # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
+            new_length, new_energy = (
+                (4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True)
+            )
+            change = (new_length - length[:, active]).abs()
+            agreed = (change <= tolerance * new_length).all(0)
+            length[:, active] = new_length
+            energy[:, active] = torch.maximum(new_energy, 0.5 * new_length.square())
+        agreed |= ~fine[0].isfinite().all(0)
+        if bool(agreed.any()):
+            active, values = active[~agreed], values[:, ~agreed]
+            fine = fine[0][:, ~agreed], fine[1][:, ~agreed]
+        if n >= _MAX_CHORDS or not active.numel():
+            break
+        coarse = fine
+        n *= 2
+        middles = (torch.arange(n // 2, dtype=t.dtype, device=t.device) + 0.5) / (n // 2)
+        new = outputs(middles, active)
+        rows[active] += n // 2
+        woven = torch.stack([values[:, :, :-1], new], dim=3).flatten(2, 3)
+        values = torch.cat([woven, values[:, :, -1:]], dim=2)
+    return Measured(length, energy, rows), active.numel()
+
+
+def _measure_by_speed(
+    metric: Metric, curves: Sequence[CubicBSpline], tolerance: float, budget: RowBudget
+) -> tuple[Measured, int]:
+    """Measure by quadrature of the speed; also return how many pairs did not agree."""
+    first = curves[0].control_points
+    n_curves, n_pairs, d = len(curves), first.shape[0], first.shape[2]
     breaks = torch.cat([curve.knots for curve in curves]).unique()
-    while breaks.numel() <= MIN_INTERVALS:
+    while breaks.numel() <= _MIN_INTERVALS:
         breaks = torch.cat([breaks, (breaks[1:] + breaks[:-1]) / 2.0]).sort().values
 
     length = first.new_full((n_curves, n_pairs), torch.nan, dtype=torch.float64)
     energy = length.clone()
     rows = torch.zeros(n_pairs, dtype=torch.int64, device=first.device)
     active = torch.arange(n_pairs, device=first.device)
-    for rule in RULES:
+    for rule in _RULES:
         t, weights = composite_rule(breaks, rule)
-        bases = [
-            (basis_matrix(curve.knots, t), basis_matrix(curve.knots, t, 1)) for curve in curves
-        ]
-        chosen = [curve.control_points[active].double() for curve in curves]
+        z, v = (
+            torch.stack(
+                [
+                    basis_matrix(curve.knots, t, k) @ curve.control_points[active].double()
+                    for curve in curves
+                ]
+            )
+            .to(first.dtype)
+            .reshape(-1, t.numel(), d)
+            for k in (0, 1)
+        )
 
-        def speeds(items: slice, chosen: list[Tensor] = chosen, bases: list = bases) -> Tensor:
-            points = [points[items] for points in chosen]
-            z = torch.stack([basis @ p for (basis, _), p in zip(bases, points, strict=True)])
-            v = torch.stack([slope @ p for (_, slope), p in zip(bases, points, strict=True)])
+        def squares(items: slice, z: Tensor = z, v: Tensor = v) -> Tensor:
             with torch.no_grad():
-                squares = metric._quadratic(
-                    z.reshape(-1, d).to(first.dtype), v.reshape(-1, d).to(first.dtype)
-                )
-            return squares.double().clamp_min(0.0).sqrt().reshape(z.shape[:3])
+                values = metric._quadratic(z[items].reshape(-1, d), v[items].reshape(-1, d))
+            return values.double().clamp_min(0.0).reshape(-1, z.shape[1])
 
-        parts = budget.run(speeds, active.numel(), n_curves * t.numel())
-        speed = torch.cat(parts, dim=1)  # (C, A, T)
-        new_length = (speed * weights).sum(2)
+        parts = torch.cat(budget.run(squares, z.shape[0], t.numel()))
+        square = parts.reshape(n_curves, active.numel(), -1)
+        new_length = (square.sqrt() * weights).sum(2)
         change = (new_length - length[:, active]).abs()
         length[:, active] = new_length
-        energy[:, active] = 0.5 * (speed.square() * weights).sum(2)
+        energy[:, active] = 0.5 * (square * weights).sum(2)
         rows[active] += t.numel()
         # a NaN change is the first rule's; a NaN length will not get better
-        open_pairs = ~(change <= tolerance * new_length).all(0) & new_length.isfinite().all(0)
-        active = active[open_pairs]
+        settled = (change <= tolerance * new_length).all(0) | ~new_length.isfinite().all(0)
+        active = active[~settled]
         if active.numel() == 0:
             break
-    if active.numel():
-        warnings.warn(
-            f"the lengths of {active.numel()} of {n_pairs} pairs did not reach the relative "
-            f"quadrature tolerance {tolerance} with {RULES[-1]} nodes per knot span",
-            stacklevel=2,
-        )
-    return Measured(length, energy, rows)
+    return Measured(length, energy, rows), active.numel()
 
 
 def count_measured(metric: Metric, evaluations: Evaluations, rows: Tensor) -> None:
-    """Add rows of speed, (B,), to the counts."""
-    spent = evaluations.jvp if metric.quadratic_cost == "jvp" else evaluations.forward
+    """Add the rows of a measurement, (B,), to the counts."""
+    by_jvp = metric.immersion is None and metric.quadratic_cost == "jvp"
+    spent = evaluations.jvp if by_jvp else evaluations.forward
     spent += rows
 
 
@@ -329,7 +484,7 @@ def path_length(
     curve
         B curves.
     tolerance
-        Relative tolerance: the quadrature is refined until two successive rules agree to it.
+        Relative tolerance: the rule is refined until two successive values agree to it.
     max_rows
         Largest number of rows sent through the decoder at once; chosen automatically by default.
 

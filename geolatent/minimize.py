@@ -12,43 +12,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# values (A,) and gradients (A, m) of problems ``index`` (A,) at x (A, m)
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# values (A,), gradients (A, m) and, where it comes for free, approximate Hessians (A, m, m) of the
+# problems ``index`` (A,) at x (A, m)
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 
-@dataclass(frozen=True)
-class Preconditioner:
-    """Cholesky factors of symmetric positive definite matrices H, one for each problem.
+def cholesky(matrix: Tensor, ridge: float = 1e-8) -> Tensor:
+    """Factor H + ridge * mean(diag H) I, (A, m, m); where that fails, the diagonal of H.
 
-    Attributes
-    ----------
-    factor
-        Lower triangular, shape (B, m, m).
+    A matrix that is not finite is replaced by the identity.
     """
-
-    factor: Tensor
-
-    @classmethod
-    def of(cls, matrix: Tensor, ridge: float = 1e-8) -> Preconditioner:
-        """Factor H + ridge * mean(diag H) I; where that is not positive definite, its diagonal.
-
-        A matrix that is not finite is replaced by the identity.
-        """
-        finite = matrix.isfinite().flatten(1).all(1)
-        eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-        matrix = torch.where(finite[:, None, None], matrix, eye)
-        diagonal = matrix.diagonal(dim1=1, dim2=2)
-        scale = diagonal.mean(1).clamp_min(torch.finfo(matrix.dtype).tiny)
-        shift = (ridge * scale)[:, None, None] * eye
-        factor, failed = torch.linalg.cholesky_ex(matrix + shift)
-        floor = diagonal.clamp_min(0.0) + scale[:, None] * 1e-3
-        fallback = torch.diag_embed(floor.sqrt())
-        return cls(torch.where((failed > 0)[:, None, None], fallback, factor))
-
-    def solve(self, vectors: Tensor, index: Tensor) -> Tensor:
-        """Return H^-1 V for vectors V (A, m, k) of the problems ``index``."""
-        factor = self.factor if index.numel() == self.factor.shape[0] else self.factor[index]
-        return torch.cholesky_solve(vectors, factor)
+    finite = matrix.isfinite().flatten(1).all(1)
+    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    matrix = torch.where(finite[:, None, None], matrix, eye)
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    scale = diagonal.mean(1).clamp_min(torch.finfo(matrix.dtype).tiny)
+    factor, failed = torch.linalg.cholesky_ex(matrix + (ridge * scale)[:, None, None] * eye)
+    floor = diagonal.clamp_min(0.0) + scale[:, None] * 1e-3
+    return torch.where((failed > 0)[:, None, None], torch.diag_embed(floor.sqrt()), factor)
 
 
 @dataclass(frozen=True)
@@ -68,8 +49,10 @@ class LBFGSState:
         products of both, (A, h), newest first; zeros where there are fewer.
     rejections
         Rejected steps since the last accepted one, (A,).
+    factor
+        Cholesky factors of the preconditioner H, (A, m, m).
     newton_decrement
-        g^T H^-1 g with the preconditioner H, (A,).
+        g^T H^-1 g, (A,).
     index
         The number of each problem among all.
     """
@@ -84,6 +67,7 @@ class LBFGSState:
     gradient_differences: Tensor
     curvature: Tensor
     rejections: Tensor
+    factor: Tensor
     newton_decrement: Tensor
     index: Tensor
 
@@ -126,14 +110,16 @@ class LBFGS:
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
 
-    def init(
-        self, x: Tensor, value: Tensor, gradient: Tensor, preconditioner: Preconditioner
-    ) -> LBFGSState:
-        """Return the state at x (B, m), whose values and gradients are known."""
+    def init(self, x: Tensor, value: Tensor, gradient: Tensor, hessian: Tensor) -> LBFGSState:
+        """Return the state at x (B, m), whose values and gradients are known.
+
+        ``hessian`` (B, m, m) is the preconditioner, symmetric positive definite.
+        """
         b, m = x.shape
         index = torch.arange(b, device=x.device)
         empty = x.new_zeros((b, self.history, m))
-        downhill = preconditioner.solve(gradient.unsqueeze(2), index).squeeze(2)
+        factor = cholesky(hessian)
+        downhill = torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)
         decrement = (gradient * downhill).sum(1)
         return LBFGSState(
             x=x,
@@ -146,17 +132,19 @@ class LBFGS:
             gradient_differences=empty,
             curvature=x.new_zeros((b, self.history)),
             rejections=torch.zeros_like(index),
+            factor=factor,
             newton_decrement=decrement,
             index=index,
         )
 
-    def step(
-        self, state: LBFGSState, objective: Objective, preconditioner: Preconditioner
-    ) -> LBFGSState:
-        """Evaluate each problem once, at its trial point, and return the next state."""
+    def step(self, state: LBFGSState, objective: Objective) -> LBFGSState:
+        """Evaluate each problem once, at its trial point, and return the next state.
+
+        A Hessian that comes with the objective becomes the preconditioner where the step is taken.
+        """
         move = state.step[:, None] * state.direction
         trial = state.x + move
-        value, gradient = objective(trial, state.index)
+        value, gradient, hessian = objective(trial, state.index)
         finite = value.isfinite() & gradient.isfinite().all(1)
         promised = state.step * state.slope
         accepted = finite & (value <= state.value + self.sufficient_decrease * promised)
@@ -179,7 +167,10 @@ class LBFGS:
             rejections=rejections,
         )
         state = self._remember(state, torch.where(take, move, 0.0), change)
-        direction, decrement = self._direction(state, preconditioner)
+        if hessian is not None:
+            factor = torch.where(take.unsqueeze(2), cholesky(hessian), state.factor)
+            state = replace(state, factor=factor)
+        direction, decrement = self._direction(state)
         # a rejected step keeps its direction
         direction = torch.where(take, direction, state.direction)
         return replace(
@@ -212,9 +203,7 @@ class LBFGS:
             curvature=torch.where(useful[:, None], pushed, state.curvature),
         )
 
-    def _direction(
-        self, state: LBFGSState, preconditioner: Preconditioner
-    ) -> tuple[Tensor, Tensor]:
+    def _direction(self, state: LBFGSState) -> tuple[Tensor, Tensor]:
         """Return the two-loop recursion's direction, and g^T H^-1 g."""
         rest = state.gradient
         coefficients = []
@@ -225,7 +214,7 @@ class LBFGS:
             coefficients.append(coefficient)
         # both right sides in one solve; empty memories (zeros) change nothing in the loops
         both = torch.stack([rest, state.gradient], dim=2)
-        downhill, newton = preconditioner.solve(both, state.index).unbind(2)
+        downhill, newton = torch.cholesky_solve(both, state.factor).unbind(2)
         for k in reversed(range(self.history)):
             changed = state.gradient_differences[:, k]
             correction = state.curvature[:, k] * (changed * downhill).sum(1)

@@ -35,7 +35,7 @@ from geolatent.energy import (
 )
 from geolatent.initial import LatentGraph, curve_through_points, graph_curve
 from geolatent.metrics import Metric
-from geolatent.minimize import LBFGS, LBFGSState, Preconditioner
+from geolatent.minimize import LBFGS, LBFGSState
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 
 # bytes for the state of the pairs that are solved together
@@ -96,10 +96,19 @@ class Problem:
     evaluations: Evaluations
     report: Callable[[int, int, int], None]
 
-    def energy(self, knots: Tensor, nodes_per_span: int) -> DiscreteEnergy:
+    def energy(
+        self, knots: Tensor, nodes_per_span: int, *, gauss_newton: bool = True
+    ) -> DiscreteEnergy:
         """Return the discrete energy of splines on ``knots``."""
         return DiscreteEnergy(
-            self.metric, knots, nodes_per_span, self.ends, self.dtype, self.budget
+            self.metric,
+            knots,
+            nodes_per_span,
+            self.ends,
+            self.control_points.shape[2],
+            self.dtype,
+            self.budget,
+            gauss_newton=gauss_newton,
         )
 
 
@@ -143,8 +152,8 @@ class Solver(ABC):
         """Return shorter curves; what comes back longer is not used."""
 
 
-def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
-    """Factor H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
+def sobolev_hessian(knots: Tensor, n_control_points: int, tensors: Tensor) -> Tensor:
+    """Return H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
 
     G is interpolated linearly between M points, the middles of M equal intervals of [0, 1].
 
@@ -154,6 +163,11 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
         Of the curves.
     tensors
         G at the M points of every curve, (A, M, d, d).
+
+    Returns
+    -------
+    Tensor
+        Shape (A, (n - 2) d, (n - 2) d), float64.
     """
     n = n_control_points
     a, m, d, _ = tensors.shape
@@ -165,7 +179,7 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
     matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors.double())
-    return Preconditioner.of(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+    return matrix.reshape(a, (n - 2) * d, (n - 2) * d)
 
 
 @dataclass(frozen=True)
@@ -184,8 +198,9 @@ class PreconditionedSolver(Solver):
         Control points of the first level; a starting curve with more begins with its own.
     max_control_points
         Largest number of control points of a returned curve.
-    nodes_per_span
-        Decoder rows per knot span in the discrete energy.
+    nodes_per_span, max_nodes
+        Decoder rows per knot span in the discrete energy; where that makes more than ``max_nodes``
+        on a curve, fewer, but two at least.
     metric_points
         Metric tensors per curve for the preconditioner of the first level; up to twice as many on
         the finer ones.
@@ -202,10 +217,11 @@ class PreconditionedSolver(Solver):
         Where a setting is out of its range.
     """
 
-    tolerance: float = 5e-4
+    tolerance: float = 3e-4
     first_control_points: int = 7
-    max_control_points: int = 35
+    max_control_points: int = 67
     nodes_per_span: int = 4
+    max_nodes: int = 32
     metric_points: int = 4
     level_reduction: float = 0.05
     max_iterations: int = 200
@@ -218,6 +234,7 @@ class PreconditionedSolver(Solver):
             "max_control_points", self.max_control_points, minimum=self.first_control_points
         )
         check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
+        check_integer("max_nodes", self.max_nodes, minimum=2)
         check_integer("metric_points", self.metric_points)
         check_number("level_reduction", self.level_reduction, above=0.0, at_most=1.0)
         check_integer("max_iterations", self.max_iterations)
@@ -264,29 +281,34 @@ class _Level:
         self.problem = problem
         self.active = active
         self.points = points
-        self.energy = problem.energy(knots, solver.nodes_per_span)
+        spans = knots.unique().numel() - 1
+        per_span = max(2, min(solver.nodes_per_span, -(-solver.max_nodes // spans)))
+        self.energy = problem.energy(knots, per_span)
         _, n, d = points.shape
         everyone = torch.arange(active.numel(), device=points.device)
         x = points[:, 1:-1].flatten(1)
-        value, gradient = self.objective(x, everyone)
+        value, gradient, hessian = self.objective(x, everyone)
+        if hessian is None:
+            m = metric_points
+            at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
+            places = (basis_matrix(knots, at) @ points).to(problem.dtype)
+            tensors = metric_tensors(problem.metric, places, problem.budget)
+            problem.evaluations.forward[active] += m * problem.metric.tensor_rows(d)
+            hessian = sobolev_hessian(knots, n, tensors)
+        self.state = solver.minimizer.init(x, value, gradient, hessian)
 
-        m = metric_points
-        at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
-        places = (basis_matrix(knots, at) @ points).to(problem.dtype)
-        tensors = metric_tensors(problem.metric, places, problem.budget)
-        problem.evaluations.forward[active] += m * problem.metric.tensor_rows(d)
-        self.preconditioner = sobolev_preconditioner(knots, n, tensors)
-        self.state = solver.minimizer.init(x, value, gradient, self.preconditioner)
-
-    def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return energies and gradients of free control points (A, m) of the level's pairs."""
+    def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return energies and derivatives by free control points (A, m) of the level's pairs."""
         ends = self.points[index]
         inner = x.reshape(-1, ends.shape[1] - 2, ends.shape[2])
         curve = torch.cat([ends[:, :1], inner, ends[:, -1:]], dim=1)
         pairs = self.active[index]
-        value, gradient = self.energy(curve, pairs)
+        value, gradient, hessian = self.energy(curve, pairs)
         self.energy.count(self.problem.evaluations, pairs)
-        return value, gradient[:, 1:-1].flatten(1)
+        d = curve.shape[2]
+        if hessian is not None:
+            hessian = hessian[:, d:-d, d:-d]
+        return value, gradient[:, 1:-1].flatten(1), hessian
 
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
         """Judge the curves as they came, in this level's spline space; return who goes on."""
@@ -318,7 +340,7 @@ class _Level:
             goal = (solver.level_reduction * _relative_decrease(self.state)).clamp_min(floor)
         iteration = 0
         while state.index.numel():
-            state = minimizer.step(state, self.objective, self.preconditioner)
+            state = minimizer.step(state, self.objective)
             iteration += 1
             pairs = self.active[state.index]
             outcome.iterations[pairs] += 1
@@ -434,8 +456,9 @@ class FirstOrderSolver(Solver):
         for n in range(first, last + 1):
             outcome.refine(n)
             spans = outcome.knots.unique().numel() - 1
-            energy = problem.energy(outcome.knots, max(2, -(-self.nodes // spans)))
-            best, gradient = energy(outcome.control_points, pairs)
+            per_span = max(2, -(-self.nodes // spans))
+            energy = problem.energy(outcome.knots, per_span, gauss_newton=False)
+            best, gradient, _ = energy(outcome.control_points, pairs)
             energy.count(problem.evaluations, pairs)
             for stage in range(stages):
                 start = outcome.control_points.clone()
@@ -445,7 +468,7 @@ class FirstOrderSolver(Solver):
                     lr=self.learning_rate * self.drop_factor**stage,  # type: ignore[call-arg]
                 )
                 schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)
-                _, gradient = energy(start, pairs) if stage else (best, gradient)
+                _, gradient, _ = energy(start, pairs) if stage else (best, gradient, None)
                 if stage:
                     energy.count(problem.evaluations, pairs)
                 for _ in range(self.steps):
@@ -453,7 +476,7 @@ class FirstOrderSolver(Solver):
                     optimizer.step()
                     schedule.step()
                     curve = torch.cat([start[:, :1], inner.detach(), start[:, -1:]], dim=1)
-                    value, gradient = energy(curve, pairs)
+                    value, gradient, _ = energy(curve, pairs)
                     energy.count(problem.evaluations, pairs)
                     better = value < best.nan_to_num(torch.inf)
                     best = torch.where(better, value, best)

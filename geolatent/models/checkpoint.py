@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,113 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from geolatent.checks import requirement
+from geolatent.files import write_file
 
 FORMAT_VERSION = 1
 
-# Only the package's own models are built from a file's words.
-_CLASS_PATH = re.compile(r"geolatent\.models(\.[A-Za-z]\w*)+")
+# Only the package's own models and feature maps are built from a file's words.
+_CLASS_PATH = re.compile(r"geolatent\.(models|features)(\.[A-Za-z]\w*)+")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model in words, as a config gives it; see :func:`build_model`.
+
+    Attributes
+    ----------
+    class_path : str or None
+        The class, "package.module.Name", or the bare name of one of the package's models; None for
+        a checkpoint of :func:`save_model`, which names its class itself.
+    init_args : dict
+        The constructor's arguments by name.
+    checkpoint : str or None
+        The weights: ``X.safetensors``, ``X.pt`` or ``X.pth``; None keeps those of the constructor.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If neither class nor checkpoint is given, or arguments without a class.
+    """
+
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_path is None and self.checkpoint is None:
+            required = "the path of a class where `checkpoint` is None"
+            raise ValueError(requirement("class_path", required, None))
+        if self.class_path is None and self.init_args:
+            required = "empty where `class_path` is None, for the checkpoint brings its own"
+            raise ValueError(requirement("init_args", required, self.init_args))
+
+    def build(self) -> nn.Module:
+        """Build the model; see :func:`build_model` and :func:`load_model`."""
+        if self.class_path is not None:
+            return build_model(self.class_path, self.init_args, self.checkpoint)
+        return load_model(self.checkpoint or "")
+
+
+def build_model(
+    class_path: str,
+    init_args: Mapping[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Build any model, the package's or your own, from its class, arguments and weights.
+
+    Importing a class runs the code of its module, and building it the code of its constructor: name
+    classes that you trust. The checkpoint runs nothing, for nothing in it is unpickled.
+
+    Parameters
+    ----------
+    class_path : str
+        "package.module.Name" of an ``nn.Module``, importable from where Python runs; a name
+        without dots is one of ``geolatent.models``.
+    init_args : mapping, optional
+        The constructor's arguments by name.
+    checkpoint : path, optional
+        A state dict in ``X.safetensors``, ``X.pt`` or ``X.pth``, whose names and shapes have to be
+        the model's; without one the constructor's weights are kept.
+
+    Returns
+    -------
+    Module
+        On the CPU, in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the checkpoint is missing.
+    ValueError
+        If there is no such class, it is no ``nn.Module``, the arguments are not the constructor's,
+        or the checkpoint cannot be read or does not fit.
+
+    Examples
+    --------
+    >>> build_model("torch.nn.Linear", {"in_features": 2, "out_features": 3})
+    Linear(in_features=2, out_features=3, bias=True)
+    >>> build_model("MLPVAE", {"latent_dim": 3}).latent_dim
+    3
+    """
+    name = str(class_path)
+    module, _, attribute = (name if "." in name else f"geolatent.models.{name}").rpartition(".")
+    required = "the importable path of an nn.Module, package.module.Name, or a model's bare name"
+    try:
+        cls = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ValueError(f"{requirement('class_path', required, name)} {error}.") from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise ValueError(requirement("class_path", required, name))
+    arguments = dict(init_args or {})
+    try:
+        inspect.signature(cls).bind(**arguments)
+    except TypeError as error:
+        required = f"arguments of {name}{inspect.signature(cls)}"
+        raise ValueError(f"{requirement('init_args', required, arguments)} {error}.") from error
+    model = cls(**arguments)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model.eval()
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -34,7 +139,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Parameters
     ----------
     model : Module
-        A model of ``geolatent.models``; its ``arguments`` are the constructor's arguments.
+        A model of ``geolatent.models``, or a feature map of ``geolatent.features`` that has
+        ``arguments``, the constructor's arguments.
     path : path
         Where to write, with or without the ending ``.safetensors``. Missing folders are made.
 
@@ -84,8 +190,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     }
     text = json.dumps(description, indent=2) + "\n"
     # As bytes, for safetensors would make its file readable by its owner alone.
-    _replace(path, save(tensors))
-    _replace(path.with_suffix(".json"), text.encode())
+    write_file(path, save(tensors))
+    write_file(path.with_suffix(".json"), text.encode())
     return path
 
 
@@ -149,7 +255,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         If the file cannot be read, would have to be unpickled, or does not fit the model.
     """
     path = Path(path)
-    state = _read_tensors(path)
+    state = read_tensors(path)
     expected = model.state_dict()
     problems = [
         f"{label}: {', '.join(sorted(names))}"
@@ -200,8 +306,30 @@ def _build(path: Path) -> nn.Module:
         raise ValueError(f"{requirement('init_args', required, arguments)} {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors from a safetensors file or, without unpickling, from a .pt file."""
+def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[str, Tensor]:
+    """Read named tensors from ``X.safetensors`` or, without unpickling, from ``X.pt``, ``X.pth``.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, or a dictionary of names and tensors saved by torch.
+    lone : str, optional
+        What to call the only tensor of a file that holds no dictionary; by default such a file is
+        refused.
+
+    Returns
+    -------
+    dict of str and Tensor
+        On the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read, or would have to be unpickled.
+    """
+    path = Path(path)
     required = "a readable .safetensors, .pt or .pth file"
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise ValueError(requirement("path", required, path))
@@ -222,17 +350,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(requirement("path", required, path)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ValueError(f"{requirement('path', required, path)} {error}") from error
+    if lone is not None and isinstance(state, Tensor):
+        return {lone: state}
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         required = "a state dict: names and tensors alone"
         raise ValueError(requirement("path", required, path))
     return state
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then give it its name in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Experiments: library functions that commands wrap."""
