@@ -164,6 +164,12 @@ def _modules_behind(function: Callable[..., Any]) -> Iterator[nn.Module]:
                 yield content
 
 
+def _drops_out(module: nn.Module) -> bool:
+    """Return whether a recurrent or attention layer drops activations in training."""
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    return isinstance(module, kinds) and float(module.dropout) > 0.0
+
+
 def check_function(name: str, function: object) -> Callable[..., Any]:
     """Return ``function``, a callable whose modules treat every row of a batch by itself.
 
@@ -181,7 +187,8 @@ def check_function(name: str, function: object) -> Callable[..., Any]:
             if part.training and isinstance(part, _NormBase) and part.track_running_stats:
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
-            if part.training and isinstance(part, _BatchNorm | _DropoutNd):
+            random = isinstance(part, _BatchNorm | _DropoutNd | nn.RReLU)
+            if part.training and (random or _drops_out(part)):
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
     return function

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
@@ -15,6 +17,38 @@ COMMANDS = {
     "demo": (
         "geolatent.experiments.demo:demo",
         "find and draw geodesics between handwritten digits",
+    ),
+    "train": (
+        "geolatent.experiments.train:train",
+        "train a variational autoencoder or a BiGAN",
+    ),
+    "interpolate": (
+        "geolatent.experiments.interpolate:interpolate",
+        "straight lines against geodesics, with and without a feature map",
+    ),
+    "improvement": (
+        "geolatent.experiments.improvement:improvement",
+        "how much shorter than straight lines geodesics are, over many pairs",
+    ),
+    "compare": (
+        "geolatent.experiments.compare:compare",
+        "several models on the same pairs of images",
+    ),
+    "landscape": (
+        "geolatent.experiments.landscape:landscape",
+        "the metric of a 2-d latent space, drawn",
+    ),
+    "sample": (
+        "geolatent.experiments.sample:sample",
+        "decoded samples or images of the data as PNG files",
+    ),
+    "plot": (
+        "geolatent.experiments.plot:plot",
+        "the figures of a run again, from its stored results",
+    ),
+    "report": (
+        "geolatent.experiments.plot:report",
+        "one table of all runs in a folder",
     ),
 }
 
@@ -31,27 +65,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"geolatent {__version__}")
         return 0
-    if words[0] not in COMMANDS:
-        print(f"geolatent: no command `{words[0]}`.\n\n{_overview()}", file=sys.stderr)
+    command = words[0]
+    if command not in COMMANDS:
+        print(f"geolatent: no command `{command}`.\n\n{_overview()}", file=sys.stderr)
         return 2
-    location, _ = COMMANDS[words[0]]
+    location, _ = COMMANDS[command]
     module, name = location.split(":")
-    function = getattr(importlib.import_module(module), name)
-    parser = ArgumentParser(prog=f"geolatent {words[0]}", description=_summary(function.__doc__))
-    parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
-    parser.add_function_arguments(function)
-    options = parser.instantiate_classes(parser.parse_args(words[1:]))
-    values = options.as_dict()
-    values.pop("config", None)
     try:
+        function = getattr(importlib.import_module(module), name)
+        parser = _parser(command, function)
+        parsed = parser.parse_args(_complete_flags(words[1:], function))
+        values = parser.instantiate(parsed).as_dict()
+        values.pop("config", None)
         function(**values)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"geolatent {words[0]}: {error}", file=sys.stderr)
+    except SystemExit as stop:  # the parser's own: after --help, or a message about the words
+        return stop.code if isinstance(stop.code, int) else 2
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        print(f"geolatent {command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"geolatent {words[0]}: interrupted", file=sys.stderr)
+        print(f"geolatent {command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
+    """Return the parser of a command: the function's arguments are its options.
+
+    Arguments without a default are positional.
+    """
+    parser = ArgumentParser(
+        prog=f"geolatent {command}", description=_summary(function.__doc__), allow_abbrev=False
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
+    parser.add_function_arguments(function, as_positional=True)
+    return parser
+
+
+def _complete_flags(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """Let ``--overwrite`` stand for ``--overwrite true``, and so for all that are true or false."""
+    parameters = inspect.signature(function).parameters.values()
+    flags = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
+    completed: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        completed.append(word)
+        if word in flags and following.lower() not in ("true", "false"):
+            completed.append("true")
+    return completed
 
 
 def _overview() -> str:

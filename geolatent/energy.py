@@ -14,19 +14,22 @@ from torch import Tensor
 
 from geolatent.checks import check_codes, check_integer, check_number, describe, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
-from geolatent.metrics import Metric
+from geolatent.metrics import Metric, check_metric
 from geolatent.solution import Evaluations
 
 T = TypeVar("T")
 
-# Gauss-Legendre nodes per interval of the successive rules, and the fewest intervals of a curve
-_RULES = (2, 3, 5, 8, 13, 21, 34, 55)
-_MIN_INTERVALS = 8
+# Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
+_SPEED_NODES = 3
+_FIRST_INTERVALS = 8
+_MAX_INTERVALS = 2**11
 # chords along a curve: so many at first, doubled until two extrapolated lengths agree
 _FIRST_CHORDS = 16
 _MAX_CHORDS = 2**13
+# an extrapolated length is trusted to this part of the last change of the sum of chords
+_TRUSTED_EXTRAPOLATION = 30.0
 # up to this latent dimension the minimiser gets Gauss-Newton Hessians
-_GAUSS_NEWTON_DIM = 3
+GAUSS_NEWTON_DIM = 3
 # bytes of decoder outputs held at once while lengths are measured
 _OUTPUT_BYTES = 2**28
 
@@ -39,9 +42,15 @@ class RowBudget:
     ----------
     max_rows
         Rows per call; None chooses from the size of the decoder's output.
+
+    Attributes
+    ----------
+    width
+        Size of the decoder's output for one row, D, once `fit` was called.
     """
 
     max_rows: int | None = None
+    width: int = field(default=0, init=False)
     _rows: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -49,16 +58,18 @@ class RowBudget:
             self._rows = check_integer("max_rows", self.max_rows)
 
     def fit(self, metric: Metric, z: Tensor) -> None:
-        """Choose the number of rows for a decoder, where the user has not."""
-        if self._rows:
+        """Learn the size of a decoder's output, and choose the rows where the user has not."""
+        if self.width:
             return
-        width = z.shape[1]
+        self.width = z.shape[1]
         if metric.immersion is not None:
             with torch.no_grad():
-                width = max(width, metric.immersion(z[:1]).shape[1])
+                self.width = max(self.width, metric.immersion(z[:1]).shape[1])
+        if self._rows:
+            return
         available = torch.cuda.mem_get_info(z.device)[0] // 4 if z.is_cuda else 2**30
         # a decoder's activations are taken as sixty times its output, for values and derivatives
-        self._rows = max(16, min(2**17, available // (60 * width * z.element_size())))
+        self._rows = max(16, min(2**17, available // (60 * self.width * z.element_size())))
 
     def run(self, function: Callable[[slice], T], n_items: int, rows_each: int) -> list[T]:
         """Call ``function`` on consecutive slices of the items, at most the budget's rows each.
@@ -142,7 +153,7 @@ class DiscreteEnergy:
         self.ends = ends
         self.budget = budget
         # with so few dimensions all columns of J cost no more than a backward pass
-        cheap = metric.immersion is not None and dim <= _GAUSS_NEWTON_DIM
+        cheap = metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
         self.gauss_newton = cheap and gauss_newton
         if metric.immersion is not None:
             t = _uniform_nodes(knots, nodes_per_span)
@@ -291,11 +302,19 @@ def composite_rule(breaks: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Lengths and energies of C batches of B curves, (C, B) each, and the rows spent, (B,)."""
+    """Lengths and energies of C batches of B curves, (C, B) each, and rows spent, (B,) each."""
 
     length: Tensor
     energy: Tensor
-    rows: Tensor
+    forward: Tensor
+    jvp: Tensor
+
+    @classmethod
+    def empty(cls, n_curves: int, n_pairs: int, device: torch.device) -> Measured:
+        """Return NaN lengths and no rows."""
+        zeros = torch.zeros(n_pairs, dtype=torch.int64, device=device)
+        nan = torch.full((n_curves, n_pairs), torch.nan, dtype=torch.float64, device=device)
+        return cls(nan, nan.clone(), zeros, zeros.clone())
 
 
 def measure(
@@ -309,162 +328,161 @@ def measure(
 
     Where the metric is immersed by F: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal
     intervals of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the
-    old values kept. Otherwise: composite Gauss-Legendre quadrature of the speed on the knot spans,
-    with more and more nodes. Either ends for a pair when two successive values agree for all its
-    curves. A pair that never agrees keeps its last value, with a warning.
+    old values kept. Where it is not, or the chords are so short that rounding would tell:
+    Gauss-Legendre quadrature of the speed on equal intervals, their number doubled. Either ends for
+    a pair when two successive values agree for all its curves. A pair that never agrees keeps its
+    last value, with a warning.
     """
     budget = budget or RowBudget()
     first = curves[0].control_points
     budget.fit(metric, first[0, :1])
+    n_pairs = first.shape[0]
+    result = Measured.empty(len(curves), n_pairs, first.device)
+    pairs = torch.arange(n_pairs, device=first.device)
+    n_open = 0
+    by_speed = [pairs]
     if metric.immersion is not None:
-        with torch.no_grad():
-            width = metric.immersion(first[0, :1]).shape[1]
-        kept = len(curves) * 8 * _FIRST_CHORDS * width * first.element_size()
-        size = max(1, _OUTPUT_BYTES // kept)
-        rule = _measure_by_chords
-    else:
-        size = first.shape[0]
-        rule = _measure_by_speed
-    parts, n_open = [], 0
-    for begin in range(0, first.shape[0], size):
-        chunk = [curve[begin : begin + size] for curve in curves]
-        measured, still_open = rule(metric, chunk, tolerance, budget)
-        parts.append(measured)
-        n_open += still_open
+        kept = len(curves) * 8 * _FIRST_CHORDS * budget.width * first.element_size()
+        by_speed = []
+        for chunk in pairs.split(max(1, _OUTPUT_BYTES // kept)):
+            still_open, too_short = _measure_by_chords(
+                metric, curves, chunk, tolerance, budget, result
+            )
+            n_open += still_open
+            by_speed.append(too_short)
+    rest = torch.cat(by_speed)
+    if rest.numel():
+        n_open += _measure_by_speed(metric, curves, rest, tolerance, budget, result)
     if n_open:
         warnings.warn(
-            f"the lengths of {n_open} of {first.shape[0]} pairs did not reach the relative "
-            f"tolerance {tolerance} with the finest rule",
+            f"the lengths of {n_open} of {n_pairs} pairs did not reach the relative tolerance "
+            f"{tolerance} with the finest rule",
             stacklevel=3,
         )
-    return Measured(
-        torch.cat([part.length for part in parts], dim=1),
-        torch.cat([part.energy for part in parts], dim=1),
-        torch.cat([part.rows for part in parts]),
-    )
+    return result
+
+
+def _along(curves: Sequence[CubicBSpline], t: Tensor, pairs: Tensor, derivative: int = 0) -> Tensor:
+    """Return points or derivatives of the chosen pairs' curves, (C, A, T, d), in their dtype."""
+    parts = []
+    for curve in curves:
+        points = curve.control_points[pairs].double()
+        if derivative:  # the basis' derivatives add up to zero; so a point gets no speed
+            points = points - points[:, :1]
+        parts.append(basis_matrix(curve.knots, t, derivative) @ points)
+    return torch.stack(parts).to(curves[0].control_points.dtype)
 
 
 def _measure_by_chords(
-    metric: Metric, curves: Sequence[CubicBSpline], tolerance: float, budget: RowBudget
-) -> tuple[Measured, int]:
-    """Measure by extrapolated chord sums; also return how many pairs did not agree."""
-    first = curves[0].control_points
-    n_curves, n_pairs, d = len(curves), first.shape[0], first.shape[2]
+    metric: Metric,
+    curves: Sequence[CubicBSpline],
+    pairs: Tensor,
+    tolerance: float,
+    budget: RowBudget,
+    result: Measured,
+) -> tuple[int, Tensor]:
+    """Fill in the chosen pairs; return how many did not agree, and which chords are too short."""
+    d = curves[0].dim
+    immersion = metric.immersion
+    if immersion is None:
+        raise RuntimeError("chords need an immersion")
 
     def outputs(t: Tensor, pairs: Tensor) -> Tensor:
-        """Return F along the chosen pairs' curves, (C, A, T, D)."""
-        z = torch.stack(
-            [
-                basis_matrix(curve.knots, t) @ curve.control_points[pairs].double()
-                for curve in curves
-            ]
-        ).to(first.dtype)
-        flat = z.reshape(-1, t.numel(), d)
+        """Return F along the chosen pairs' curves, (C, A, T, D), and count it."""
+        z = _along(curves, t, pairs)
+        flat = z.reshape(-1, d)
 
         def decode(items: slice) -> Tensor:
             with torch.no_grad():
-                values = metric.immersion(flat[items].reshape(-1, d))  # type: ignore[misc]
-            return values.reshape(-1, t.numel(), values.shape[1])
+                return immersion(flat[items])
 
-        values = torch.cat(budget.run(decode, flat.shape[0], t.numel()))
-        return values.reshape(n_curves, pairs.numel(), t.numel(), -1)
+        result.forward[pairs] += len(curves) * t.numel()
+        return torch.cat(budget.run(decode, flat.shape[0], 1)).reshape(*z.shape[:3], -1)
 
-    active = torch.arange(n_pairs, device=first.device)
-    length = first.new_full((n_curves, n_pairs), torch.nan, dtype=torch.float64)
-    energy = length.clone()
-    rows = torch.zeros(n_pairs, dtype=torch.int64, device=first.device)
     n = _FIRST_CHORDS
-    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=first.device)
-    values = outputs(t, active)
-    rows += n + 1
+    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+    values = outputs(t, pairs)
+    # rounding of F, taken as a few units in the last place, must not lengthen the chords
+    size = values.square().sum(3).double().mean(2)
+    eps = torch.finfo(values.dtype).eps
+    shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance
+    too_short: list[Tensor] = []
     coarse: tuple[Tensor, Tensor] | None = None
-    while active.numel():
+    while pairs.numel():
         squares = values.diff(dim=2).square().sum(3).double()
         fine = squares.sqrt().sum(2), 0.5 * n * squares.sum(2)
-        agreed = torch.zeros_like(active, dtype=torch.bool)
+        # a curve that is not finite will not get better; the others of its pair go on without it
+        hopeless = ~fine[0].isfinite()
+        leaving = (squares.mean(2) <= shortest).any(0)
+        too_short.append(pairs[leaving])
         if coarse is not None:
             # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
-            new_length, new_energy = (
-                (4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True)
-            )
-            change = (new_length - length[:, active]).abs()
-            agreed = (change <= tolerance * new_length).all(0)
-            length[:, active] = new_length
-            energy[:, active] = torch.maximum(new_energy, 0.5 * new_length.square())
-        agreed |= ~fine[0].isfinite().all(0)
-        if bool(agreed.any()):
-            active, values = active[~agreed], values[:, ~agreed]
-            fine = fine[0][:, ~agreed], fine[1][:, ~agreed]
-        if n >= _MAX_CHORDS or not active.numel():
+            length, energy = ((4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True))
+            change = (length - result.length[:, pairs]).abs()
+            # two values may agree by accident: the extrapolation must be a small one too
+            moved = fine[0] - coarse[0]
+            limit = _TRUSTED_EXTRAPOLATION * max(tolerance, 1e-4)
+            agreed = (change <= tolerance * length) & (moved <= limit * length)
+            leaving |= (agreed | hopeless).all(0)
+            result.length[:, pairs] = length
+            result.energy[:, pairs] = torch.maximum(energy, 0.5 * length.square())
+        leaving |= hopeless.all(0)
+        if bool(leaving.any()):
+            pairs, values, shortest = pairs[~leaving], values[:, ~leaving], shortest[:, ~leaving]
+            fine = fine[0][:, ~leaving], fine[1][:, ~leaving]
+        if n >= _MAX_CHORDS or not pairs.numel():
             break
         coarse = fine
         n *= 2
         middles = (torch.arange(n // 2, dtype=t.dtype, device=t.device) + 0.5) / (n // 2)
-        new = outputs(middles, active)
-        rows[active] += n // 2
-        woven = torch.stack([values[:, :, :-1], new], dim=3).flatten(2, 3)
+        woven = torch.stack([values[:, :, :-1], outputs(middles, pairs)], dim=3).flatten(2, 3)
         values = torch.cat([woven, values[:, :, -1:]], dim=2)
-    return Measured(length, energy, rows), active.numel()
+    return pairs.numel(), torch.cat(too_short)
 
 
 def _measure_by_speed(
-    metric: Metric, curves: Sequence[CubicBSpline], tolerance: float, budget: RowBudget
-) -> tuple[Measured, int]:
-    """Measure by quadrature of the speed; also return how many pairs did not agree."""
-    first = curves[0].control_points
-    n_curves, n_pairs, d = len(curves), first.shape[0], first.shape[2]
-    breaks = torch.cat([curve.knots for curve in curves]).unique()
-    while breaks.numel() <= _MIN_INTERVALS:
-        breaks = torch.cat([breaks, (breaks[1:] + breaks[:-1]) / 2.0]).sort().values
+    metric: Metric,
+    curves: Sequence[CubicBSpline],
+    pairs: Tensor,
+    tolerance: float,
+    budget: RowBudget,
+    result: Measured,
+) -> int:
+    """Fill in the chosen pairs; return how many did not agree."""
+    d = curves[0].dim
+    by_jvp = metric.quadratic_cost == "jvp"
+    result.length[:, pairs] = torch.nan  # what chords may have left
+    # simple knots are passed over: they depend on the batch, and the curve is smooth there
+    kinks = torch.cat([curve.knots[1:-2][curve.knots[1:-2] == curve.knots[3:]] for curve in curves])
+    n = _FIRST_INTERVALS
+    while pairs.numel():
+        breaks = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+        t, weights = composite_rule(torch.cat([breaks, kinks]), _SPEED_NODES)
+        z, v = _along(curves, t, pairs), _along(curves, t, pairs, derivative=1)
+        points, tangents = z.reshape(-1, d), v.reshape(-1, d)
 
-    length = first.new_full((n_curves, n_pairs), torch.nan, dtype=torch.float64)
-    energy = length.clone()
-    rows = torch.zeros(n_pairs, dtype=torch.int64, device=first.device)
-    active = torch.arange(n_pairs, device=first.device)
-    for rule in _RULES:
-        t, weights = composite_rule(breaks, rule)
-        z, v = (
-            torch.stack(
-                [
-                    basis_matrix(curve.knots, t, k) @ curve.control_points[active].double()
-                    for curve in curves
-                ]
-            )
-            .to(first.dtype)
-            .reshape(-1, t.numel(), d)
-            for k in (0, 1)
-        )
-
-        def squares(items: slice, z: Tensor = z, v: Tensor = v) -> Tensor:
+        def decode(items: slice, points: Tensor = points, tangents: Tensor = tangents) -> Tensor:
             with torch.no_grad():
-                values = metric._quadratic(z[items].reshape(-1, d), v[items].reshape(-1, d))
-            return values.double().clamp_min(0.0).reshape(-1, z.shape[1])
+                return metric._quadratic(points[items], tangents[items])
 
-        parts = torch.cat(budget.run(squares, z.shape[0], t.numel()))
-        square = parts.reshape(n_curves, active.numel(), -1)
-        new_length = (square.sqrt() * weights).sum(2)
-        change = (new_length - length[:, active]).abs()
-        length[:, active] = new_length
-        energy[:, active] = 0.5 * (square * weights).sum(2)
-        rows[active] += t.numel()
-        # a NaN change is the first rule's; a NaN length will not get better
-        settled = (change <= tolerance * new_length).all(0) | ~new_length.isfinite().all(0)
-        active = active[~settled]
-        if active.numel() == 0:
+        squares = torch.cat(budget.run(decode, points.shape[0], 1)).double().clamp_min(0.0)
+        squares = squares.reshape(z.shape[:3])
+        (result.jvp if by_jvp else result.forward)[pairs] += len(curves) * t.numel()
+        length = (squares.sqrt() * weights).sum(2)
+        # a NaN change is the first value's; a length that is not finite will not get better
+        change = (length - result.length[:, pairs]).abs()
+        settled = ((change <= tolerance * length) | ~length.isfinite()).all(0)
+        result.length[:, pairs] = length
+        result.energy[:, pairs] = 0.5 * (squares * weights).sum(2)
+        pairs = pairs[~settled]
+        if n >= _MAX_INTERVALS:
             break
-    return Measured(length, energy, rows), active.numel()
-
-
-def count_measured(metric: Metric, evaluations: Evaluations, rows: Tensor) -> None:
-    """Add the rows of a measurement, (B,), to the counts."""
-    by_jvp = metric.immersion is None and metric.quadratic_cost == "jvp"
-    spent = evaluations.jvp if by_jvp else evaluations.forward
-    spent += rows
+        n *= 2
+    return pairs.numel()
 
 
 def _check_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> float:
-    if not isinstance(metric, Metric):
-        raise TypeError(requirement("metric", "a geolatent Metric", describe(metric)))
+    check_metric(metric)
     if not isinstance(curve, CubicBSpline):
         raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
     codes = check_codes("curve", curve.control_points[:, 0], metric.dim)

@@ -26,7 +26,7 @@ from geolatent.checks import (
 )
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.energy import RowBudget
-from geolatent.metrics import Metric
+from geolatent.metrics import Metric, check_metric
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32
@@ -206,6 +206,7 @@ class LatentGraph:
         """
         from sklearn.neighbors import NearestNeighbors
 
+        check_metric(metric)
         codes = check_codes("codes", codes, metric.dim).detach()
         if codes.shape[0] < 2:
             raise ValueError(requirement("codes", "at least two codes", describe(codes)))
@@ -255,6 +256,7 @@ class LatentGraph:
         TypeError, ValueError
             Where the corners are not in order, or there are more than three dimensions.
         """
+        check_metric(metric)
         low = check_tensor("low", low, "of shape (d,)", (1,)).detach()
         high = check_tensor("high", high, f"of shape {tuple(low.shape)}", (1,)).detach()
         check_alike("high", high, "low", low)
@@ -386,9 +388,7 @@ def _chord_lengths(
     if immersion is None:
         raise RuntimeError("chord lengths need an immersion")
     n = codes.shape[0]
-    with torch.no_grad():
-        width = immersion(codes[:1]).shape[1]
-    capacity = max(1024, _OUTPUT_BYTES // (width * codes.element_size()))
+    capacity = max(1024, _OUTPUT_BYTES // (budget.width * codes.element_size()))
     n_blocks = 1 if n <= capacity else math.ceil(len(low) / max(1, capacity // 2))
     weights, rows = [], 0
     for block in np.array_split(np.arange(len(low)), n_blocks):

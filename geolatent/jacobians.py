@@ -99,11 +99,24 @@ class Map:
         """
         check_function(self.name, self.function)
         try:
-            with torch.no_grad():
-                return self(z)
+            with torch.inference_mode(False), torch.enable_grad():
+                value = self(z.detach().clone().requires_grad_())
         except RuntimeError:
             check_placement(self.name, self.function, z_name, z)
             raise
+        if not value.requires_grad:
+            # forward mode sees through torch.no_grad, reverse mode does not: no silent mixture
+            required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
+            raise ValueError(requirement(self.name, required, "one without a gradient"))
+        value = value.detach()
+        with torch.no_grad():
+            twice = self(z[:1].repeat(2, *[1] * (z.ndim - 1)))
+        gap = (twice - value[:1]).nan_to_num(0.0).abs().max()
+        if gap > 1e-3 * value.nan_to_num(0.0).abs().max():
+            required = "deterministic, each row by itself (call eval() on modules)"
+            found = f"one whose output for one code changes by {float(gap):.3g} from call to call"
+            raise ValueError(requirement(self.name, required, found))
+        return value
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
@@ -158,8 +171,9 @@ class Map:
 def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return F(z) and J v as the derivative of u -> J^T u in the direction v."""
     differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
-    with torch.enable_grad():
-        point = z if z.requires_grad else z.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = z if z.requires_grad else z.detach().clone().requires_grad_()
+        v = v.clone() if v.is_inference() else v
         value = map_(point)
         if not value.requires_grad:
             return value, torch.zeros_like(value)

@@ -108,6 +108,13 @@ class Metric(ABC):
         return self._quadratic(z, v)
 
 
+def check_metric(value: object) -> Metric:
+    """Return ``value``, a metric."""
+    if not isinstance(value, Metric):
+        raise TypeError(requirement("metric", "a geolatent Metric", describe(value)))
+    return value
+
+
 class _ImmersedMetric(Metric):
     """G = J_F^T J_F for one map F."""
 
@@ -307,8 +314,8 @@ def _gram(columns: Tensor) -> Tensor:
 def _squared_column_norms(map_: Map, x: Tensor, n_outputs: int) -> Tensor:
     """Return diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        point = x if x.requires_grad else x.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x if x.requires_grad else x.detach().clone().requires_grad_()
         value = map_(point)
         total = torch.zeros_like(x)
         for k in range(n_outputs if value.requires_grad else 0):
@@ -358,9 +365,14 @@ class TensorMetric(Metric):
         return 1
 
     def check(self, name: str, z: Tensor) -> None:  # noqa: ARG002
-        """Evaluate ``fn`` on codes from outside: its result must be symmetric."""
-        with torch.no_grad():
-            tensor = self._tensor(z)
+        """Evaluate ``fn`` on codes from outside: symmetric, and differentiable where it varies."""
+        with torch.inference_mode(False), torch.enable_grad():
+            two = torch.cat([z[:1], z[:1] + 1e-2]).detach().clone().requires_grad_()
+            tensor = self._tensor(two)
+        if not tensor.requires_grad and bool((tensor[0] != tensor[1]).any()):
+            required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
+            raise ValueError(requirement("fn", required, "one without a gradient"))
+        tensor = tensor.detach()
         skew = float((tensor - tensor.mT).abs().max())
         if skew > 1e-3 * float(tensor.abs().max()):
             required = "a callable returning symmetric matrices"

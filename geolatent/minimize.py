@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from geolatent.checks import check_integer, check_number
+
 # values (A,), gradients (A, m) and, where it comes for free, approximate Hessians (A, m, m) of the
 # problems ``index`` (A,) at x (A, m)
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
@@ -109,6 +111,11 @@ class LBFGS:
     history: int = 8
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
+
+    def __post_init__(self) -> None:
+        check_integer("history", self.history)
+        check_number("sufficient_decrease", self.sufficient_decrease, above=0.0, at_most=0.5)
+        check_integer("max_rejections", self.max_rejections)
 
     def init(self, x: Tensor, value: Tensor, gradient: Tensor, hessian: Tensor) -> LBFGSState:
         """Return the state at x (B, m), whose values and gradients are known.

@@ -110,7 +110,8 @@ class GeodesicSolution:
         Path energy of the curve, shape (B,); at constant speed it is ``length**2 / 2``.
     predicted_improvement
         Relative length still to be gained, predicted by the Newton decrement in the spline space
-        after one more refinement: g^T H^-1 g / (4 E), shape (B,).
+        after one more refinement: g^T H^-1 g / (4 E), shape (B,). Where the straight line is
+        returned it is the line's own; NaN where that is not known.
     status
         `Status` of every pair as an int64 tensor of shape (B,).
     iterations

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
 from geolatent import data, models, plotting
 from geolatent.checks import check_integer, requirement
 from geolatent.curves import CubicBSpline
+from geolatent.experiments.console import make_table, progress_bar
 from geolatent.initial import LatentGraph
 from geolatent.metrics import GaussianPullbackMetric
+from geolatent.problem import Progress as SolverProgress
 from geolatent.solution import GeodesicSolution
-from geolatent.solver import Progress as SolverProgress
 from geolatent.solver import solve_geodesic
 
 LATTICE_RESOLUTION = 256
@@ -121,13 +120,7 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
     began = time.perf_counter()
     console = Console()
     pairs = digit_pairs(n_pairs, seed)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)
         low, high = pairs.bounds
         graph = LatentGraph.lattice(pairs.metric, low, high, resolution=LATTICE_RESOLUTION)
@@ -159,13 +152,8 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
 
 
 def _table(pairs: DigitPairs, solution: GeodesicSolution) -> Table:
-    table = Table(
-        title="Geodesics between handwritten digits (lengths in units of the decoder's output)",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in (
+    title = "Geodesics between handwritten digits (lengths in units of the decoder's output)"
+    columns = (
         "\ndigits",
         "straight\nlength",
         "geodesic\nlength",
@@ -173,8 +161,8 @@ def _table(pairs: DigitPairs, solution: GeodesicSolution) -> Table:
         "predicted\nleft %",
         "control\npoints",
         "decoder\nevaluations",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    )
+    table = make_table(title, columns, n_text=0)
     for i in range(len(pairs.start)):
         table.add_row(
             f"{pairs.labels[i, 0]} → {pairs.labels[i, 1]}",
@@ -204,7 +192,8 @@ def _draw_strips(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Pa
         f"({solution.straight_length[i]:.2f} → {solution.length[i]:.2f})"
         for i in range(shown)
     ]
-    figure = plotting.image_strips(images[0], images[1], titles, (-1.0, 1.0))
+    strips = {"straight": images[0], "geodesic": images[1]}
+    figure = plotting.image_strips(strips, titles, (-1.0, 1.0))
     return plotting.save_figure(figure, out / "interpolations.png")
 
 

@@ -1,0 +1,238 @@
+"""The default solver: preconditioned L-BFGS on the path energy, coarse to fine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_integer, check_number, describe, requirement
+from geolatent.curves import basis_matrix, refine
+from geolatent.energy import composite_rule
+from geolatent.minimize import LBFGS, LBFGSState
+from geolatent.problem import Outcome, Problem, Solver
+from geolatent.solution import Status
+
+
+def sobolev_hessian(knots: Tensor, n_control_points: int, tensors: Tensor) -> Tensor:
+    """Return H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
+
+    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1].
+
+    Parameters
+    ----------
+    knots, n_control_points
+        Of the curves.
+    tensors
+        G at the M points of every curve, (A, M, d, d).
+
+    Returns
+    -------
+    Tensor
+        Shape (A, (n - 2) d, (n - 2) d), float64.
+    """
+    n = n_control_points
+    a, m, d, _ = tensors.shape
+    kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
+    t, weights = composite_rule(torch.cat([knots, kinks]), 3)
+    slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
+    places = torch.arange(m, dtype=t.dtype, device=t.device)
+    hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
+    hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
+    stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
+    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors.double())
+    return matrix.reshape(a, (n - 2) * d, (n - 2) * d)
+
+
+@dataclass(frozen=True)
+class PreconditionedSolver(Solver):
+    """Metric-preconditioned L-BFGS on the path energy, coarse to fine. The default.
+
+    Every level halves the knot spans of the one before. Its first evaluation, of the unchanged
+    curve in the richer spline space, is the certificate: a pair whose Newton decrement
+    g^T H^-1 g / (4 E) predicts a relative improvement of at most ``tolerance`` is done.
+
+    Parameters
+    ----------
+    tolerance
+        Predicted relative improvement in length at which a pair has converged.
+    first_control_points
+        Control points of the first level; a starting curve with more begins with its own.
+    max_control_points
+        Largest number of control points of a returned curve.
+    nodes_per_span, max_nodes
+        Decoder rows per knot span in the discrete energy; where that makes more than ``max_nodes``
+        on a curve, fewer, but two at least.
+    metric_points
+        Metric tensors per curve for the preconditioner of the first levels; the levels after them
+        keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
+    level_reduction
+        A level is left when the predicted improvement has fallen by this factor.
+    max_iterations
+        Minimiser steps for each pair, all levels together.
+    minimizer
+        Settings of the minimiser.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a setting is out of its range.
+    """
+
+    tolerance: float = 1e-4
+    first_control_points: int = 7
+    max_control_points: int = 67
+    nodes_per_span: int = 4
+    max_nodes: int = 32
+    metric_points: tuple[int, ...] = (4, 8)
+    level_reduction: float = 0.05
+    max_iterations: int = 200
+    minimizer: LBFGS = field(default_factory=LBFGS)
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, above=0.0)
+        check_integer("first_control_points", self.first_control_points, minimum=5)
+        check_integer(
+            "max_control_points", self.max_control_points, minimum=self.first_control_points
+        )
+        check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
+        check_integer("max_nodes", self.max_nodes, minimum=2)
+        if not self.metric_points:
+            raise ValueError(requirement("metric_points", "at least one number", "()"))
+        for number in self.metric_points:
+            check_integer("metric_points", number)
+        check_number("level_reduction", self.level_reduction, above=0.0, at_most=1.0)
+        check_integer("max_iterations", self.max_iterations)
+        if not isinstance(self.minimizer, LBFGS):
+            raise TypeError(requirement("minimizer", "an LBFGS", describe(self.minimizer)))
+
+    def shorten(self, problem: Problem) -> Outcome:
+        """Run the levels until every pair has converged or run out of means."""
+        outcome = Outcome.start(problem)
+        active = torch.arange(problem.control_points.shape[0], device=problem.control_points.device)
+        n = max(problem.control_points.shape[1], self.first_control_points)
+        tensors = None
+        turn = 0
+        while active.numel():
+            knots, matrix = refine(outcome.knots, n)
+            points = matrix @ outcome.control_points[active]
+            if not problem.has_gauss_newton and turn < len(self.metric_points):
+                tensors = problem.metric_tensors(knots, points, active, self.metric_points[turn])
+            level = Level(self, problem, knots, points, active, tensors)
+            going = level.certify(outcome, final=n > self.max_control_points)
+            if going.any():
+                outcome.refine(n)
+                level.run(outcome, going, last=next_level(n) > self.max_control_points)
+            active = active[going]
+            tensors = None if tensors is None else tensors[going]
+            n = next_level(n)
+            turn += 1
+        return outcome
+
+
+def next_level(n_control_points: int) -> int:
+    """Return the number of control points after every knot span is halved."""
+    return 2 * n_control_points - 3
+
+
+class Level:
+    """One level of the coarse-to-fine solve: the active pairs on one knot vector."""
+
+    def __init__(
+        self,
+        solver: PreconditionedSolver,
+        problem: Problem,
+        knots: Tensor,
+        points: Tensor,
+        active: Tensor,
+        tensors: Tensor | None,
+    ) -> None:
+        self.solver = solver
+        self.problem = problem
+        self.active = active
+        self.points = points
+        spans = knots.unique().numel() - 1
+        per_span = max(2, min(solver.nodes_per_span, -(-solver.max_nodes // spans)))
+        self.energy = problem.energy(knots, per_span)
+        everyone = torch.arange(active.numel(), device=points.device)
+        x = points[:, 1:-1].flatten(1)
+        value, gradient, hessian = self.objective(x, everyone)
+        if hessian is None:
+            if tensors is None:
+                raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
+            hessian = sobolev_hessian(knots, points.shape[1], tensors)
+        self.state = solver.minimizer.init(x, value, gradient, hessian)
+
+    def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return energies and derivatives by free control points (A, m) of the level's pairs."""
+        ends = self.points[index]
+        inner = x.reshape(-1, ends.shape[1] - 2, ends.shape[2])
+        curve = torch.cat([ends[:, :1], inner, ends[:, -1:]], dim=1)
+        pairs = self.active[index]
+        value, gradient, hessian = self.energy(curve, pairs)
+        self.energy.count(self.problem.evaluations, pairs)
+        d = curve.shape[2]
+        if hessian is not None:
+            hessian = hessian[:, d:-d, d:-d]
+        return value, gradient[:, 1:-1].flatten(1), hessian
+
+    def certify(self, outcome: Outcome, final: bool) -> Tensor:
+        """Judge the curves as they came, in this level's spline space; return who goes on."""
+        active = self.active
+        predicted = _relative_decrease(self.state)
+        outcome.predicted_improvement[active] = predicted
+        first = outcome.predicted_at_start[active]
+        outcome.predicted_at_start[active] = torch.where(first.isnan(), predicted, first)
+        finite = self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
+        converged = finite & (predicted <= self.solver.tolerance)
+        exhausted = outcome.iterations[active] >= self.solver.max_iterations
+        status = outcome.status[active]
+        if final:
+            stalled = status == Status.STALLED
+            status = torch.where(stalled, status, int(Status.MAX_CONTROL_POINTS))
+        status = torch.where(exhausted, int(Status.MAX_ITERATIONS), status)
+        status = torch.where(converged, int(Status.CONVERGED), status)
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        outcome.status[active] = status
+        return finite & ~converged & ~exhausted & (not final)
+
+    def run(self, outcome: Outcome, going: Tensor, last: bool) -> None:
+        """Minimise until the level's goal."""
+        solver, minimizer = self.solver, self.solver.minimizer
+        state = self.state.select(going)
+        outcome.n_control_points[self.active[going]] = self.points.shape[1]
+        n_going = state.index.numel()
+        floor = 0.5 * solver.tolerance
+        goal = torch.full_like(self.state.value, floor)
+        if not last:
+            goal = (solver.level_reduction * _relative_decrease(self.state)).clamp_min(floor)
+        iteration = 0
+        while state.index.numel():
+            state = minimizer.step(state, self.objective)
+            iteration += 1
+            pairs = self.active[state.index]
+            outcome.iterations[pairs] += 1
+            predicted = _relative_decrease(state)
+            reached = predicted <= goal[state.index]
+            stalled = minimizer.stalled(state)
+            leaving = reached | stalled | (outcome.iterations[pairs] >= solver.max_iterations)
+            if leaving.any():
+                left = pairs[leaving]
+                inner = state.x[leaving].reshape(left.numel(), -1, self.points.shape[2])
+                outcome.control_points[left, 1:-1] = inner
+                state_now = torch.where(
+                    stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
+                )
+                outcome.status[left] = state_now[leaving]
+                state = state.select(~leaving)
+            # half of the pairs that leave the level may come back on the next one
+            n_pairs = self.problem.control_points.shape[0]
+            done = n_pairs - n_going + (n_going - state.index.numel()) // 2
+            self.problem.report(done, self.points.shape[1], iteration)
+
+
+def _relative_decrease(state: LBFGSState) -> Tensor:
+    """Turn a predicted decrease of the energy into one of the length: dL / L = dE / (2 E)."""
+    decrease = state.predicted_decrease
+    return torch.where(decrease > 0, decrease / (2.0 * state.value), 0.0)

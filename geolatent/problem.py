@@ -1,0 +1,143 @@
+"""What a solver gets and gives: curves to be shortened, and what became of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.curves import basis_matrix, refine
+from geolatent.energy import GAUSS_NEWTON_DIM, DiscreteEnergy, RowBudget, metric_tensors
+from geolatent.metrics import Metric
+from geolatent.solution import Evaluations, Status
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is told after every step of the minimiser.
+
+    Attributes
+    ----------
+    fraction
+        Share of the work that is done, in [0, 1], counted in pairs.
+    n_pairs
+        Pairs in the call.
+    n_control_points
+        Control points of the curves being optimised.
+    iteration
+        Steps taken on the present level.
+    """
+
+    fraction: float
+    n_pairs: int
+    n_control_points: int
+    iteration: int
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclass
+class Problem:
+    """B curves to be shortened, as a solver gets them. All small tensors are float64.
+
+    Attributes
+    ----------
+    metric, dtype, budget
+        The metric, the floating-point type its functions work in, the rows it may see at once.
+    control_points, knots
+        The starting curves, (B, n, d) and (n + 4,).
+    ends
+        Values of the immersion at the end points, (B, 2, D); None without an immersion.
+    evaluations
+        Counts to be added to.
+    report
+        Called after every step with (pairs done so far, control points, iteration).
+    """
+
+    metric: Metric
+    dtype: torch.dtype
+    budget: RowBudget
+    control_points: Tensor
+    knots: Tensor
+    ends: Tensor | None
+    evaluations: Evaluations
+    report: Callable[[int, int, int], None]
+
+    def energy(
+        self, knots: Tensor, nodes_per_span: int, *, gauss_newton: bool = True
+    ) -> DiscreteEnergy:
+        """Return the discrete energy of splines on ``knots``."""
+        return DiscreteEnergy(
+            self.metric,
+            knots,
+            nodes_per_span,
+            self.ends,
+            self.control_points.shape[2],
+            self.dtype,
+            self.budget,
+            gauss_newton=gauss_newton,
+        )
+
+    @property
+    def has_gauss_newton(self) -> bool:
+        """Whether energies come with Hessians."""
+        return (
+            self.metric.immersion is not None and self.control_points.shape[2] <= GAUSS_NEWTON_DIM
+        )
+
+    def metric_tensors(self, knots: Tensor, points: Tensor, pairs: Tensor, m: int) -> Tensor:
+        """Return G in the middles of m equal intervals of t, (A, m, d, d), and count it."""
+        at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
+        places = (basis_matrix(knots, at) @ points).to(self.dtype)
+        self.evaluations.forward[pairs] += m * self.metric.tensor_rows(points.shape[2])
+        return metric_tensors(self.metric, places, self.budget)
+
+
+@dataclass
+class Outcome:
+    """What a solver makes of a problem, pair by pair; the curves share one knot vector.
+
+    ``predicted_improvement`` is that of the curves as they are, ``predicted_at_start`` that of the
+    starting curves; NaN where it is not known.
+    """
+
+    control_points: Tensor
+    knots: Tensor
+    status: Tensor
+    predicted_improvement: Tensor
+    predicted_at_start: Tensor
+    iterations: Tensor
+    n_control_points: Tensor
+
+    @classmethod
+    def start(cls, problem: Problem) -> Outcome:
+        """Return the outcome in which nothing has been done yet."""
+        b, n, _ = problem.control_points.shape
+        zeros = torch.zeros(b, dtype=torch.int64, device=problem.control_points.device)
+        return cls(
+            control_points=problem.control_points.clone(),
+            knots=problem.knots,
+            status=zeros + int(Status.MAX_ITERATIONS),
+            predicted_improvement=zeros.double() + torch.nan,
+            predicted_at_start=zeros.double() + torch.nan,
+            iterations=zeros,
+            n_control_points=zeros + n,
+        )
+
+    def refine(self, n_control_points: int) -> None:
+        """Give all curves more control points; their geometry stays."""
+        if n_control_points > self.control_points.shape[1]:
+            self.knots, matrix = refine(self.knots, n_control_points)
+            self.control_points = matrix @ self.control_points
+
+
+class Solver(ABC):
+    """A way to shorten curves. Subclasses are frozen dataclasses of their settings."""
+
+    @abstractmethod
+    def shorten(self, problem: Problem) -> Outcome:
+        """Return shorter curves; what comes back longer is not used."""

@@ -1,0 +1,64 @@
+"""Shared set-up: a fixed hypothesis profile, float64, and CUDA tests that skip without a GPU."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# the same examples on every machine; torch's first calls are too slow for deadlines
+settings.register_profile(
+    "geolatent",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("geolatent")
+
+# the tensors here are small: on a busy machine threads wait for each other longer than they work
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def float64():
+    """Make float64 the default type and fix torch's seed, for one test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def mnist_root(tmp_path_factory):
+    """Lay out the 10,000 test images of MNIST for torchvision, as both of its splits.
+
+    The original gzip'd files come from the folder in GEOLATENT_MNIST, or from shared/data/mnist
+    beside the repository.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+    source = Path(os.environ.get("GEOLATENT_MNIST", beside))
+    names = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    if not all((source / f"t10k-{name}.gz").is_file() for name in names):
+        pytest.skip(f"needs t10k-*-ubyte.gz of MNIST: set GEOLATENT_MNIST (looked in {source})")
+    root = tmp_path_factory.mktemp("torchvision")
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in names:
+        content = gzip.decompress((source / f"t10k-{name}.gz").read_bytes())
+        for split in ("t10k", "train"):
+            (raw / f"{split}-{name}").write_bytes(content)
+    return root
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
