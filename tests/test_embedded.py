@@ -26,7 +26,7 @@ def test_two_hundred_pairs_of_digits():
     # the reported lengths are those of the returned curves
     assert torch.allclose(gl.path_length(pairs.metric, solution.curve), solution.length, rtol=2e-4)
     # counts depend on the machine's arithmetic only where a pair is at the edge of a decision
-    assert solution.evaluations.equivalents.mean() < 2000
+    assert solution.evaluations.equivalents.mean() < 2600
 
 
 def test_the_demo_finds_the_best_known_curves():
