@@ -67,9 +67,14 @@ class RowBudget:
                 self.width = max(self.width, metric.immersion(z[:1]).shape[1])
         if self._rows:
             return
-        available = torch.cuda.mem_get_info(z.device)[0] // 4 if z.is_cuda else 2**30
         # a decoder's activations are taken as sixty times its output, for values and derivatives
-        self._rows = max(16, min(2**17, available // (60 * self.width * z.element_size())))
+        row_bytes = 60 * self.width * z.element_size()
+        self._rows = max(16, min(2**17, self.memory(z) // row_bytes))
+
+    @staticmethod
+    def memory(z: Tensor) -> int:
+        """Return the bytes that one thing may take: a quarter of what CUDA has free, or 2 GiB."""
+        return torch.cuda.mem_get_info(z.device)[0] // 4 if z.is_cuda else 2**31
 
     def run(self, function: Callable[[slice], T], n_items: int, rows_each: int) -> list[T]:
         """Call ``function`` on consecutive slices of the items, at most the budget's rows each.

@@ -35,6 +35,58 @@ def cholesky(matrix: Tensor, ridge: float = 1e-8) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Preconditioner:
+    """Factored positive definite matrices H, one for each of A problems.
+
+    H is dense, or a Kronecker product S x G of a matrix S that the problems share and one G each;
+    then nothing of the size of H is formed.
+
+    Attributes
+    ----------
+    factor
+        Cholesky factors of H (A, m, m), or of G (A, d, d).
+    shared
+        Cholesky factor of S (n, n) with m = n d, or None where H is dense.
+    """
+
+    factor: Tensor
+    shared: Tensor | None = None
+
+    @classmethod
+    def dense(cls, matrix: Tensor) -> Preconditioner:
+        """Factor H (A, m, m)."""
+        return cls(cholesky(matrix))
+
+    @classmethod
+    def kronecker(cls, shared: Tensor, matrix: Tensor) -> Preconditioner:
+        """Factor S (n, n) and G (A, d, d)."""
+        return cls(cholesky(matrix), cholesky(shared[None])[0])
+
+    def solve(self, vectors: Tensor) -> Tensor:
+        """Return H^-1 V for V (A, m, k)."""
+        if self.shared is None:
+            return torch.cholesky_solve(vectors, self.factor)
+        a, m, k = vectors.shape
+        n = self.shared.shape[0]
+        blocks = vectors.reshape(a, n, (m // n) * k)
+        blocks = torch.cholesky_solve(blocks, self.shared.expand(a, n, n))
+        # (A, n, d, k) -> (A, d, n k): the right factor acts on d
+        blocks = blocks.reshape(a, n, m // n, k).transpose(1, 2).reshape(a, m // n, n * k)
+        solved = torch.cholesky_solve(blocks, self.factor).reshape(a, m // n, n, k)
+        return solved.transpose(1, 2).reshape(a, m, k)
+
+    def select(self, chosen: Tensor) -> Preconditioner:
+        """Return those of the chosen problems."""
+        return Preconditioner(self.factor[chosen], self.shared)
+
+    def where(self, taken: Tensor, other: Preconditioner) -> Preconditioner:
+        """Return ``other`` for the problems (A,) that are marked, and this for the rest."""
+        return Preconditioner(
+            torch.where(taken[:, None, None], other.factor, self.factor), self.shared
+        )
+
+
+@dataclass(frozen=True)
 class LBFGSState:
     """The state of A problems under `LBFGS`; all tensors have A rows.
 
@@ -51,8 +103,8 @@ class LBFGSState:
         products of both, (A, h), newest first; zeros where there are fewer.
     rejections
         Rejected steps since the last accepted one, (A,).
-    factor
-        Cholesky factors of the preconditioner H, (A, m, m).
+    preconditioner
+        H, factored.
     newton_decrement
         g^T H^-1 g, (A,).
     index
@@ -69,13 +121,16 @@ class LBFGSState:
     gradient_differences: Tensor
     curvature: Tensor
     rejections: Tensor
-    factor: Tensor
+    preconditioner: Preconditioner
     newton_decrement: Tensor
     index: Tensor
 
     def select(self, chosen: Tensor) -> LBFGSState:
         """Return the state of the chosen problems alone."""
-        return LBFGSState(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        preconditioner = fields.pop("preconditioner").select(chosen)
+        selected = {name: value[chosen] for name, value in fields.items()}
+        return LBFGSState(preconditioner=preconditioner, **selected)
 
     @property
     def predicted_decrease(self) -> Tensor:
@@ -117,16 +172,14 @@ class LBFGS:
         check_number("sufficient_decrease", self.sufficient_decrease, above=0.0, at_most=0.5)
         check_integer("max_rejections", self.max_rejections)
 
-    def init(self, x: Tensor, value: Tensor, gradient: Tensor, hessian: Tensor) -> LBFGSState:
-        """Return the state at x (B, m), whose values and gradients are known.
-
-        ``hessian`` (B, m, m) is the preconditioner, symmetric positive definite.
-        """
+    def init(
+        self, x: Tensor, value: Tensor, gradient: Tensor, preconditioner: Preconditioner
+    ) -> LBFGSState:
+        """Return the state at x (B, m), whose values and gradients are known."""
         b, m = x.shape
         index = torch.arange(b, device=x.device)
         empty = x.new_zeros((b, self.history, m))
-        factor = cholesky(hessian)
-        downhill = torch.cholesky_solve(gradient.unsqueeze(2), factor).squeeze(2)
+        downhill = preconditioner.solve(gradient.unsqueeze(2)).squeeze(2)
         decrement = (gradient * downhill).sum(1)
         return LBFGSState(
             x=x,
@@ -139,7 +192,7 @@ class LBFGS:
             gradient_differences=empty,
             curvature=x.new_zeros((b, self.history)),
             rejections=torch.zeros_like(index),
-            factor=factor,
+            preconditioner=preconditioner,
             newton_decrement=decrement,
             index=index,
         )
@@ -175,8 +228,8 @@ class LBFGS:
         )
         state = self._remember(state, torch.where(take, move, 0.0), change)
         if hessian is not None:
-            factor = torch.where(take.unsqueeze(2), cholesky(hessian), state.factor)
-            state = replace(state, factor=factor)
+            newer = state.preconditioner.where(accepted, Preconditioner.dense(hessian))
+            state = replace(state, preconditioner=newer)
         direction, decrement = self._direction(state)
         # a rejected step keeps its direction
         direction = torch.where(take, direction, state.direction)
@@ -221,7 +274,7 @@ class LBFGS:
             coefficients.append(coefficient)
         # both right sides in one solve; empty memories (zeros) change nothing in the loops
         both = torch.stack([rest, state.gradient], dim=2)
-        downhill, newton = torch.cholesky_solve(both, state.factor).unbind(2)
+        downhill, newton = state.preconditioner.solve(both).unbind(2)
         for k in reversed(range(self.history)):
             changed = state.gradient_differences[:, k]
             correction = state.curvature[:, k] * (changed * downhill).sum(1)

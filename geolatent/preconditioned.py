@@ -10,15 +10,20 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.curves import basis_matrix, refine
 from geolatent.energy import composite_rule
-from geolatent.minimize import LBFGS, LBFGSState
+from geolatent.minimize import LBFGS, LBFGSState, Preconditioner
 from geolatent.problem import Outcome, Problem, Solver
 from geolatent.solution import Status
 
+# up to this size, (n - 2) d, a level's preconditioner is a dense matrix for each pair
+_DENSE_SIZE = 600
 
-def sobolev_hessian(knots: Tensor, n_control_points: int, tensors: Tensor) -> Tensor:
-    """Return H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
 
-    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1].
+def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
+    """Factor H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
+
+    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1]. Where H
+    would be large, G is replaced by its mean over the curve, so that H is the Kronecker product of
+    the B-splines' stiffness matrix and a d x d matrix.
 
     Parameters
     ----------
@@ -26,23 +31,22 @@ def sobolev_hessian(knots: Tensor, n_control_points: int, tensors: Tensor) -> Te
         Of the curves.
     tensors
         G at the M points of every curve, (A, M, d, d).
-
-    Returns
-    -------
-    Tensor
-        Shape (A, (n - 2) d, (n - 2) d), float64.
     """
     n = n_control_points
     a, m, d, _ = tensors.shape
+    tensors = tensors.double()
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
+    if (n - 2) * d > _DENSE_SIZE:
+        stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
+        return Preconditioner.kronecker(stiffness, tensors.mean(1))
     places = torch.arange(m, dtype=t.dtype, device=t.device)
     hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
     hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
-    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors.double())
-    return matrix.reshape(a, (n - 2) * d, (n - 2) * d)
+    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
+    return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,12 @@ class PreconditionedSolver(Solver):
         if not isinstance(self.minimizer, LBFGS):
             raise TypeError(requirement("minimizer", "an LBFGS", describe(self.minimizer)))
 
+    def pair_bytes(self, dim: int) -> int:
+        """Return the memory one pair takes: matrices, their factors, what makes them, history."""
+        size = (self.max_control_points - 2) * dim
+        dense = max(dim, min(size, _DENSE_SIZE))
+        return 8 * (6 * dense**2 + 2 * self.minimizer.history * size)
+
     def shorten(self, problem: Problem) -> Outcome:
         """Run the levels until every pair has converged or run out of means."""
         outcome = Outcome.start(problem)
@@ -161,8 +171,10 @@ class Level:
         if hessian is None:
             if tensors is None:
                 raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
-            hessian = sobolev_hessian(knots, points.shape[1], tensors)
-        self.state = solver.minimizer.init(x, value, gradient, hessian)
+            preconditioner = sobolev_preconditioner(knots, points.shape[1], tensors)
+        else:
+            preconditioner = Preconditioner.dense(hessian)
+        self.state = solver.minimizer.init(x, value, gradient, preconditioner)
 
     def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return energies and derivatives by free control points (A, m) of the level's pairs."""

@@ -141,3 +141,7 @@ class Solver(ABC):
     @abstractmethod
     def shorten(self, problem: Problem) -> Outcome:
         """Return shorter curves; what comes back longer is not used."""
+
+    def pair_bytes(self, dim: int) -> int:
+        """Return about how much memory one pair takes, beside the decoder's outputs."""
+        return 2**15 * dim

@@ -23,8 +23,6 @@ from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Callback, Problem, Progress, Solver
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 
-# bytes for the state of the pairs that are solved together
-_GROUP_BYTES = 2**30
 # control points of a curve that starts on a graph's path or on given points: enough to follow it
 _PATH_CONTROL_POINTS = 24
 
@@ -116,8 +114,8 @@ def solve_geodesic(
     n_pairs, d = first.shape
     apart = (first != last).any(1)
     open_pairs = apart.nonzero().squeeze(1)
-    pair_bytes = 8 * (2 * (32 * d) ** 2 + 20 * 32 * d)
-    size = max(1, min(_GROUP_BYTES // pair_bytes, 4096))
+    pair_bytes = solver.pair_bytes(d) + 2 * budget.width * first.element_size()
+    size = max(1, budget.memory(first) // pair_bytes)
     groups = list(open_pairs.split(size)) if open_pairs.numel() else []
     parts = []
     furthest = 0.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from geolatent.minimize import LBFGS, cholesky
+from geolatent.minimize import LBFGS, Preconditioner, cholesky
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -66,9 +66,8 @@ def begin(objective, hessian=None, minimizer=None, chosen=slice(None)):
     index = torch.arange(len(objective.start))[chosen]
     x = objective.start[index]
     value, gradient, _ = objective(x, index)
-    state = (minimizer or LBFGS()).init(
-        x, value, gradient, identity(x) if hessian is None else hessian[index]
-    )
+    preconditioner = Preconditioner.dense(identity(x) if hessian is None else hessian[index])
+    state = (minimizer or LBFGS()).init(x, value, gradient, preconditioner)
     return replace(state, index=index)
 
 
@@ -129,7 +128,7 @@ def test_hessian_that_comes_with_the_objective_replaces_the_old_one():
     fast = run(objective, begin(objective), 60)
     assert fast.value.max() < 1e-16
     expected = cholesky(objective(fast.x, fast.index)[2])
-    torch.testing.assert_close(fast.factor, expected)
+    torch.testing.assert_close(fast.preconditioner.factor, expected)
 
 
 def test_preconditioner_removes_the_condition_number():
@@ -283,3 +282,21 @@ def test_on_cuda():
     state = run(objective, state, 20)
     assert state.x.is_cuda
     torch.testing.assert_close(state.x.cpu(), expected.x, rtol=1e-6, atol=1e-6)
+
+
+def test_kronecker_preconditioner_is_the_dense_one_of_the_product():
+    generator = torch.Generator().manual_seed(4)
+    root = torch.randn(5, 5, generator=generator)
+    shared = root @ root.mT + torch.eye(5)
+    roots = torch.randn(3, 2, 2, generator=generator)
+    each = roots @ roots.mT + torch.eye(2)
+    product = torch.stack([torch.kron(shared, matrix) for matrix in each])
+    vectors = torch.randn(3, 10, 4, generator=generator)
+    fast = Preconditioner.kronecker(shared, each)
+    torch.testing.assert_close(
+        fast.solve(vectors), torch.linalg.solve(product, vectors), rtol=1e-6, atol=1e-7
+    )
+    chosen = torch.tensor([True, False, True])
+    torch.testing.assert_close(
+        fast.select(chosen).solve(vectors[chosen]), fast.solve(vectors)[chosen]
+    )
