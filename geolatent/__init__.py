@@ -6,6 +6,7 @@ from geolatent.curves import CubicBSpline
 from geolatent.energy import path_energy, path_length
 from geolatent.first_order import FirstOrderSolver
 from geolatent.georce import GEORCESolver
+from geolatent.graph_files import load_graph, save_graph
 from geolatent.initial import LatentGraph
 from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
 from geolatent.minimize import LBFGS
@@ -32,8 +33,10 @@ __all__ = [
     "TensorMetric",
     "__version__",
     "data",
+    "load_graph",
     "models",
     "path_energy",
     "path_length",
+    "save_graph",
     "solve_geodesic",
 ]

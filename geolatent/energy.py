@@ -523,6 +523,7 @@ def path_length(
 
     Examples
     --------
+    >>> from geolatent import PullbackMetric
     >>> metric = PullbackMetric(lambda z: 3.0 * z)
     >>> line = CubicBSpline.straight(torch.zeros(2), torch.tensor([3.0, 4.0]))
     >>> print(f"{path_length(metric, line).item():.4f}")
@@ -548,6 +549,7 @@ def path_energy(
 
     Examples
     --------
+    >>> from geolatent import PullbackMetric
     >>> metric = PullbackMetric(lambda z: 3.0 * z)
     >>> line = CubicBSpline.straight(torch.zeros(2), torch.tensor([3.0, 4.0]))
     >>> print(f"{path_energy(metric, line).item():.2f}")

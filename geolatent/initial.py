@@ -320,6 +320,41 @@ class LatentGraph:
         ).tocsr()
         return cls(metric, codes, adjacency, n_neighbors, rows)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all there is to keep of the graph as tensors; the metric is not among it."""
+        n_neighbors = int(self._neighbors.n_neighbors)
+        return {
+            "codes": self.codes,
+            "indptr": torch.from_numpy(self.adjacency.indptr.astype(np.int64)),
+            "indices": torch.from_numpy(self.adjacency.indices.astype(np.int64)),
+            "lengths": torch.from_numpy(self.adjacency.data.copy()),
+            "numbers": torch.tensor([n_neighbors, self.forward_rows]),
+        }
+
+    @classmethod
+    def from_state(cls, metric: Metric, state: dict[str, Tensor]) -> LatentGraph:
+        """Return the graph whose `state` was kept; the metric is the one it was built for.
+
+        Raises
+        ------
+        ValueError
+            Where the tensors are not those of a graph.
+        """
+        check_metric(metric)
+        names = {"codes", "indptr", "indices", "lengths", "numbers"}
+        if set(state) != names:
+            found = ", ".join(sorted(state))
+            raise ValueError(requirement("state", f"of {', '.join(sorted(names))}", found))
+        codes = check_codes("codes", state["codes"], metric.dim)
+        parts = tuple(state[name].cpu().numpy() for name in ("lengths", "indices", "indptr"))
+        try:
+            adjacency = csr_array(parts, shape=(len(codes), len(codes)))
+            adjacency.check_format()
+        except ValueError as error:
+            raise ValueError(requirement("state", "a sparse matrix of lengths", error)) from None
+        n_neighbors, rows = state["numbers"].tolist()
+        return cls(metric, codes, adjacency, n_neighbors, rows)
+
     def paths(self, start: Tensor, end: Tensor, budget: RowBudget) -> tuple[list[Path | None], int]:
         """Return the shortest path of every pair, (B, d) each, or None where there is none.
 

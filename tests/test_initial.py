@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
 from geolatent.curves import clamped_knots
 from geolatent.energy import RowBudget
@@ -352,3 +353,31 @@ def test_graph_on_cuda():
     solution = solve_geodesic(metric, start, end, initial=graph)
     assert solution.length.is_cuda
     assert solution.length < 0.8 * solution.straight_length
+
+
+def test_saved_graphs_come_back_whole(tmp_path):
+    metric = PullbackMetric(sphere)
+    codes = torch.rand(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    graph = LatentGraph.from_codes(metric, codes, n_neighbors=5)
+    path = geolatent.save_graph(graph, tmp_path / "graph.safetensors")
+    back = geolatent.load_graph(path, metric)
+    assert back.forward_rows == graph.forward_rows
+    assert torch.equal(back.codes, graph.codes)
+    assert (back.adjacency != graph.adjacency).nnz == 0
+    for one, other in zip(
+        graph.paths(codes[:3], codes[3:6], RowBudget())[0],
+        back.paths(codes[:3], codes[3:6], RowBudget())[0],
+        strict=True,
+    ):
+        assert np.array_equal(one.points, other.points)
+
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="graph"):
+        geolatent.load_graph(path, metric)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        geolatent.load_graph(tmp_path / "missing", metric)
+    state = graph.state()
+    del state["lengths"]
+    with pytest.raises(ValueError, match="`state` should be of codes, indices"):
+        LatentGraph.from_state(metric, state)

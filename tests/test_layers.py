@@ -19,7 +19,7 @@ LAYERS = [
     ["initial", "minimize", "problem"],
     ["preconditioned", "first_order", "georce"],
     ["solver"],
-    ["config", "results"],
+    ["config", "results", "graph_files"],
     ["experiments", "plotting"],
     ["cli"],
 ]
