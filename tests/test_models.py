@@ -2,22 +2,29 @@ import json
 import pickle
 import re
 import stat
+import sys
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from geolatent.data import digits
+from geolatent.metrics import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import (
     MLPVAE,
     VAE,
+    BiGAN,
+    ConvVAE,
     RBFPrecision,
+    build_model,
     digits_vae,
     load_model,
     load_weights,
     save_model,
 )
+from geolatent.models.conv import ACTIVATIONS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -516,3 +523,251 @@ def test_users_own_module_loads_weights(tmp_path):
     load_weights(other, tmp_path / "own.pth")
     assert torch.equal(model.weight, other.weight)
     assert other.weight.requires_grad
+
+
+# Convolutional models
+
+
+def conv_model(seed=0, **changes):
+    arguments = {"latent_dim": 3, "channels": (3, 4), "hidden": 8, "image_shape": (1, 8, 12)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ConvVAE(**{**arguments, **changes}).eval()
+
+
+def bigan(seed=0, **changes):
+    arguments = {"latent_dim": 3, "channels": (3, 4), "hidden": 8, "image_shape": (1, 8, 12)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BiGAN(**{**arguments, **changes})
+        # Running statistics of their own, as after some training.
+        for _ in range(3):
+            model(torch.randn(16, *model.image_shape))
+    return model.eval()
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize(
+    ("image_shape", "channels"),
+    [((1, 28, 28), (4, 8)), ((3, 8, 12), (5, 2)), ((1, 6, 10), (4,)), ((2, 16, 8), (2, 3, 4))],
+)
+def test_conv_shapes_and_ranges(image_shape, channels, spectral_norm):
+    model = conv_model(image_shape=image_shape, channels=channels, spectral_norm=spectral_norm)
+    mean, std = model.encode(torch.randn(5, *image_shape))
+    assert mean.shape == std.shape == (5, 3)
+    assert (std > 0).all()
+    mean, std = model.decode(100 * mean)
+    assert mean.shape == std.shape == (5, *image_shape)
+    assert mean.abs().max() <= 1
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_activation_is_used(activation):
+    model = conv_model(activation=activation)
+    parts = [type(part) for part in model.modules()]
+    assert parts.count(ACTIVATIONS[activation]) == 6
+    assert torch.isfinite(model(torch.randn(2, 1, 8, 12))[0]).all()
+
+
+def test_spectral_norm_bounds_every_layer_but_the_last():
+    model = conv_model(spectral_norm=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    model.train()
+    for _ in range(50):  # one step of the power iteration each
+        model(torch.randn(2, 1, 8, 12))
+    model.eval()
+    for network in (model.encoder, model.decoder):
+        *inner, last = [layer for layer in network if hasattr(layer, "weight")]
+        assert not torch.nn.utils.parametrize.is_parametrized(last)
+        for layer in inner:
+            # The output channels of a transposed convolution are the second dimension.
+            dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+            matrix = layer.weight.movedim(dim, 0).flatten(1)
+            largest = torch.linalg.matrix_norm(matrix, 2)
+            torch.testing.assert_close(largest, torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+def test_evaluation_does_not_change_the_state():
+    for model in (conv_model(spectral_norm=True), bigan()):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model(torch.randn(4, 1, 8, 12))
+        for name, value in model.state_dict().items():
+            assert torch.equal(before[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["plain", "spectral_norm", "rbf", "bigan", "bigan_plain"])
+def test_metric_tensor_of_conv_models_equals_the_jacobian(kind, dtype):
+    if kind.startswith("bigan"):
+        model = bigan(batch_norm=kind == "bigan").to(dtype)
+    else:
+        model = conv_model(spectral_norm=kind == "spectral_norm").to(dtype)
+    if kind == "rbf":
+        images = torch.rand(40, 1, 8, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+        with torch.no_grad():
+            model.encoder[-1].weight.mul_(30)
+        model.fit_precision(images, n_centers=5)
+    z = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    # Warnings are errors here, so that no fall-back of the metric goes unnoticed.
+    if isinstance(model, BiGAN):
+        found = PullbackMetric(model.decode).tensor(z)
+    else:
+        found = GaussianPullbackMetric(model.decode).tensor(z)
+    for code, tensor in zip(z, found, strict=True):
+
+        def outputs(c):
+            result = model.decode(c[None])
+            return torch.cat(result) if isinstance(result, tuple) else result
+
+        jacobian = torch.autograd.functional.jacobian(outputs, code).reshape(-1, 3)
+        torch.testing.assert_close(tensor, jacobian.mT @ jacobian, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [conv_model, bigan])
+def test_conv_models_are_saved_and_loaded(tmp_path, build):
+    changes = {"spectral_norm": True, "n_centers": 4} if build is conv_model else {}
+    model = build(**changes).double()
+    loaded = load_model(save_model(model, tmp_path / "model"))
+    assert type(loaded) is type(model)
+    assert loaded.arguments == model.arguments
+    assert not loaded.training
+    images = torch.randn(4, 1, 8, 12, dtype=torch.float64)
+    for ours, theirs in zip(model(images), loaded(images), strict=True):
+        assert torch.equal(ours, theirs)
+    # A loaded model goes on training: its spectral norms follow the weights.
+    loaded.train()(images)
+
+
+def test_four_centres_for_every_latent_dimension():
+    model = conv_model(latent_dim=5)
+    with torch.no_grad():
+        model.encoder[-1].weight.mul_(30)
+    model.fit_precision(torch.randn(60, 1, 8, 12, generator=torch.Generator().manual_seed(0)))
+    assert model.arguments["n_centers"] == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"image_shape": (1, 30, 28)}, ValueError, "height and width divisible by 4, two for each"),
+        ({"image_shape": (28, 28)}, ValueError, r"`image_shape` should be \(channels, height, wi"),
+        ({"channels": ()}, ValueError, "`channels` should be a sequence of positive integers"),
+        ({"channels": 32}, ValueError, "`channels` should be a sequence"),
+        ({"channels": (0, 4)}, ValueError, "`channels` should be an integer of at least 1"),
+        ({"hidden": 0}, ValueError, "`hidden` should be"),
+        ({"latent_dim": "2"}, TypeError, "`latent_dim` should be"),
+        ({"activation": "ELU"}, ValueError, "`activation` should be one of elu, gelu"),
+    ],
+)
+def test_conv_models_refuse_bad_sizes(changes, error, message):
+    for model in (ConvVAE, BiGAN):
+        with pytest.raises(error, match=message):
+            model(**changes)
+    with pytest.raises(TypeError, match="`spectral_norm` should be true or false"):
+        ConvVAE(spectral_norm="no")
+    with pytest.raises(TypeError, match="`batch_norm` should be true or false"):
+        BiGAN(batch_norm=1)
+
+
+# The BiGAN
+
+
+def test_the_two_players_losses_are_the_papers():
+    model = bigan().double()
+    images = torch.randn(5, 1, 8, 12, dtype=torch.float64)
+    z = torch.randn(5, 3, dtype=torch.float64)
+    encoded, generated = (images, model.encode(images)), (model.decode(z), z)
+    real, fake = (torch.sigmoid(model.logits(*pairs)) for pairs in (encoded, generated))
+    expected = -(real.log().mean() + (1 - fake).log().mean())
+    torch.testing.assert_close(model.game_loss(encoded, generated), expected)
+    expected = -(fake.log().mean() + (1 - real).log().mean())
+    torch.testing.assert_close(model.game_loss(generated, encoded), expected)
+
+
+def test_the_players_share_no_parameters():
+    model = bigan()
+    ours = {id(parameter) for parameter in model.opponents()}
+    theirs = {id(parameter) for parameter in model.discriminator.parameters()}
+    assert not ours & theirs
+    assert len(ours) + len(theirs) == len(list(model.parameters()))
+
+
+def test_a_bigan_in_training_mode_makes_no_metric():
+    model = bigan().train()
+    with pytest.raises(ValueError, match="evaluation mode"):
+        PullbackMetric(model.decode)
+
+
+def test_bigan_refuses_wrong_shapes():
+    model = bigan()
+    with pytest.raises(ValueError, match=r"`images` should be a tensor of shape \(n, 1, 8, 12\)"):
+        model.encode(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"`z` should be a tensor of shape \(n, 3\)"):
+        model.decode(torch.zeros(3))
+
+
+# A model of one's own
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "import torch\n"
+        "class Mine(torch.nn.Linear):\n"
+        "    def __init__(self, dim, outputs=4):\n"
+        "        super().__init__(dim, outputs)\n"
+        "class NoModule:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_networks"
+    sys.modules.pop("my_networks", None)
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "safetensors"])
+def test_own_model_is_built_from_its_class_and_weights(tmp_path, own_module, ending):
+    weights = {"weight": torch.randn(4, 3), "bias": torch.randn(4)}
+    path = tmp_path / f"own.{ending}"
+    if ending == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    model = build_model(f"{own_module}.Mine", {"dim": 3}, path)
+    assert type(model).__name__ == "Mine"
+    assert not model.training
+    assert torch.equal(model.weight, weights["weight"])
+
+
+def test_package_models_are_built_by_their_bare_names(tmp_path):
+    path = save_model(conv_model(), tmp_path / "model")
+    model = build_model("ConvVAE", conv_model().arguments, path)
+    assert torch.equal(model.log_std, conv_model().log_std)
+
+
+def test_own_models_checkpoint_is_not_unpickled(tmp_path, own_module):
+    torch.save({"weight": Bomb()}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="other objects are not unpickled"):
+        build_model(f"{own_module}.Mine", {"dim": 3}, tmp_path / "own.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("my_networks.Mine", {}, r"`init_args` should be arguments of my_networks.Mine\(dim, out"),
+        ("my_networks.Mine", {"dim": 2, "width": 3}, "unexpected keyword argument 'width'"),
+        ("my_networks.Absent", {}, "`class_path` should be the importable path of an nn.Module"),
+        ("my_networks.NoModule", {}, "`class_path` should be the importable path"),
+        ("my_other_networks.Mine", {}, "No module named 'my_other_networks'"),
+        ("Absent", {}, "`class_path` should be the importable path"),
+    ],
+)
+def test_wrong_classes_and_arguments(own_module, name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, arguments)
+
+
+def test_own_models_missing_checkpoint(tmp_path, own_module):
+    with pytest.raises(FileNotFoundError, match="`path` should be an existing file"):
+        build_model(f"{own_module}.Mine", {"dim": 3}, tmp_path / "none.pt")

@@ -1,22 +1,29 @@
+import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentError
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="training needs the extra `train`")
 
-from geolatent.data import digits
-from geolatent.models import MLPVAE, load_model
+from geolatent.data import DataOptions, digits, load
+from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
 from geolatent.training import (
     Batches,
     PrecisionOptions,
     TrainingOptions,
+    train,
+    train_bigan,
     train_digits_vae,
     train_vae,
 )
+from geolatent.training_figures import draw_training
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,3 +174,359 @@ def test_images_must_fit(images):
         train_vae(model(), images[..., :4], options())
     with pytest.raises(ValueError, match="`validation_fraction` should be a share of 2 images"):
         train_vae(model(), images[:2], options())
+
+
+# Convolutional models and BiGANs
+
+
+def conv(**changes):
+    arguments = {"latent_dim": 2, "channels": (4, 8), "hidden": 32, "image_shape": (1, 8, 8)}
+    return ConvVAE(**{**arguments, **changes})
+
+
+def bigan(**changes):
+    arguments = {"latent_dim": 2, "channels": (4, 8), "hidden": 32, "image_shape": (1, 8, 8)}
+    return BiGAN(**{**arguments, **changes})
+
+
+def seeded(build, **changes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(**changes)
+
+
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_a_conv_vae_learns(images, spectral_norm):
+    trained = seeded(conv, spectral_norm=spectral_norm)
+    record = train_vae(trained, images, options(epochs=8, learning_rate=1e-2))
+    assert record.train_loss[-1] < record.train_loss[0] - 5
+    assert record.discriminator_loss == ()
+    assert not trained.training
+
+
+def test_std_is_larger_far_from_the_data_than_near_any_code():
+    images, _ = digits("train")
+    trained = seeded(conv, channels=(8, 16), spectral_norm=True)
+    train_vae(trained, images, options(epochs=4, batch_size=64, learning_rate=5e-3))
+    trained.fit_precision(images, n_centers=8)
+    with torch.no_grad():
+        codes, _ = trained.encode(images)
+        # Each code's neighbourhood: jittered by a tenth of the codes' spread.
+        noise = torch.randn(5, *codes.shape, generator=torch.Generator().manual_seed(0))
+        near_codes = (codes + 0.1 * codes.std(0) * noise).flatten(0, 1)
+        near = trained.decode(torch.cat([codes, near_codes]))[1].flatten(1)
+        angles = torch.linspace(0, 6.28, 33)
+        circle = torch.stack([angles.cos(), angles.sin()], 1)
+        for factor in (5.0, 10.0, 1e4):
+            far = trained.decode(factor * codes.norm(dim=1).max() * circle)[1].flatten(1)
+            assert (far.amin(0) > near.amax(0)).all()
+
+
+def test_a_bigan_learns_to_reconstruct():
+    images, _ = digits("train")
+    trained = seeded(bigan, latent_dim=8, channels=(4, 8))
+    settings = options(epochs=6, learning_rate=3e-3, reconstruction=10.0)
+    record = train_bigan(trained, images[:600], settings)
+    assert len(record.train_loss) == len(record.discriminator_loss) == 6
+    assert len(record.validation_loss) == 6
+    assert record.best_epoch == record.validation_loss.index(min(record.validation_loss))
+    assert min(record.validation_loss) < 0.9 * images.var(0).mean()
+    # Images of the generator have the data's mean and spread, which a collapse would not have.
+    generated = trained.decode(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+    assert (generated.mean(0) - images.mean(0)).abs().mean() < 0.2
+    assert generated.std(0).mean() > 0.4 * images.std(0).mean()
+    assert not trained.training
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_bigan_training_is_reproducible(images):
+    one, two = seeded(bigan), seeded(bigan)
+    state = torch.random.get_rng_state()
+    record = train_bigan(one, images, options(seed=3))
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.rand(5)
+    assert train_bigan(two, images, options(seed=3)) == record
+    for ours, theirs in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_options_of_the_other_kind_are_refused(images):
+    with pytest.raises(ValueError, match="`beta` should be 1 for a BiGAN"):
+        train_bigan(seeded(bigan), images, options(beta=2.0))
+    with pytest.raises(ValueError, match="`reconstruction` should be 0 for a variational autoenc"):
+        train_vae(model(), images, options(reconstruction=1.0))
+
+
+# Interrupted training
+
+
+class InterruptionError(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, epochs):
+    """Let the training fail in the middle of the epoch after so many whole ones."""
+    original = Batches.__iter__
+    begun = []
+
+    def failing(self):
+        if self.order is not None:
+            begun.append(1)
+        for index, batch in enumerate(original(self)):
+            if self.order is not None and len(begun) > epochs and index == 1:
+                raise InterruptionError
+            yield batch
+
+    monkeypatch.setattr(Batches, "__iter__", failing)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+@pytest.mark.parametrize("kind", ["mlp", "spectral_norm", "bigan"])
+def test_a_resumed_training_ends_as_if_it_had_not_been_interrupted(
+    images, tmp_path, monkeypatch, kind, patience
+):
+    build = {
+        "mlp": model,
+        "spectral_norm": lambda: seeded(conv, spectral_norm=True),
+        "bigan": lambda: seeded(bigan),
+    }[kind]
+    fit = train_bigan if kind == "bigan" else train_vae
+    settings = options(epochs=5, learning_rate=1e-2, patience=patience)
+    whole, resumed = build(), build()
+    record = fit(whole, images, settings, state_dir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=2)
+        with pytest.raises(InterruptionError):
+            fit(build(), images, settings, state_dir=tmp_path / "part")
+    assert [file.name for file in (tmp_path / "part").iterdir()] == ["last.ckpt"]
+    assert fit(resumed, images, settings, state_dir=tmp_path / "part") == record
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_state_of_another_training_is_refused(images, tmp_path):
+    train_vae(model(), images, options(), state_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"`beta` should be 1.0, as in the training to resume"):
+        train_vae(model(), images, options(beta=2.0), state_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"`model` should be 'MLPVAE', as in the training"):
+        train_vae(seeded(conv), images, options(), state_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"`n_images` should be 120, as in the training"):
+        train_vae(model(), images[:100], options(), state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 nor this"])
+def test_an_unreadable_state_is_refused(images, tmp_path, content):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match="`state_dir` should be a folder with the readable state"):
+        train_vae(model(), images, options(), state_dir=tmp_path)
+
+
+def test_a_state_is_not_unpickled(images, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("A pickle was run.",))
+
+    torch.save({"state_dict": Bomb()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="`state_dir` should be a folder with the readable state"):
+        train_vae(model(), images, options(), state_dir=tmp_path)
+
+
+# The whole of a training, into a folder
+
+
+def run(folder, build=model, precision=None, **changes):
+    arguments = {
+        "model": build,
+        "data": DataOptions("digits", per_class=12),
+        "out_dir": folder,
+        "training": options(),
+        "precision": precision,
+    }
+    return train(**{**arguments, **changes})
+
+
+def files(folder):
+    found = (path for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+WRITTEN = [
+    "figures/losses.png",
+    "figures/reconstructions.png",
+    "model.json",
+    "model.safetensors",
+    "summary.json",
+    "training.safetensors",
+]
+
+
+def test_train_writes_model_figures_and_summary(tmp_path):
+    summary = run(tmp_path / "run", precision=PrecisionOptions(n_centers=5, iterations=3))
+    assert files(tmp_path / "run") == sorted([*WRITTEN, "figures/latent.png"])
+    loaded = load_model(tmp_path / "run" / "model.safetensors")
+    assert isinstance(loaded, MLPVAE)
+    assert len(loaded.precision.centers) == 5
+    stored = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert stored == json.loads(json.dumps(asdict(summary)))
+    assert summary.class_path == "geolatent.models.vae.MLPVAE"
+    assert (summary.n_train, summary.n_test) == (120, 120)
+    images, _ = load(DataOptions("digits", split="test", per_class=12))
+    expected = (loaded(images)[0] - images).square().mean().item()
+    assert summary.test_error == pytest.approx(expected, rel=1e-5)
+    for name in ("losses", "reconstructions", "latent"):
+        pixels = read_png(tmp_path / "run" / "figures" / f"{name}.png")
+        assert min(pixels.shape[:2]) > 150
+        assert pixels.std() > 0.02
+
+
+def read_png(path):
+    from matplotlib.image import imread
+
+    return imread(path)
+
+
+def test_figures_are_drawn_again_from_what_is_stored(tmp_path):
+    run(tmp_path, precision=PrecisionOptions(n_centers=5, iterations=3))
+    before = {name: read_png(tmp_path / name) for name in files(tmp_path) if "figures" in name}
+    for name in before:
+        (tmp_path / name).unlink()
+    drawn = draw_training(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in drawn) == sorted(before)
+    for name, pixels in before.items():
+        assert (read_png(tmp_path / name) == pixels).all()
+    with pytest.raises(FileNotFoundError, match="`out_dir` should be the folder of a finished"):
+        draw_training(tmp_path / "figures")
+
+
+def test_train_is_reproducible(tmp_path):
+    for name in ("one", "two"):
+        run(tmp_path / name, lambda: conv(latent_dim=3), PrecisionOptions(iterations=3))
+        torch.rand(3)
+    for name in ("model.safetensors", "training.safetensors"):
+        one, two = (tmp_path / folder / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    # Three latent dimensions: no picture of the plane, and twelve centres.
+    assert files(tmp_path / "one") == WRITTEN
+    assert len(load_model(tmp_path / "one" / "model.safetensors").precision.centers) == 12
+
+
+@pytest.mark.parametrize("latent_dim", [2, 4])
+def test_train_a_bigan(tmp_path, latent_dim):
+    summary = run(tmp_path, lambda: bigan(latent_dim=latent_dim))
+    assert isinstance(load_model(tmp_path / "model.safetensors"), BiGAN)
+    assert len(summary.discriminator_loss) == 2
+    assert ("figures/latent.png" in files(tmp_path)) == (latent_dim == 2)
+
+
+def test_train_on_a_file_without_labels(tmp_path):
+    images, _ = digits("train")
+    np.save(tmp_path / "own.npy", images[:80].numpy())
+    data = DataOptions("file", path=str(tmp_path / "own.npy"), low=-1.0, high=1.0)
+    summary = run(tmp_path / "run", data=data)
+    assert (summary.n_train, summary.n_test) == (72, 8)
+    assert files(tmp_path / "run") == sorted([*WRITTEN, "figures/latent.png"])
+
+
+def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
+    run(tmp_path / "whole", training=options(epochs=3))
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            run(tmp_path / "part", training=options(epochs=3))
+    assert files(tmp_path / "part") == ["checkpoints/last.ckpt"]
+    with pytest.raises(FileExistsError, match="set `resume` to go on with it"):
+        run(tmp_path / "part", training=options(epochs=3))
+    run(tmp_path / "part", training=options(epochs=3), resume=True)
+    one, two = (tmp_path / name / "model.safetensors" for name in ("whole", "part"))
+    assert one.read_bytes() == two.read_bytes()
+    assert files(tmp_path / "part") == files(tmp_path / "whole")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="a folder without a finished training"):
+            run(tmp_path / "part", resume=resume)
+    with pytest.raises(FileNotFoundError, match="the folder of an interrupted training"):
+        run(tmp_path / "new", resume=True)
+
+
+def test_a_train_that_fails_at_the_end_can_be_finished(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "geolatent.training.save_model", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        )
+        with pytest.raises(OSError, match="disk full"):
+            run(tmp_path)
+    assert files(tmp_path) == ["checkpoints/last.ckpt"]
+    run(tmp_path, resume=True)
+    assert files(tmp_path) == sorted([*WRITTEN, "figures/latent.png"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": lambda: torch.nn.Linear(2, 2)}, TypeError, "`model` should be a callable that"),
+        ({"model": MLPVAE()}, TypeError, "`model` should be a callable that returns a variational"),
+        ({"model": lambda: MLPVAE(n_centers=3)}, ValueError, "`n_centers` 0"),
+        ({"model": ConvVAE}, ValueError, r"`data` should be images of the model's shape, \(1, 28"),
+        (
+            {"model": bigan, "precision": PrecisionOptions()},
+            ValueError,
+            "`precision` should be None for a BiGAN",
+        ),
+        ({"data": DataOptions("MNIST", root="none")}, FileNotFoundError, "`root` should be"),
+    ],
+)
+def test_train_refuses_what_does_not_fit(tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+# The configs
+
+
+@pytest.mark.parametrize("name", ["mnist_2d", "mnist_16d", "mnist_bigan"])
+def test_configs_are_read_and_train(tmp_path, name):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_function_arguments(train)
+    parser.add_argument("--config", action="config")
+    path = str(ROOT / "configs" / f"train_{name}.yaml")
+    parsed = parser.instantiate(parser.parse_args(["--config", path]))
+    built = parsed.model()
+    assert built.image_shape == (1, 28, 28)
+    assert built.latent_dim == (2 if name == "mnist_2d" else 16)
+    assert parsed.data.name == "MNIST"
+    assert isinstance(parsed.training, TrainingOptions)
+    assert (parsed.precision is None) == (name == "mnist_bigan")
+    arguments = ["--config", path, "--data.name", "digits", "--data.per_class", "9"]
+    for override in ("epochs=1", "progress=false", "accelerator=cpu"):
+        arguments.append(f"--training.{override}")
+    for override in ("image_shape=[1,8,8]", "channels=[2,3]", "hidden=8"):
+        arguments.append(f"--model.{override}")
+    parsed = parser.instantiate(parser.parse_args([*arguments, f"--out_dir={tmp_path}"]))
+    del parsed.config
+    train(**vars(parsed))
+    assert (tmp_path / "summary.json").is_file()
+    for wrong, named in (
+        ("--training.epoch=1", r"training\.epoch"),
+        ("--model.latent=2", "'latent' is not accepted"),
+        ("--data.name=mnist", r"data\.name"),
+    ):
+        with pytest.raises(ArgumentError, match=named):
+            parser.parse_args([*arguments, wrong])
+
+
+# The same on MNIST
+
+
+@pytest.mark.parametrize("latent_dim", [2, 16])
+def test_a_conv_vae_learns_mnist(mnist_root, latent_dim):
+    images, _ = load(DataOptions("MNIST", root=str(mnist_root), per_class=40))
+    trained = seeded(ConvVAE, latent_dim=latent_dim, channels=(4, 8), hidden=64)
+    settings = options(epochs=8, batch_size=8, learning_rate=5e-3, beta=0.1)
+    train_vae(trained, images, settings)
+    trained.fit_precision(images, iterations=5)
+    assert len(trained.precision.centers) == 4 * latent_dim
+    error = (trained.decode_mean(trained.encode(images)[0]) - images).square().mean()
+    variance = (images - images.mean(0)).square().mean()
+    assert error < 0.85 * variance

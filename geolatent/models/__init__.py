@@ -1,6 +1,13 @@
 """Generative models, their uncertainty and their checkpoints."""
 
-from geolatent.models.checkpoint import load_model, load_weights, save_model
+from geolatent.models.bigan import BiGAN
+from geolatent.models.checkpoint import (
+    build_model,
+    load_model,
+    load_weights,
+    save_model,
+)
+from geolatent.models.conv import ConvVAE
 from geolatent.models.digits import digits_vae
 from geolatent.models.rbf import RBFPrecision
 from geolatent.models.vae import MLPVAE, VAE
@@ -8,7 +15,10 @@ from geolatent.models.vae import MLPVAE, VAE
 __all__ = [
     "MLPVAE",
     "VAE",
+    "BiGAN",
+    "ConvVAE",
     "RBFPrecision",
+    "build_model",
     "digits_vae",
     "load_model",
     "load_weights",

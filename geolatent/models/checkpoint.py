@@ -10,7 +10,6 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +25,6 @@ FORMAT_VERSION = 1
 
 # Only the package's own models and feature maps are built from a file's words.
 _CLASS_PATH = re.compile(r"geolatent\.(models|features)(\.[A-Za-z]\w*)+")
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """A model in words, as a config gives it; see :func:`build_model`.
-
-    Attributes
-    ----------
-    class_path : str or None
-        The class, "package.module.Name", or the bare name of one of the package's models; None for
-        a checkpoint of :func:`save_model`, which names its class itself.
-    init_args : dict
-        The constructor's arguments by name.
-    checkpoint : str or None
-        The weights: ``X.safetensors``, ``X.pt`` or ``X.pth``; None keeps those of the constructor.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If neither class nor checkpoint is given, or arguments without a class.
-    """
-
-    class_path: str | None = None
-    init_args: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.class_path is None and self.checkpoint is None:
-            required = "the path of a class where `checkpoint` is None"
-            raise ValueError(requirement("class_path", required, None))
-        if self.class_path is None and self.init_args:
-            required = "empty where `class_path` is None, for the checkpoint brings its own"
-            raise ValueError(requirement("init_args", required, self.init_args))
-
-    def build(self) -> nn.Module:
-        """Build the model; see :func:`build_model` and :func:`load_model`."""
-        if self.class_path is not None:
-            return build_model(self.class_path, self.init_args, self.checkpoint)
-        return load_model(self.checkpoint or "")
 
 
 def build_model(

@@ -17,6 +17,8 @@ from geolatent.checks import (
     requirement,
 )
 
+_BLOCK_ELEMENTS = 2**17
+
 
 class RBFPrecision(nn.Module):
     r"""Positive radial basis function network for the precision of a Gaussian decoder.
@@ -240,11 +242,20 @@ class RBFPrecision(nn.Module):
         tiny = torch.finfo(weights.dtype).tiny
         wanted = (basis.T @ squared_residuals).clamp_min(tiny)
         smallest = 1e-4 * self.floor
+        total_residuals = squared_residuals.sum(0) @ self.floor
+        # Blocks of rows whose precisions stay in the processor's cache.
+        blocks = basis.split(max(1, _BLOCK_ELEMENTS // len(self.floor)))
         history = []
         for _ in range(iterations):
-            beta = basis @ weights + self.floor
-            loss = 0.5 * (beta * squared_residuals - beta.log()).sum() / len(codes)
-            history.append(loss)
-            weights = torch.maximum(weights * (basis.T @ (1.0 / beta)) / wanted, smallest)
+            found = torch.zeros_like(weights)
+            log_sum = torch.zeros_like(total_residuals)
+            for block in blocks:
+                beta = torch.addmm(self.floor, block, weights)
+                log_sum += beta.log().sum()
+                found.addmm_(block.T, beta.reciprocal_())
+            # beta r^2 is linear in the weights, so its sum over the codes is known beforehand.
+            quadratic = (weights * wanted).sum() + total_residuals
+            history.append(0.5 * (quadratic - log_sum) / len(codes))
+            weights = torch.maximum(weights * found / wanted, smallest)
         self.log_weights.copy_(weights.log())
         return torch.stack(history)

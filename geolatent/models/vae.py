@@ -143,7 +143,7 @@ class VAE(nn.Module):
     def fit_precision(
         self,
         images: Tensor,
-        n_centers: int = 64,
+        n_centers: int | None = None,
         scale: float = 1.5,
         floor: float = 0.01,
         min_std: float = 0.05,
@@ -159,8 +159,8 @@ class VAE(nn.Module):
         ----------
         images : Tensor (n, *image_shape)
             Training images.
-        n_centers : int
-            Number of centres.
+        n_centers : int, optional
+            Number of centres; by default four for every latent dimension.
         scale : float
             Width of the bumps in mean distances within a cluster.
         floor : float
@@ -185,8 +185,13 @@ class VAE(nn.Module):
             If a parameter is out of its range, or the codes do not suffice for the centres.
         """
         check_number("min_std", min_std, above=0.0)
-        codes, _ = self.encode(images)
-        residuals = (images - self.decode_mean(codes)).flatten(1).double()
+        if n_centers is None:
+            n_centers = 4 * self.latent_dim
+        # In parts, for the activations of all images at once may not fit in memory.
+        parts = images.split(2048)
+        codes = torch.cat([self.encode(part)[0] for part in parts])
+        means = torch.cat([self.decode_mean(part) for part in codes.split(2048)])
+        residuals = (images - means).flatten(1).double()
         codes = check_codes("codes", codes, self.latent_dim).double()
         network = RBFPrecision.from_codes(
             codes, n_centers, residuals.shape[1], scale=scale, floor=floor, seed=seed

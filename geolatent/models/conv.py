@@ -1,0 +1,202 @@
+"""Convolutional networks between images and codes, and the variational autoencoder made of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from geolatent.checks import check_choice, check_integer, describe, requirement
+from geolatent.models.vae import VAE
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+    "relu": nn.ReLU,
+}
+
+
+class ConvVAE(VAE):
+    r"""Convolutional variational autoencoder with a Gaussian decoder and a tanh mean.
+
+    The encoder halves height and width once for every entry of ``channels`` (4 x 4 kernels of
+    stride 2), then has one fully connected hidden layer; the decoder is its mirror image. The
+    standard deviation is one learnt number until :meth:`VAE.fit_precision` replaces it by an RBF
+    network, by default of 4 d centres.
+
+    Spectral normalisation divides the weights of every layer but the last, in encoder and decoder,
+    by their largest singular value (a convolution's as a matrix of output channels against the
+    rest), which bounds how fast codes and images can change. The last layer sets the scale and
+    stays free.
+
+    Parameters
+    ----------
+    latent_dim : int
+        Latent dimension d.
+    channels : sequence of int
+        Channels after each halving, from the image inwards.
+    hidden : int
+        Width of the fully connected layer between the convolutions and the code.
+    image_shape : sequence of int
+        (channels, height, width); height and width divisible by 2 ** len(channels).
+    activation : {"elu", "gelu", "silu", "softplus", "tanh", "leaky_relu", "relu"}
+        Under the last two the metric jumps where a unit switches; the others keep it continuous.
+    spectral_norm : bool
+        Normalise the weights.
+    n_centers : int
+        Centres of the RBF precision network; 0 for a constant standard deviation. Leave it 0 and
+        call :meth:`VAE.fit_precision`, unless the parameters come from a checkpoint.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not a positive integer, the image cannot be halved so often, or the activation
+        is unknown.
+
+    References
+    ----------
+    M. F. Michelis, Q. Becker, "On Linear Interpolation in the Latent Space of Deep Generative
+    Models", 2021, arXiv:2105.03663.
+    T. Miyato, T. Kataoka, M. Koyama, Y. Yoshida, "Spectral Normalization for Generative
+    Adversarial Networks", ICLR 2018, arXiv:1802.05957.
+
+    Examples
+    --------
+    >>> model = ConvVAE(latent_dim=2, channels=(4, 8), hidden=16, spectral_norm=True)
+    >>> mean, std = model.eval().decode(torch.zeros(5, 2))
+    >>> mean.shape, std.shape
+    (torch.Size([5, 1, 28, 28]), torch.Size([5, 1, 28, 28]))
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 16,
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 256,
+        image_shape: Sequence[int] = (1, 28, 28),
+        activation: str = "elu",
+        spectral_norm: bool = False,
+        n_centers: int = 0,
+    ) -> None:
+        check_integer("latent_dim", latent_dim)
+        if not isinstance(spectral_norm, bool):
+            found = describe(spectral_norm)
+            raise TypeError(requirement("spectral_norm", "true or false", found))
+        check_convolutions(image_shape, channels, hidden, activation)
+        encoder = convolutional_encoder(image_shape, channels, hidden, 2 * latent_dim, activation)
+        decoder = convolutional_decoder(latent_dim, hidden, channels, image_shape, activation)
+        if spectral_norm:
+            for network in (encoder, decoder):
+                layers = [layer for layer in network if hasattr(layer, "weight")]
+                for layer in layers[:-1]:
+                    parametrizations.spectral_norm(layer)
+        super().__init__(
+            encoder,
+            decoder,
+            latent_dim,
+            image_shape,
+            {
+                "latent_dim": latent_dim,
+                "channels": list(channels),
+                "hidden": hidden,
+                "image_shape": list(image_shape),
+                "activation": activation,
+                "spectral_norm": spectral_norm,
+            },
+            n_centers,
+        )
+        # Near its value after training; from 1, Adam's small steps would take epochs to get there.
+        with torch.no_grad():
+            self.log_std.fill_(-1.0)
+
+
+def check_convolutions(
+    image_shape: Sequence[int], channels: Sequence[int], hidden: int, activation: str
+) -> None:
+    """Raise where no convolutional networks of these sizes can be built.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a size is not a positive integer, height or width is not divisible by
+        2 ** len(channels), or the activation is unknown.
+    """
+    for name, sizes in (("channels", channels), ("image_shape", image_shape)):
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+            required = "a sequence of positive integers"
+            raise ValueError(requirement(name, required, describe(sizes)))
+        for size in sizes:
+            check_integer(name, size)
+    check_integer("hidden", hidden)
+    check_choice("activation", activation, tuple(ACTIVATIONS))
+    factor = 2 ** len(channels)
+    if len(image_shape) != 3 or any(size % factor for size in image_shape[1:]):
+        required = (
+            f"(channels, height, width), height and width divisible by {factor}, "
+            f"two for each of the {len(channels)} `channels`"
+        )
+        raise ValueError(requirement("image_shape", required, tuple(image_shape)))
+
+
+def convolutional_encoder(
+    image_shape: Sequence[int],
+    channels: Sequence[int],
+    hidden: int,
+    n_outputs: int,
+    activation: str,
+    batch_norm: bool = False,
+) -> nn.Sequential:
+    """Return a network (n, *image_shape) -> (n, n_outputs); see :class:`ConvVAE`."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise([image_shape[0], *channels]):
+        layers.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(ACTIVATIONS[activation]())
+    features = math.prod(inner_shape(image_shape, channels))
+    layers += [nn.Flatten(), nn.Linear(features, hidden), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, nn.Linear(hidden, n_outputs))
+
+
+def convolutional_decoder(
+    latent_dim: int,
+    hidden: int,
+    channels: Sequence[int],
+    image_shape: Sequence[int],
+    activation: str,
+    batch_norm: bool = False,
+) -> nn.Sequential:
+    """Return a network (n, d) -> (n, *image_shape), the mirror image of the encoder."""
+    shape = inner_shape(image_shape, channels)
+    layers: list[nn.Module] = [nn.Linear(latent_dim, hidden)]
+    if batch_norm:
+        layers.append(nn.BatchNorm1d(hidden))
+    layers += [
+        ACTIVATIONS[activation](),
+        nn.Linear(hidden, math.prod(shape)),
+        nn.Unflatten(1, shape),
+    ]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(shape[0]))
+    layers.append(ACTIVATIONS[activation]())
+    *inner, last = itertools.pairwise([*reversed(channels), image_shape[0]])
+    for inputs, outputs in inner:
+        layers.append(nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1))
+        if batch_norm:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers, nn.ConvTranspose2d(*last, 4, stride=2, padding=1))
+
+
+def inner_shape(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
+    """Return the shape (channels, height, width) after the last halving."""
+    factor = 2 ** len(channels)
+    return channels[-1], image_shape[1] // factor, image_shape[2] // factor
