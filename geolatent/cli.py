@@ -92,13 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     """Return the parser of a command: the function's arguments are its options.
 
-    Arguments without a default are positional.
+    A command's only argument needs no name.
     """
+    alone = len(inspect.signature(function).parameters) == 1
     parser = ArgumentParser(
         prog=f"geolatent {command}", description=_summary(function.__doc__), allow_abbrev=False
     )
     parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
-    parser.add_function_arguments(function, as_positional=True)
+    parser.add_function_arguments(function, as_positional=alone)
     return parser
 
 

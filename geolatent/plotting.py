@@ -311,13 +311,18 @@ def landscape_maps(
     first, second = axes_values
     ratio = (second[-1] - second[0]) / (first[-1] - first[0])
     figure = Figure(figsize=(16.5, 4.6 * float(np.clip(ratio, 0.5, 1.6)) + 1.6))
-    panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.32})
+    panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.38})
     maps = (
-        (magnification, r"magnification factor $\log_{10}\sqrt{\det G}$ (output units squared)"),
-        (condition, r"condition number $\log_{10}(\lambda_2 / \lambda_1)$"),
-        (stretch, r"largest stretch $\log_{10}\sqrt{\lambda_2}$ (output / latent units)"),
+        ("magnification factor", magnification, r"$\log_{10}\sqrt{\det G}$ (output / latent area)"),
+        ("condition number", condition, r"$\log_{10}(\lambda_2 / \lambda_1)$"),
+        (
+            "largest stretch and its direction (lines)",
+            stretch,
+            r"$\log_{10}\sqrt{\lambda_2}$ (output / latent units)",
+        ),
     )
-    for axes, (values, name) in zip(panels, maps, strict=True):
+    for axes, (title, values, name) in zip(panels, maps, strict=True):
+        axes.set_title(title)
         image = axes.imshow(
             np.log10(np.maximum(values, np.finfo(np.float64).tiny)),
             extent=(first[0], first[-1], second[0], second[-1]),
@@ -337,7 +342,7 @@ def landscape_maps(
         chosen = codes[labels == label]
         color = colors[int(label) % len(colors)]
         for axes in panels[:2]:
-            axes.scatter(*chosen.T, s=3, color=color, alpha=0.6, linewidths=0, label=str(label))
+            axes.scatter(*chosen.T, s=6, color=color, alpha=0.7, linewidths=0, label=str(label))
     spacing = max(1, len(first) // 26)
     some = (slice(spacing // 2, None, spacing),) * 2
     columns, rows = np.meshgrid(first, second)
@@ -354,7 +359,6 @@ def landscape_maps(
         scale=34,
         width=0.0025,
     )
-    panels[2].set_title("lines: eigenvector of the largest eigenvalue", fontsize=10)
     panels[0].legend(
         loc="center right",
         bbox_to_anchor=(-0.18, 0.5),

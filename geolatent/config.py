@@ -1,0 +1,228 @@
+"""Options of the commands, as a YAML file or a command line gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from geolatent.checks import check_integer, check_number, requirement
+
+PairSource = Literal["worst", "prior", "encoded", "codes"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where a model comes from; by default the small digits model that ships with the package.
+
+    Attributes
+    ----------
+    checkpoint : str or None
+        A model that `geolatent train` wrote (X.safetensors beside X.json), or, with `class_path`,
+        the weights of a model of your own (X.safetensors, X.pt or X.pth).
+    class_path : str or None
+        The class of a model of your own, "package.module.Name"; its module's code is run.
+    init_args : dict
+        The arguments of that class's constructor, by name.
+    encoder : str
+        The method that maps images to codes, or to (mean, standard deviation) of the code.
+    decoder : str
+        The method that maps codes to images, or to (mean, standard deviation) of the image;
+        "forward" for a model that is a decoder alone.
+    latent_dim : int or None
+        The latent dimension of a model without an attribute `latent_dim`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments are given without a class, or the latent dimension is not positive.
+    """
+
+    checkpoint: str | None = None
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+    encoder: str = "encode"
+    decoder: str = "decode"
+    latent_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_path is None and self.init_args:
+            required = "empty without `class_path`, for a checkpoint brings its own"
+            raise ValueError(requirement("init_args", required, self.init_args))
+        if self.latent_dim is not None:
+            check_integer("latent_dim", self.latent_dim)
+
+
+class ModelEntry(TypedDict, total=False):
+    """The fields of `ModelOptions`, for commands that take several models by name."""
+
+    checkpoint: str | None
+    class_path: str | None
+    init_args: dict[str, Any]
+    encoder: str
+    decoder: str
+    latent_dim: int | None
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """A feature map on the decoded images, in which lengths are measured.
+
+    Attributes
+    ----------
+    kind : str
+        "none" measures in pixels; "logistic" in log-probabilities of the classes, by a logistic
+        regression that is fitted to the training images; "vgg" in activations of VGG-19; "module"
+        in the output of a module of your own.
+    inverse_penalty : float
+        For "logistic": one over the strength of the penalty on the squared weights.
+    layer : str
+        For "vgg": torchvision's name of the layer.
+    weights : str or None
+        For "vgg": "published" (downloaded once), a file, or null for random weights.
+    resize : int or None
+        For "vgg": resize images to this height and width first.
+    class_path : str or None
+        For "module": the class, "package.module.Name".
+    init_args : dict
+        For "module": the constructor's arguments.
+    checkpoint : str or None
+        For "module": the weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a class is given without "module" or lacks with it, or a number is out of its range.
+    """
+
+    kind: Literal["none", "logistic", "vgg", "module"] = "none"
+    inverse_penalty: float = 0.01
+    layer: str = "features.8"
+    weights: str | None = "published"
+    resize: int | None = None
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("inverse_penalty", self.inverse_penalty, above=0.0)
+        if (self.kind == "module") == (self.class_path is None):
+            required = "given where `kind` is 'module', and only there"
+            raise ValueError(requirement("class_path", required, self.class_path))
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """How the decoder becomes a metric.
+
+    Attributes
+    ----------
+    uncertainty : bool
+        Measure the standard deviation of a Gaussian decoder too (the expected metric); false takes
+        its mean alone.
+    diagonal : str
+        With features on a Gaussian decoder: "exact" squared norms of the features' Jacobian's
+        columns, their "hutchinson" estimate, or "auto": exact up to 64 features.
+    n_probes : int
+        Random sign vectors of that estimate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the number of probes is not positive.
+    """
+
+    uncertainty: bool = True
+    diagonal: Literal["auto", "exact", "hutchinson"] = "auto"
+    n_probes: int = 16
+
+    def __post_init__(self) -> None:
+        check_integer("n_probes", self.n_probes)
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How geodesics are found.
+
+    Attributes
+    ----------
+    method : str
+        "preconditioned" (metric-preconditioned L-BFGS or Gauss-Newton, coarse to fine), or
+        "michelis_becker" (Adam, one knot at a time, as in their paper).
+    tolerance : float
+        Predicted relative improvement in length at which a pair has converged.
+    max_control_points : int
+        Largest number of control points of a curve.
+    max_iterations : int
+        Largest number of steps for each pair ("preconditioned").
+    length_tolerance : float
+        Relative tolerance of the reported lengths.
+    batch_size : int
+        Pairs that are solved together and stored as one part.
+    max_rows : int or None
+        Largest number of rows sent through the decoder at once; null chooses from the memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
+    """
+
+    method: Literal["preconditioned", "michelis_becker"] = "preconditioned"
+    tolerance: float = 3e-4
+    max_control_points: int = 67
+    max_iterations: int = 200
+    length_tolerance: float = 1e-4
+    batch_size: int = 64
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, above=0.0)
+        check_integer("max_control_points", self.max_control_points, minimum=7)
+        check_integer("max_iterations", self.max_iterations)
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        check_integer("batch_size", self.batch_size)
+        if self.max_rows is not None:
+            check_integer("max_rows", self.max_rows)
+
+
+@dataclass(frozen=True)
+class InitialOptions:
+    """Where curves start.
+
+    Attributes
+    ----------
+    kind : str
+        "straight" lines; shortest paths on a regular "lattice" (up to three latent dimensions) or
+        on a graph of neighbouring "codes" of the training images, of which and the straight line
+        the shorter result is kept; "auto": the lattice in two dimensions, straight lines above.
+    resolution : int
+        Points of the lattice along each axis.
+    margin : float
+        Latent units between the outermost codes and the edge of the lattice.
+    n_nodes : int or None
+        Nodes of the graph of codes: codes are drawn again, and jittered, up to this number.
+    n_neighbors : int
+        Neighbours of each node of that graph.
+    jitter : float
+        Standard deviation of the jitter, in latent units.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
+    """
+
+    kind: Literal["auto", "straight", "lattice", "codes"] = "auto"
+    resolution: int = 256
+    margin: float = 0.5
+    n_nodes: int | None = 12_000
+    n_neighbors: int = 32
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_integer("resolution", self.resolution, minimum=2)
+        check_number("margin", self.margin, above=0.0)
+        if self.n_nodes is not None:
+            check_integer("n_nodes", self.n_nodes, minimum=2)
+        check_integer("n_neighbors", self.n_neighbors)
+        check_number("jitter", self.jitter, at_least=0.0)

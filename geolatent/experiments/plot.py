@@ -1,0 +1,141 @@
+"""Figures and tables from stored results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from geolatent import plotting
+from geolatent.checks import requirement
+from geolatent.experiments import compare, improvement, interpolate, landscape, sample
+from geolatent.experiments.console import make_table, print_files
+from geolatent.results import CONFIG, SUMMARY, Run, load_run
+from geolatent.training_figures import draw_training
+
+FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
+    "compare": compare.figures,
+    "improvement": improvement.figures,
+    "interpolate": interpolate.figures,
+    "landscape": landscape.figures,
+    "sample": sample.figures,
+}
+
+
+def plot(run_dir: Path) -> None:
+    """Draw the figures of a run again, from its stored results alone.
+
+    Args:
+        run_dir: The folder that a command wrote, as its `out`.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
+    console = Console()
+    # the folder of a training has a summary, and no config of its own
+    if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
+        print_files(console, run_dir, draw_training(run_dir))
+        return
+    run = load_run(run_dir)
+    if not run.finished:
+        n_pairs = len(run.pairs) if run.pairs is not None else 0
+        required = "a finished run; run the command again with --overwrite"
+        found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
+        raise ValueError(requirement("run_dir", required, found))
+    drawn = FIGURES[run.command](run)
+    print_files(console, run_dir, plotting.save_figures(drawn, run_dir))
+
+
+def report(runs_dir: Path) -> None:
+    """Print one table of all finished runs in a folder and its sub-folders.
+
+    Args:
+        runs_dir: A folder of run folders.
+    """
+    if not runs_dir.is_dir():
+        raise FileNotFoundError(requirement("runs_dir", "an existing folder", runs_dir))
+    table = make_table(
+        f"Runs in {runs_dir}",
+        [
+            "\nrun",
+            "\npairs",
+            "\nfurther results (straight line → geodesic)",
+            "\nn",
+            "straight\nlength",
+            "shorter by\nmean ± std %",
+            "min\n%",
+            "converged\n%",
+            "time\ns",
+        ],
+        n_text=3,
+    )
+    found = sorted(path.parent for path in runs_dir.rglob(SUMMARY))
+    if not found:
+        required = f"a folder of runs, with {SUMMARY} in them"
+        raise FileNotFoundError(requirement("runs_dir", required, runs_dir))
+    for folder in found:
+        for row in _rows(folder, folder.relative_to(runs_dir)):
+            table.add_row(*row)
+    # wide enough for the table, in a file or a log too
+    Console(width=max(Console().width, 150)).print(table)
+
+
+def _rows(folder: Path, name: Path) -> list[list[str]]:
+    """Return the rows of one run: one for each group of its pairs, or one."""
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    seconds = f"{summary['seconds']:.0f}"
+    if "class_path" in summary:
+        error, variance = summary["test_error"], summary["test_variance"]
+        text = f"test error {error:.4f}, of the mean image {variance:.4f}"
+        kind = summary["class_path"].rpartition(".")[2]
+        return [[str(name), kind, text, str(summary["n_train"]), "", "", "", "", seconds]]
+    if "groups" not in summary:
+        text = _landscape_text(summary) if "maps" in summary else f"{summary['n_images']} images"
+        return [[str(name), "", text, "", "", "", "", "", seconds]]
+    rows: list[list[str]] = []
+    for label, group in summary["groups"].items():
+        gain = group["relative_improvement"]
+        rows.append(
+            [
+                str(name) if not rows else "",
+                _label(summary, label),
+                _further(summary, group),
+                str(group["n_pairs"]),
+                f"{group['straight_length']['mean']:.2f}",
+                f"{100 * gain['mean']:.2f} ± {100 * gain['std']:.2f}",
+                f"{100 * gain['min']:.2f}",
+                f"{100 * group['converged']:.0f}",
+                seconds if not rows else "",
+            ]
+        )
+    return rows
+
+
+def _label(summary: dict[str, object], label: str) -> str:
+    if summary["command"] != "improvement":
+        return label
+    return f"step {label}" if summary["pairs"] == "worst" else str(summary["pairs"])
+
+
+def _further(summary: dict[str, object], group: dict[str, dict[str, float]]) -> str:
+    """Say what else a group of pairs gave: means, straight line → geodesic."""
+    parts = []
+    for key, text in (
+        ("crossings", "classes crossed"),
+        ("data_distance", "data distance"),
+        ("alignment", "alignment"),
+    ):
+        if key in group:
+            before, after = group[f"straight_{key}"]["mean"], group[key]["mean"]
+            parts.append(f"{text} {before:.2f} → {after:.2f}")
+    if summary["command"] == "compare":
+        comparable = summary["comparable"]
+        parts.append(f"{comparable['n_pairs']} comparable")  # type: ignore[index]
+    return ", ".join(parts[:2])
+
+
+def _landscape_text(summary: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    at_data = summary["maps"]["condition"]["at_the_data"]["median"]
+    return f"median condition number at the data {at_data:.3g}"
