@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from geolatent._version import __version__
 from geolatent.checks import describe, requirement
@@ -69,7 +70,8 @@ class SolvedPairs:
         ``iterations``, ``control_points``; ``forward``, ``backward``, ``jvp`` (decoder rows) and
         ``equivalents`` (their cost in forward rows).
     curve
-        The curves, on one knot vector.
+        The curves, on one knot vector. Where models of several latent dimensions are joined, those
+        of fewer dimensions are filled up with zeros, which `where` takes away again.
     """
 
     table: pa.Table
@@ -119,16 +121,20 @@ class SolvedPairs:
     def join(cls, parts: Sequence[SolvedPairs]) -> SolvedPairs:
         """Join parts in their order; the curves get the control points of the richest part."""
         most = max(part.curve.n_control_points for part in parts)
+        dim = max(part.curve.dim for part in parts)
         refined = [refine(part.curve.knots, most) for part in parts]
         points = [
-            matrix.to(part.curve.control_points) @ part.curve.control_points
+            pad(
+                matrix.to(part.curve.control_points) @ part.curve.control_points,
+                (0, dim - part.curve.dim),
+            )
             for part, (_, matrix) in zip(parts, refined, strict=True)
         ]
         table = pa.concat_tables([part.table for part in parts])
         return cls(table.combine_chunks(), CubicBSpline(torch.cat(points), refined[0][0]))
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return a column as an array; codes as (B, d)."""
+        """Return a column as an array; codes as (B, d), all of one dimension."""
         column = self.table[name]
         if pa.types.is_list(column.type):
             return np.array(column.to_pylist())
@@ -143,8 +149,11 @@ class SolvedPairs:
 
     def where(self, column: str, value: object) -> SolvedPairs:
         """Return the pairs whose column has a value."""
-        rows = torch.from_numpy(np.flatnonzero(self.column(column) == value))
-        return SolvedPairs(self.table.take(pa.array(rows.numpy())), self.curve[rows])
+        rows = np.flatnonzero(self.column(column) == value)
+        table = self.table.take(pa.array(rows))
+        dim = max((len(code) for code in table["start"].to_pylist()), default=self.curve.dim)
+        points = self.curve.control_points[torch.from_numpy(rows), :, :dim]
+        return SolvedPairs(table, CubicBSpline(points, self.curve.knots))
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -75,8 +75,9 @@ def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = 
 
 def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> Tensor:
     """Draw codes from N(0, I), (n, dim); by default float32 on the CPU."""
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
-    codes = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+    # numpy draws row by row: a longer draw begins as a shorter one, which torch's does not
+    generator = np.random.default_rng(check_integer("seed", seed, minimum=0))
+    codes = torch.from_numpy(generator.standard_normal((n, dim)))
     return codes.to(like) if like is not None else codes.float()
 
 

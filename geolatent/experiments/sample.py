@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -49,15 +51,15 @@ def png_bytes(image: Tensor) -> bytes:
     >>> png_bytes(torch.zeros(1, 8, 8))[1:4]
     b'PNG'
     """
-    # torchvision takes seconds to import: only those who write images pay for it.
-    from torchvision.io import encode_png
-
     check_tensor("image", image, "of shape (1 or 3, height, width)", (3,))
     if image.shape[0] not in (1, 3):
         required = "a tensor of shape (1 or 3, height, width)"
         raise ValueError(requirement("image", required, describe(image)))
     pixels = (255.0 * (image.detach().cpu().double() + 1.0) / 2.0).round().clamp(0.0, 255.0)
-    return bytes(encode_png(pixels.to(torch.uint8)).numpy())
+    array = pixels.to(torch.uint8).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if image.shape[0] == 1 else array).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def sample(
