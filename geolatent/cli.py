@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from geolatent._version import __version__
 
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = getattr(importlib.import_module(module), name)
         parser = _parser(command, function)
         parsed = parser.parse_args(_complete_flags(words[1:], function))
+        _check_groups(parser, parsed, function)
         values = parser.instantiate(parsed).as_dict()
         values.pop("config", None)
         function(**values)
@@ -103,12 +105,21 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     return parser
 
 
+def _check_groups(parser: ArgumentParser, parsed: Namespace, function: Callable[..., Any]) -> None:
+    """Refuse a value that is not a set of options where there should be one, such as a list."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = parsed[name]
+        if dataclasses.is_dataclass(parameter.default) and not isinstance(value, Namespace):
+            parser.error(f'Parser key "{name}":\n  Expected options and their values. Got: {value}')
+
+
 def _complete_flags(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
     """Let ``--overwrite`` stand for ``--overwrite true``, and so for all that are true or false."""
     parameters = inspect.signature(function).parameters.values()
     flags = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
     completed: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else ""
         completed.append(word)
         if word in flags and following.lower() not in ("true", "false"):
             completed.append("true")

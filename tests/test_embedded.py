@@ -75,11 +75,14 @@ def test_demo_command_writes_its_figures(tmp_path, capsys):
     assert not list(out.glob("*.tmp"))
 
 
-def test_demo_runs_as_a_program(tmp_path):
-    command = [sys.executable, "-m", "geolatent", "demo", "--n_pairs", "1", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def test_demo_runs_as_a_program_without_options(tmp_path):
+    command = [sys.executable, "-m", "geolatent", "demo"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "latent_plane.png" in done.stdout
+    assert (tmp_path / "geolatent-demo" / "latent_plane.png").is_file()
 
 
 def test_demo_says_in_one_line_what_is_wrong(tmp_path, capsys):

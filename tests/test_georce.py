@@ -83,8 +83,7 @@ def test_distances_converge_with_the_number_of_segments(make):
         assert (solution.length > distance * (1 - 2e-5)).all()
         assert (solution.length <= solution.straight_length).all()
         excess.append((solution.length / distance - 1).amax().item())
-    # tensors are taken at the segments' first points: positions are off by O(1/T), and lengths,
-    # stationary at a geodesic, by O(1/T^2); asked for is the first order
+    # at least the first order in 1/T, down to the tolerance of the lengths
     for coarse, fine in itertools.pairwise(excess):
         assert fine < 0.6 * coarse + 2e-5
     assert excess[-1] < 1e-3

@@ -1,6 +1,6 @@
 """Comparison of models on the same pairs of images, each through its own encoder."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
+# ruff: noqa: B006, B008 - the defaults are frozen dataclasses, and a dictionary that stays empty
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _with_differences(batch: SolvedPairs, n_models: int, threshold: float) -> So
 
 def compare(
     out: Path = Path("runs/compare"),
-    models: dict[str, ModelEntry] | None = None,
+    models: dict[str, ModelEntry] = {},
     n_pairs: int = 100,
     threshold: float = 0.02,
     data: DataOptions = DataOptions(split="test"),
@@ -150,9 +150,9 @@ def compare(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    if models is None or len(models) < 2:
+    if len(models) < 2:
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
-        raise ValueError(requirement("models", required, models))
+        raise ValueError(requirement("models", required, list(models)))
     check_number("threshold", threshold, at_least=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)

@@ -1,0 +1,565 @@
+"""The experiments: where pairs come from, what is measured of curves, comparisons."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import geolatent as gl
+from geolatent.config import (
+    FeatureOptions,
+    InitialOptions,
+    MetricOptions,
+    ModelOptions,
+    SolverOptions,
+)
+from geolatent.data import DataOptions
+from geolatent.experiments.compare import compare_models
+from geolatent.experiments.improvement import choose_pairs, measure_improvement
+from geolatent.experiments.interpolate import interpolate_pairs, measure_classes
+from geolatent.experiments.landscape import measure_landscape
+from geolatent.experiments.latent_model import LatentModel
+from geolatent.experiments.measures import (
+    alignment,
+    class_crossings,
+    classes_along,
+    classes_visited,
+    correlation_matrices,
+    data_distance,
+)
+from geolatent.experiments.pairs import (
+    Case,
+    Pairs,
+    draw_images,
+    encoded_pairs,
+    make_solver,
+    prior_pairs,
+    read_pairs,
+    solve_in_batches,
+    worst_case_pairs,
+)
+from geolatent.experiments.sample import png_bytes
+from geolatent.experiments.setup import (
+    Dataset,
+    make_device,
+    make_features,
+    make_initial,
+    make_model,
+)
+from geolatent.experiments.summary import statistics, summarise
+from geolatent.models import RBFPrecision
+from geolatent.results import SolvedPairs
+
+COARSE = SolverOptions(max_control_points=11)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Return the embedded model and some test images."""
+    images, labels = gl.data.digits("test")
+    return LatentModel(gl.models.digits_vae()), images, labels
+
+
+def constant_metric(*diagonal):
+    tensor = torch.diag(torch.tensor(diagonal))
+    return gl.TensorMetric(lambda z: tensor.to(z).expand(len(z), -1, -1), dim=len(diagonal))
+
+
+class Reversed(nn.Module):
+    """The embedded model with its latent axes exchanged: the same images, other codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = gl.models.digits_vae()
+        self.latent_dim = 2
+
+    def encode(self, images):
+        return self.inner.encode(images)[0].flip(1)
+
+    def decode(self, z):
+        return self.inner.decode(z.flip(1))
+
+
+# pairs
+
+
+def test_prior_pairs_repeat_and_extend():
+    pairs = prior_pairs(5, 3, seed=1)
+    longer = prior_pairs(9, 3, seed=1, like=torch.empty(0, dtype=torch.float64))
+    assert pairs.start.shape == pairs.end.shape == (5, 3)
+    assert longer.end.dtype == torch.float64
+    torch.testing.assert_close(longer.start[:5].float(), pairs.start)
+    assert not torch.equal(prior_pairs(5, 3, seed=2).start, pairs.start)
+
+
+def test_no_image_is_drawn_twice():
+    rows = draw_images(10, 21, seed=0)
+    assert rows.shape == (10, 2)
+    assert rows.unique().numel() == 20
+    with pytest.raises(ValueError, match="`n_pairs` should be at most 10"):
+        draw_images(11, 21)
+
+
+def test_encoded_pairs_are_the_model_s_codes(digits):
+    model, images, labels = digits
+    rows = draw_images(4, len(images), seed=2)
+    pairs = encoded_pairs(model, images, labels, rows)
+    with torch.no_grad():
+        expected = model.module.encode(images)[0]
+    torch.testing.assert_close(pairs.start, expected[rows[:, 0]])
+    torch.testing.assert_close(pairs.end, expected[rows[:, 1]])
+    assert torch.equal(pairs.columns["end_label"], labels[rows[:, 1]])
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_worst_case_steps_follow_algorithm_1(dim):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(7, dim, generator=generator, dtype=torch.float64)
+    like = torch.empty(0, dtype=torch.float64)
+    metric = gl.PullbackMetric(lambda z: torch.sin(z) @ matrix.T)
+    groups = worst_case_pairs(metric, 6, dim, [0.5, 3.0], seed=4, like=like)
+    assert [set(pairs.columns["step"]) for pairs in groups] == [{0.5}, {3.0}]
+    for step, pairs in zip([0.5, 3.0], groups, strict=True):
+        assert torch.equal(pairs.start, groups[0].start)
+        direction = (pairs.end - pairs.start) / step
+        torch.testing.assert_close(direction.norm(dim=1), torch.ones_like(direction[:, 0]))
+        assert bool(((direction * pairs.start).sum(1) <= 0).all())
+        values = torch.linalg.eigvalsh(metric.tensor(pairs.start))
+        torch.testing.assert_close(metric.quadratic(pairs.start, direction), values[:, -1])
+
+
+@pytest.mark.parametrize("steps", [[], [0.0], [1.0, -2.0], [math.nan]])
+def test_worst_case_steps_have_to_be_positive(steps):
+    with pytest.raises(ValueError, match="`steps` should be"):
+        worst_case_pairs(constant_metric(1.0, 2.0), 2, 2, steps)
+
+
+def test_pairs_of_a_file(tmp_path):
+    start, end = torch.randn(2, 4, 3, dtype=torch.float64)
+    np.savez(tmp_path / "pairs.npz", start=start.numpy(), end=end.numpy())
+    np.save(tmp_path / "pairs.npy", torch.stack([start, end], dim=1).numpy())
+    torch.save({"start": start, "end": end}, tmp_path / "pairs.pt")
+    for ending in ("npz", "npy", "pt"):
+        pairs = read_pairs(tmp_path / f"pairs.{ending}", 3)
+        torch.testing.assert_close(pairs.start, start.float())
+        torch.testing.assert_close(pairs.end, end.float())
+    with pytest.raises(ValueError, match="`start` should be a tensor of shape"):
+        read_pairs(tmp_path / "pairs.npy", 2)
+    np.savez(tmp_path / "other.npz", first=start.numpy())
+    with pytest.raises(ValueError, match="`codes` should be a file that holds `start` and `end`"):
+        read_pairs(tmp_path / "other.npz", 3)
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="`codes` should be a readable file"):
+        read_pairs(tmp_path / "broken.npz", 3)
+    with pytest.raises(FileNotFoundError, match="`codes` should be an existing file"):
+        read_pairs(tmp_path / "missing.npz", 3)
+
+
+@pytest.mark.parametrize("source", ["prior", "encoded"])
+def test_a_file_of_codes_is_for_codes_alone(digits, source):
+    with pytest.raises(ValueError, match="`codes` should be the path of a file"):
+        choose_pairs(source, 2, digits[0], Dataset(DataOptions()), codes="pairs.npz")
+
+
+def test_batches_hold_all_pairs_and_equal_one_batch(digits):
+    model, _, _ = digits
+    pairs = prior_pairs(5, 2, seed=3)
+    metric = model.metric()
+    told = []
+    parts = list(
+        solve_in_batches(
+            [Case(metric, pairs)], SolverOptions(max_control_points=11, batch_size=2), told.append
+        )
+    )
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    joined = SolvedPairs.join(parts)
+    (whole,) = solve_in_batches([Case(metric, pairs)], COARSE)
+    assert joined.column("pair").tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(joined.column("length"), whole.column("length"), rtol=1e-4)
+
+
+def test_cases_have_to_be_equally_long():
+    metric = constant_metric(1.0, 2.0)
+    cases = [Case(metric, prior_pairs(n, 2)) for n in (1, 2)]
+    with pytest.raises(ValueError, match="`cases` should be one or more of equally many"):
+        list(solve_in_batches(cases))
+
+
+def test_solver_options_reach_the_solver():
+    solver = make_solver(SolverOptions(tolerance=1e-2, max_control_points=9))
+    assert (solver.tolerance, solver.max_control_points) == (1e-2, 9)
+    recipe = make_solver(SolverOptions(method="michelis_becker"))
+    assert recipe == gl.FirstOrderSolver.michelis_becker()
+
+
+# measures
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, 1.2, math.pi / 2])
+def test_alignment_is_the_squared_cosine_for_a_constant_metric(angle):
+    metric = constant_metric(4.0, 1.0)
+    end = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+    line = gl.CubicBSpline.straight(torch.zeros_like(end), end)
+    found = alignment(metric, line)
+    assert found.item() == pytest.approx(math.sin(angle) ** 2, abs=1e-12)
+
+
+def test_alignment_weighs_eigenvectors_by_their_condition_numbers():
+    metric = constant_metric(100.0, 10.0, 1.0)
+    ends = torch.eye(3, dtype=torch.float64)
+    line = gl.CubicBSpline.straight(torch.zeros_like(ends), ends)
+    expected = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(alignment(metric, line), expected)
+
+
+def test_alignment_does_not_depend_on_speed_direction_or_units():
+    metric = gl.TensorMetric(
+        lambda z: torch.diag_embed(torch.stack([torch.exp(z[:, 0]), torch.exp(-z[:, 1])], dim=1)),
+        dim=2,
+    )
+    scaled = gl.TensorMetric(lambda z: 7.0 * metric.fn(z), dim=2)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+    curve = gl.CubicBSpline(points, gl.CubicBSpline.straight(points[:, 0], points[:, -1], 6).knots)
+    found = alignment(metric, curve, n_points=400)
+    torch.testing.assert_close(alignment(metric, curve.reverse(), n_points=400), found)
+    torch.testing.assert_close(alignment(scaled, curve, n_points=400), found)
+    # a straight line run through at a speed that is not constant
+    line = gl.CubicBSpline.straight(points[:, 0], points[:, -1])
+    t = torch.tensor([0.0, 0.1, 0.3, 1.0], dtype=torch.float64)[None, :, None]
+    uneven = torch.lerp(points[:, :1], points[:, -1:], t)
+    curve = gl.CubicBSpline(uneven, line.knots)
+    torch.testing.assert_close(
+        alignment(metric, curve, n_points=800),
+        alignment(metric, line, n_points=800),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_alignment_is_unknown_where_the_metric_prefers_nothing():
+    line = gl.CubicBSpline.straight(torch.zeros(2), torch.ones(2))
+    assert math.isnan(alignment(constant_metric(3.0, 3.0), line).item())
+    broken = gl.TensorMetric(
+        lambda z: torch.where(z[:, :1, None] > 0.5, torch.nan, torch.eye(2)), dim=2
+    )
+    assert math.isnan(alignment(broken, line).item())
+    nowhere = gl.CubicBSpline.straight(torch.ones(2), torch.ones(2))
+    assert math.isnan(alignment(constant_metric(3.0, 1.0), nowhere).item())
+
+
+def test_data_distance_of_a_line():
+    codes = torch.tensor([[0.0, 3.0], [4.0, 3.0]])
+    line = gl.CubicBSpline.straight(torch.zeros(2), torch.tensor([4.0, 0.0]))
+    # from either side the nearest code is 3 away across and up to 2 along
+    exact = 0.25 * (2 * math.sqrt(13.0) + 9.0 * math.asinh(2.0 / 3.0)) * 1.0
+    assert data_distance(line, codes, n_points=512).item() == pytest.approx(exact, rel=1e-4)
+    still = gl.CubicBSpline.straight(torch.zeros(2), torch.zeros(2))
+    assert data_distance(still, codes).item() == pytest.approx(3.0)
+
+
+def test_classes_along_a_curve(digits):
+    model, _, _ = digits
+    features, _ = Dataset(DataOptions()).classifier()
+    pairs = prior_pairs(3, 2, seed=0)
+    line = gl.CubicBSpline.straight(pairs.start, pairs.end)
+    classes = classes_along(model, features, line, n_points=20)
+    assert classes.shape == (3, 20)
+    middle = line(torch.tensor([0.0, 1.0]))
+    ends = features(model.images(middle.flatten(0, 1))).argmax(1).reshape(3, 2)
+    assert torch.equal(classes[:, [0, -1]], ends)
+    assert bool((class_crossings(classes) >= classes_visited(classes) - 1).all())
+
+
+def test_correlations_of_equal_and_opposite_images():
+    image = torch.randn(1, 4, 4)
+    images = torch.stack([image, 2.0 * image + 0.5, -image, torch.zeros_like(image)])[None]
+    expected = torch.tensor(
+        [[1.0, 1.0, -1.0, 0.0], [1.0, 1.0, -1.0, 0.0], [-1.0, -1.0, 1.0, 0.0], [0.0] * 4]
+    )
+    found = correlation_matrices(images)
+    torch.testing.assert_close(found[0].float(), expected)
+
+
+def test_statistics_of_nothing_are_unknown():
+    assert math.isnan(statistics([math.nan])["mean"])
+    assert statistics([2.0])["std"] == 0.0
+
+
+# experiments
+
+
+def test_improvement_is_positive_and_grows_with_the_step(digits):
+    model, _, _ = digits
+    metric = model.metric()
+    groups = worst_case_pairs(metric, 8, 2, [0.5, 2.0], like=model.like)
+    solved = SolvedPairs.join(list(measure_improvement(metric, groups, solver=COARSE)))
+    means = []
+    for step in (0.5, 2.0):
+        part = solved.where("step", step)
+        assert (part.column("relative_improvement") >= 0).all()
+        means.append(summarise(part)["relative_improvement"]["mean"])
+        # geodesics turn towards directions in which the metric is small
+        assert np.nanmean(part.column("alignment")) > np.nanmean(part.column("straight_alignment"))
+    assert 0 < means[0] < means[1]
+
+
+def test_a_model_compared_with_itself_is_equal(digits):
+    model, images, labels = digits
+    rows = draw_images(3, len(images))
+    models = {"one": model, "two": model}
+    metrics = {name: model.metric() for name in models}
+    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=0.0)
+    one, two = (batch.where("model", name) for name in models)
+    for name in ("relative_improvement", "length", "start", "end"):
+        np.testing.assert_array_equal(one.column(name), two.column(name))
+    assert one.column("comparable").all()
+
+
+def test_every_model_encodes_the_pairs_itself(digits):
+    model, images, labels = digits
+    other = LatentModel(Reversed().eval())
+    rows = draw_images(3, len(images))
+    models = {"one": model, "other": other}
+    metrics = {name: each.metric() for name, each in models.items()}
+    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE)
+    one, two = (batch.where("model", name) for name in models)
+    np.testing.assert_array_equal(one.column("start_image"), two.column("start_image"))
+    np.testing.assert_allclose(one.column("start"), two.column("start")[:, ::-1], rtol=1e-6)
+    # the same decoder in other coordinates: the same lengths
+    np.testing.assert_allclose(one.column("length"), two.column("length"), rtol=1e-3)
+
+
+def test_models_of_different_dimensions_are_comparable(digits):
+    model, images, labels = digits
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        other = LatentModel(gl.models.MLPVAE(latent_dim=3).eval().requires_grad_(False))
+    rows = draw_images(4, len(images))
+    models = {"one": model, "other": other}
+    metrics = {name: each.metric() for name, each in models.items()}
+    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=0.03)
+    one, two = (batch.where("model", name) for name in models)
+    assert (one.curve.dim, two.curve.dim) == (2, 3)
+    for part in (one, two):
+        ends = part.curve.control_points[:, [0, -1]].numpy()
+        np.testing.assert_allclose(ends[:, 0], part.column("start"), rtol=1e-6)
+        np.testing.assert_allclose(ends[:, 1], part.column("end"), rtol=1e-6)
+    gap = abs(one.column("relative_improvement") - two.column("relative_improvement"))
+    np.testing.assert_allclose(one.column("difference"), gap)
+    np.testing.assert_array_equal(one.column("comparable"), gap <= 0.03)
+
+
+def test_logistic_features_cross_no_more_classes(digits):
+    model, images, labels = digits
+    features, accuracy = make_features(
+        FeatureOptions(kind="logistic"), Dataset(DataOptions()), model.like
+    )
+    assert accuracy > 0.85
+    metrics = {"plain": model.metric(), "logistic": model.metric(None, features)}
+    pairs = encoded_pairs(model, images, labels, draw_images(4, len(images)))
+    measure = [measure_classes(model, features)]
+    (batch,) = interpolate_pairs(
+        metrics,
+        pairs,
+        solver=SolverOptions(max_control_points=11, length_tolerance=1e-2, tolerance=1e-2),
+        measures=dict.fromkeys(metrics, measure),
+    )
+    crossings = {name: batch.where("metric", name).column("crossings") for name in metrics}
+    assert crossings["logistic"].mean() <= crossings["plain"].mean()
+
+
+def test_geodesics_of_the_gaussian_metric_stay_near_the_data():
+    """Codes on a ring: the straight line runs through the hole, the geodesic around it."""
+    angles = torch.linspace(0, 2 * math.pi, 201)[:-1]
+    codes = 2.0 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    precision = RBFPrecision(codes[::5], torch.full((40,), 12.0), output_dim=4, floor=0.01)
+    precision.requires_grad_(False)
+
+    def decode(z):
+        return torch.cat([z, z], dim=1), precision.std(z)
+
+    metric = gl.GaussianPullbackMetric(decode)
+    index = torch.randint(200, (40, 2), generator=torch.Generator().manual_seed(0))
+    start, end = codes[index[:, 0]], codes[index[:, 1]]
+    graph = gl.LatentGraph.from_codes(metric, codes, n_nodes=1000, jitter=0.2)
+    solution = gl.solve_geodesic(metric, start, end, initial=graph)
+    straight = data_distance(gl.CubicBSpline.straight(start, end), codes)
+    assert data_distance(solution.curve, codes).mean() < 0.5 * straight.mean()
+
+
+def test_landscape_of_the_sphere():
+    def sphere(z):
+        square = z.square().sum(1, keepdim=True)
+        return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
+
+    low, high = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
+    found = measure_landscape(gl.PullbackMetric(sphere), low.double(), high.double(), 5)
+    square = found.first[None] ** 2 + found.second[:, None] ** 2
+    torch.testing.assert_close(found.magnification, 4.0 / (1.0 + square) ** 2)
+    torch.testing.assert_close(found.condition, torch.ones(5, 5, dtype=torch.float64))
+
+
+def test_landscape_follows_the_axes():
+    metric = gl.TensorMetric(
+        lambda z: torch.diag_embed(torch.stack([1.0 + 0 * z[:, 0], z[:, 1] ** 2], dim=1)), dim=2
+    )
+    low, high = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 4.0])
+    found = measure_landscape(metric, low, high, 3)
+    torch.testing.assert_close(found.stretch[:, 0].float(), torch.tensor([2.0, 3.0, 4.0]))
+    torch.testing.assert_close(found.condition[:, 1].float(), torch.tensor([4.0, 9.0, 16.0]))
+    torch.testing.assert_close(found.direction[..., 1].abs().float(), torch.ones(3, 3))
+    with pytest.raises(ValueError, match="`high` should be above `low`"):
+        measure_landscape(metric, high, low)
+    with pytest.raises(ValueError, match=r"`low` should be a tensor of shape \(2,\)"):
+        measure_landscape(metric, torch.zeros(3), torch.ones(3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_files_hold_the_pixels(channels):
+    image = torch.linspace(-1.2, 1.2, channels * 20).reshape(channels, 4, 5)
+    expected = ((image.double().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    found = np.asarray(Image.open(io.BytesIO(png_bytes(image))))
+    np.testing.assert_array_equal(found.reshape(4, 5, channels), expected.permute(1, 2, 0))
+    with pytest.raises(ValueError, match="`image` should be"):
+        png_bytes(torch.zeros(2, 4, 5))
+
+
+# objects from options
+
+
+def test_a_user_s_own_decoder(tmp_path):
+    from safetensors.torch import save_file
+
+    layer = nn.Linear(3, 5)
+    save_file(layer.state_dict(), tmp_path / "weights.safetensors")
+    options = ModelOptions(
+        checkpoint=str(tmp_path / "weights.safetensors"),
+        class_path="torch.nn.Linear",
+        init_args={"in_features": 3, "out_features": 5},
+        decoder="forward",
+        latent_dim=3,
+    )
+    model = make_model(options, "float64", torch.device("cpu"))
+    z = torch.randn(4, 3, dtype=torch.float64)
+    expected = z @ layer.weight.double().T + layer.bias.double()
+    torch.testing.assert_close(model.images(z), expected)
+    weight = layer.weight.double()
+    torch.testing.assert_close(model.metric().tensor(z)[0], (weight.T @ weight).detach())
+    with pytest.raises(ValueError, match="`encoder` should be the name of a method of Linear"):
+        model.encode(torch.zeros(1, 1, 8, 8))
+
+
+def test_what_a_model_needs():
+    module = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match="`latent_dim` should be given"):
+        LatentModel(module, decoder="forward")
+    with pytest.raises(ValueError, match="`decoder` should be the name of a method of Linear"):
+        LatentModel(module, latent_dim=2)
+    digits = LatentModel(gl.models.digits_vae())
+    with pytest.raises(ValueError, match="`data` should be the model's images, of shape"):
+        digits.encode(torch.zeros(1, 1, 28, 28))
+
+
+def test_a_missing_checkpoint_tells_what_to_run(tmp_path):
+    options = ModelOptions(checkpoint=str(tmp_path / "missing.safetensors"))
+    with pytest.raises(FileNotFoundError, match="To train a model, run: geolatent train") as told:
+        make_model(options, "float32", torch.device("cpu"))
+    assert "`model.checkpoint` should be an existing file" in str(told.value)
+
+
+def test_missing_data_tell_what_to_run(tmp_path):
+    dataset = Dataset(DataOptions("MNIST", root=str(tmp_path / "missing")))
+    with pytest.raises(FileNotFoundError, match=r"--data\.download true"):
+        _ = dataset.chosen
+
+
+def test_the_mean_alone_is_a_deterministic_metric(digits):
+    model, _, _ = digits
+    z = torch.randn(3, 2)
+    plain = gl.PullbackMetric(model.module.decode_mean)
+    found = model.metric(MetricOptions(uncertainty=False))
+    torch.testing.assert_close(found.tensor(z), plain.tensor(z))
+    gaussian = gl.GaussianPullbackMetric(model.module.decode)
+    torch.testing.assert_close(model.metric().tensor(z), gaussian.tensor(z))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        (FeatureOptions(kind="logistic"), (2, 10)),
+        (FeatureOptions(kind="vgg", layer="features.2", weights=None), (2, 64, 8, 8)),
+        (FeatureOptions(kind="module", class_path="torch.nn.Flatten"), (2, 64)),
+    ],
+)
+def test_feature_maps(options, shape):
+    like = torch.empty(0, dtype=torch.float64)
+    features, _ = make_features(options, Dataset(DataOptions()), like)
+    assert features(torch.zeros(2, 1, 8, 8, dtype=torch.float64)).shape == shape
+
+
+@pytest.mark.parametrize("kind", ["straight", "lattice", "codes", "auto"])
+def test_where_curves_start(digits, kind):
+    model, _, _ = digits
+    pairs = Pairs(torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, -6.0]]))
+    options = InitialOptions(kind=kind, resolution=12, n_nodes=1500, n_neighbors=4)
+    graph = make_initial(options, model.metric(), model, Dataset(DataOptions()), [pairs])
+    if kind == "straight":
+        assert graph is None
+    elif kind == "codes":
+        assert graph.n_nodes == 1500
+    else:
+        assert graph.n_nodes == 144
+        assert bool((graph.codes.amax(0) >= torch.tensor([5.5, 0.5])).all())
+        assert bool((graph.codes.amin(0) <= torch.tensor([-0.5, -6.5])).all())
+
+
+def test_no_lattice_in_many_dimensions():
+    model = LatentModel(gl.models.MLPVAE(latent_dim=4).eval().requires_grad_(False))
+    pairs = prior_pairs(1, 4)
+    with pytest.raises(ValueError, match=r"`initial\.kind` should be 'codes' or 'straight'"):
+        make_initial(
+            InitialOptions(kind="lattice"),
+            model.metric(),
+            model,
+            Dataset(DataOptions()),
+            [pairs],
+        )
+
+
+def test_devices():
+    assert make_device("cpu") == torch.device("cpu")
+    assert make_device("auto").type in ("cpu", "cuda")
+    for name in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match="`device` should be auto, cpu, or another"):
+            make_device(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "name"),
+    [
+        (ModelOptions, {"init_args": {"a": 1}}, "init_args"),
+        (ModelOptions, {"latent_dim": 0}, "latent_dim"),
+        (FeatureOptions, {"kind": "module"}, "class_path"),
+        (FeatureOptions, {"class_path": "torch.nn.Flatten"}, "class_path"),
+        (FeatureOptions, {"inverse_penalty": 0.0}, "inverse_penalty"),
+        (MetricOptions, {"n_probes": 0}, "n_probes"),
+        (SolverOptions, {"tolerance": 0.0}, "tolerance"),
+        (SolverOptions, {"max_control_points": 4}, "max_control_points"),
+        (SolverOptions, {"batch_size": 0}, "batch_size"),
+        (SolverOptions, {"max_rows": 0}, "max_rows"),
+        (InitialOptions, {"resolution": 1}, "resolution"),
+        (InitialOptions, {"margin": 0.0}, "margin"),
+        (InitialOptions, {"n_nodes": 1}, "n_nodes"),
+        (InitialOptions, {"jitter": -1.0}, "jitter"),
+    ],
+)
+def test_options_out_of_range_are_told_by_name(options, values, name):
+    with pytest.raises(ValueError, match=f"`{name}` should be"):
+        options(**values)
