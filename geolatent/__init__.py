@@ -3,24 +3,49 @@
 from geolatent import data, models
 from geolatent._version import __version__
 from geolatent.curves import CubicBSpline
+from geolatent.distances import distance, graph_distances, pairwise_distances
 from geolatent.energy import path_energy, path_length
+from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
 from geolatent.first_order import FirstOrderSolver
 from geolatent.georce import GEORCESolver
 from geolatent.graph_files import load_graph, save_graph
 from geolatent.initial import LatentGraph
+from geolatent.interpolations import (
+    great_circle,
+    lerp,
+    log_prior,
+    norm_profile,
+    radial_walk,
+    slerp,
+    spherical_spiral,
+    through_points,
+)
+from geolatent.metric_families import (
+    BernoulliPullbackMetric,
+    CategoricalPullbackMetric,
+    ConformalMetric,
+    EnsembleMetric,
+    GaussianFisherRaoMetric,
+)
 from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
 from geolatent.minimize import LBFGS
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Progress, Solver
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 from geolatent.solver import solve_geodesic
+from geolatent.volume import condition_number, gaussian_curvature, magnification_factor
 
 __all__ = [
     "LBFGS",
+    "BernoulliPullbackMetric",
+    "CategoricalPullbackMetric",
+    "ConformalMetric",
     "CubicBSpline",
+    "EnsembleMetric",
     "Evaluations",
     "FirstOrderSolver",
     "GEORCESolver",
+    "GaussianFisherRaoMetric",
     "GaussianPullbackMetric",
     "GeodesicSolution",
     "LatentGraph",
@@ -32,11 +57,30 @@ __all__ = [
     "Status",
     "TensorMetric",
     "__version__",
+    "condition_number",
     "data",
+    "distance",
+    "exp_map",
+    "extrapolate",
+    "gaussian_curvature",
+    "geodesic_residual",
+    "graph_distances",
+    "great_circle",
+    "lerp",
     "load_graph",
+    "log_map",
+    "log_prior",
+    "magnification_factor",
     "models",
+    "norm_profile",
+    "pairwise_distances",
     "path_energy",
     "path_length",
+    "radial_walk",
     "save_graph",
+    "shoot",
+    "slerp",
     "solve_geodesic",
+    "spherical_spiral",
+    "through_points",
 ]
