@@ -481,6 +481,29 @@ def spline_through_points(points: Tensor) -> CubicBSpline:
     return CubicBSpline(control_points, knots)
 
 
+def slerp_curve(start: Tensor, end: Tensor, n_points: int = 33) -> CubicBSpline:
+    """Return `slerp` as splines, which can be measured and drawn like geodesics.
+
+    They pass through its points at equal steps of t. Between them they are within 0.05 % of the
+    radius of it, at the default number and whatever the angle.
+
+    Parameters
+    ----------
+    start, end
+        Codes, (d,) or (B, d) each, broadcast.
+    n_points
+        Points, the ends included.
+
+    Examples
+    --------
+    >>> curve = slerp_curve(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    >>> print(f"{curve(torch.tensor([0.3]))[0, 0].norm().item():.3f}")
+    1.000
+    """
+    times = torch.linspace(0.0, 1.0, check_integer("n_points", n_points, minimum=2))
+    return spline_through_points(slerp(start, end, times.double()))
+
+
 @dataclass(frozen=True)
 class NormProfile:
     """Norms along paths, beside those of codes drawn from the prior.

@@ -223,6 +223,36 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
     return figure
 
 
+def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, float]) -> Figure:
+    """Draw the norms of the codes along curves beside those of codes from the prior N(0, I).
+
+    Parameters
+    ----------
+    times
+        Curve parameters, (T,).
+    norms
+        Norms by the name of the curve, (B, T) each: their mean is drawn, and every pair's, faintly.
+    prior
+        Mean and standard deviation of the prior's norm.
+    """
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    mean, deviation = prior
+    axes.axhspan(max(mean - 2 * deviation, 0.0), mean + 2 * deviation, color="0.5", alpha=0.12)
+    axes.axhspan(mean - deviation, mean + deviation, color="0.5", alpha=0.22)
+    label = f"prior: {mean:.2f} ± {deviation:.2f}\n(bands: 1 and 2 std)"
+    axes.axhline(mean, color="0.3", lw=1.0, ls="--", label=label)
+    for number, (name, values) in enumerate(norms.items()):
+        axes.plot(times, values.T, color=f"C{number}", lw=0.6, alpha=0.25)
+        axes.plot(times, values.mean(0), color=f"C{number}", lw=2.4, label=f"{name}: mean")
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("curve parameter t")
+    axes.set_ylabel("norm of the code, $|z|$ (latent units)")
+    figure.legend(loc="outside right upper", fontsize=9)
+    return figure
+
+
 def count_bars(counts: Mapping[str, NDArray[np.int64]], quantity: str) -> Figure:
     """Draw how many pairs have each count, one bar for each group."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")

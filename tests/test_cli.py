@@ -205,15 +205,15 @@ def test_interpolate_compares_feature_maps(capsys, tmp_path):
     assert "logistic geodesic" in printed
     read = load_run(out)
     assert read.pairs.column("metric").tolist() == ["geodesic"] * 2 + ["logistic geodesic"] * 2
-    assert read.arrays["frames"].shape == (2, 3, 4, 1, 8, 8)
+    assert read.arrays["frames"].shape == (2, 4, 4, 1, 8, 8)
     assert read.summary["classifier_accuracy"] > 0.85
     for group in read.summary["groups"].values():
         for name in ("crossings", "data_distance", "correlation_variance", "alignment"):
-            assert group[name]["mean"] >= 0
-            assert group[f"straight_{name}"]["mean"] >= 0
+            for prefix in ("", "straight_", "slerp_"):
+                assert group[prefix + name]["mean"] >= 0
     figures = sorted((out / "figures").iterdir())
-    names = ["correlations.png", "crossings.png", "data_distance.png", "strips.png"]
-    assert [path.name for path in figures] == names
+    names = ["correlations", "crossings", "data_distance", "norms", "strips"]
+    assert [path.stem for path in figures] == names
     # the figures again, from the stored results alone
     for path in figures:
         path.unlink()

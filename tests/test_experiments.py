@@ -20,7 +20,13 @@ from geolatent.config import (
 from geolatent.data import DataOptions
 from geolatent.experiments.compare import compare_models
 from geolatent.experiments.improvement import choose_pairs, measure_improvement
-from geolatent.experiments.interpolate import interpolate_pairs, measure_classes
+from geolatent.experiments.interpolate import (
+    classes,
+    interpolate_pairs,
+    measure_along,
+    measure_slerp,
+    prior_densities,
+)
 from geolatent.experiments.landscape import measure_landscape
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import (
@@ -30,6 +36,7 @@ from geolatent.experiments.measures import (
     classes_visited,
     correlation_matrices,
     data_distance,
+    prior_density,
 )
 from geolatent.experiments.pairs import (
     Case,
@@ -364,7 +371,7 @@ def test_logistic_features_cross_no_more_classes(digits):
     assert accuracy > 0.85
     metrics = {"plain": model.metric(), "logistic": model.metric(None, features)}
     pairs = encoded_pairs(model, images, labels, draw_images(4, len(images)))
-    measure = [measure_classes(model, features)]
+    measure = [measure_along([classes(model, features)])]
     (batch,) = interpolate_pairs(
         metrics,
         pairs,
@@ -373,6 +380,32 @@ def test_logistic_features_cross_no_more_classes(digits):
     )
     crossings = {name: batch.where("metric", name).column("crossings") for name in metrics}
     assert crossings["logistic"].mean() <= crossings["plain"].mean()
+
+
+def test_straight_slerp_and_geodesic_side_by_side():
+    """In 100 dimensions straight lines leave the shell of the prior, slerp stays on it."""
+    metric = gl.PullbackMetric(lambda z: 3.0 * z)
+    pairs = prior_pairs(5, 100)
+    measures = {"geodesic": [measure_slerp(metric, COARSE), measure_along([prior_densities])]}
+    (batch,) = interpolate_pairs({"geodesic": metric}, pairs, solver=COARSE, measures=measures)
+    # a flat metric: the geodesic is the straight line, and slerp a longer way round
+    arc = gl.slerp(pairs.start, pairs.end, torch.linspace(0, 1, 2001)).diff(dim=1).norm(dim=2)
+    np.testing.assert_allclose(batch.column("slerp_length"), 3 * arc.sum(1), rtol=1e-3)
+    gain = 1 - batch.column("slerp_length") / batch.column("straight_length")
+    np.testing.assert_allclose(batch.column("slerp_relative_improvement"), gain, rtol=1e-3)
+    assert (gain < -0.05).all()
+    np.testing.assert_allclose(batch.column("straight_log_density"), batch.column("log_density"))
+    # |z|^2 / 2 is near 50 on the shell, and half of it in the middle of the straight line
+    assert (batch.column("slerp_lowest_log_density") < -130).all()
+    assert (batch.column("straight_log_density") > batch.column("slerp_log_density") + 10).all()
+
+
+def test_prior_density_along_curves():
+    line = gl.CubicBSpline.straight(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.0]))
+    mean, lowest = prior_density(line, n_points=2000)
+    # the mean of (x^2 + 1) / 2 for x from 0 to 2
+    assert float(mean) == pytest.approx(-math.log(2 * math.pi) - (4 / 3 + 1) / 2, abs=1e-6)
+    assert float(lowest) == pytest.approx(-math.log(2 * math.pi) - 5 / 2, abs=2e-3)
 
 
 def test_geodesics_of_the_gaussian_metric_stay_near_the_data():

@@ -20,6 +20,7 @@ from geolatent.interpolations import (
     prior_norm,
     radial_walk,
     slerp,
+    slerp_curve,
     spherical_coordinates,
     spherical_spiral,
     spline_through_points,
@@ -286,6 +287,17 @@ def test_norms_of_the_priors_to_two_digits():
     assert profile.deviation[:, 0].mean() == pytest.approx(0.0, abs=0.1)
     around = norm_profile(slerp(codes[:, 0], codes[:, 1], torch.linspace(0, 1, 11)))
     assert around.norms.mean() == pytest.approx(9.97, abs=0.05)
+
+
+def test_slerp_curves_follow_slerp():
+    start, end = torch.randn(2, 20, 3, dtype=torch.float64)
+    end[0] = -2 * start[0]
+    curve = slerp_curve(start, end)
+    times = torch.linspace(0, 1, 201, dtype=torch.float64)
+    gap = (curve(times) - slerp(start, end, times)).norm(dim=2)
+    radius = torch.maximum(start.norm(dim=1), end.norm(dim=1))
+    assert (gap.amax(1) < 5e-4 * radius).all()
+    assert torch.equal(curve.control_points[:, [0, -1]], torch.stack([start, end], 1))
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 10, 100, 1000])

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,16 +26,20 @@ from geolatent.config import (
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
+from geolatent.energy import RowBudget
+from geolatent.energy import measure as measure_lengths
 from geolatent.experiments.console import make_table, print_files, progress_bar
-from geolatent.experiments.improvement import ALIGNMENTS, choose_pairs, measure_alignment
+from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import (
+    alignment,
     class_crossings,
     classes_along,
     classes_visited,
     correlation_matrices,
     data_distance,
     decode_along,
+    prior_density,
 )
 from geolatent.experiments.pairs import Case, Measure, Pairs, solve_in_batches
 from geolatent.experiments.setup import (
@@ -47,73 +51,87 @@ from geolatent.experiments.setup import (
 )
 from geolatent.experiments.summary import summarise
 from geolatent.initial import LatentGraph
+from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
 from geolatent.metrics import Metric
 from geolatent.results import Run, RunFolder, SolvedPairs
 
 PLAIN = "geodesic"
+DENSITIES = ("log_density", "lowest_log_density")
 # images of a sequence whose correlations are taken
 _CORRELATED = 32
 # pairs whose correlation matrices are drawn
 _MATRICES = 3
+# points of a norm profile
+_PROFILE = 101
+
+# curves -> columns of the table, B values each
+Quantity = Callable[[CubicBSpline], Mapping[str, Tensor]]
 
 
-def measure_correlation(
-    model: LatentModel, n_images: int = _CORRELATED
-) -> Callable[[CubicBSpline, CubicBSpline], Mapping[str, Tensor]]:
-    """Return the measure of the variances of the sequences' correlation matrices.
+def measure_along(quantities: Sequence[Quantity]) -> Measure:
+    """Return the measure of quantities along the straight lines, `slerp` and the geodesics.
 
-    It adds the columns ``straight_correlation_variance`` and ``correlation_variance``.
+    The columns of a quantity ``name`` are ``straight_name``, ``slerp_name`` and ``name``.
     """
 
     def measure(line: CubicBSpline, curve: CubicBSpline) -> Mapping[str, Tensor]:
-        names = ("straight_correlation_variance", "correlation_variance")
+        curves = {"straight_": line, "slerp_": _slerp_beside(line), "": curve}
         return {
-            name: correlation_matrices(decode_along(model, one, n_images))
-            .flatten(1)
-            .var(1, correction=0)
-            for name, one in zip(names, (line, curve), strict=True)
+            prefix + name: value
+            for prefix, one in curves.items()
+            for quantity in quantities
+            for name, value in quantity(one).items()
         }
 
     return measure
 
 
-def measure_distance(
-    codes: Tensor,
-) -> Callable[[CubicBSpline, CubicBSpline], Mapping[str, Tensor]]:
-    """Return the measure of the distances to the data.
+def measure_slerp(metric: Metric, solver: SolverOptions) -> Measure:
+    """Return the measure that adds the columns ``slerp_length`` and ``slerp_relative_improvement``.
 
-    It adds the columns ``straight_data_distance`` and ``data_distance``.
+    The improvement is over the straight line, negative where `slerp` is longer.
     """
 
-    def measure(line: CubicBSpline, curve: CubicBSpline) -> Mapping[str, Tensor]:
-        return {
-            "straight_data_distance": data_distance(line, codes),
-            "data_distance": data_distance(curve, codes),
-        }
+    def measure(line: CubicBSpline, _curve: CubicBSpline) -> Mapping[str, Tensor]:
+        measured = measure_lengths(
+            metric,
+            [line, _slerp_beside(line)],
+            tolerance=solver.length_tolerance,
+            budget=RowBudget(solver.max_rows),
+        )
+        straight, length = measured.length
+        improvement = torch.where(straight > 0, (straight - length) / straight, 0.0)
+        return {"slerp_length": length, "slerp_relative_improvement": improvement}
 
     return measure
 
 
-def measure_classes(
-    model: LatentModel, classifier: nn.Module, n_points: int = 128
-) -> Callable[[CubicBSpline, CubicBSpline], Mapping[str, Tensor]]:
-    """Return the measure of the classes that curves run through.
+def _slerp_beside(line: CubicBSpline) -> CubicBSpline:
+    return slerp_curve(line.control_points[:, 0], line.control_points[:, -1])
 
-    It adds the columns ``straight_crossings`` and ``crossings`` (changes of class),
-    ``straight_classes`` and ``classes`` (different ones).
-    """
 
-    def measure(line: CubicBSpline, curve: CubicBSpline) -> Mapping[str, Tensor]:
-        straight = classes_along(model, classifier, line, n_points)
+def prior_densities(curve: CubicBSpline) -> Mapping[str, Tensor]:
+    """Return ``log_density`` and ``lowest_log_density`` of the codes of curves under N(0, I)."""
+    return dict(zip(DENSITIES, prior_density(curve), strict=True))
+
+
+def correlations(model: LatentModel, n_images: int = _CORRELATED) -> Quantity:
+    """Return what gives ``correlation_variance``, of the correlation matrices of the sequences."""
+    return lambda curve: {
+        "correlation_variance": correlation_matrices(decode_along(model, curve, n_images))
+        .flatten(1)
+        .var(1, correction=0)
+    }
+
+
+def classes(model: LatentModel, classifier: nn.Module, n_points: int = 128) -> Quantity:
+    """Return what gives the ``crossings`` (changes of class) and ``classes`` (different ones)."""
+
+    def quantity(curve: CubicBSpline) -> Mapping[str, Tensor]:
         along = classes_along(model, classifier, curve, n_points)
-        return {
-            "straight_crossings": class_crossings(straight),
-            "crossings": class_crossings(along),
-            "straight_classes": classes_visited(straight),
-            "classes": classes_visited(along),
-        }
+        return {"crossings": class_crossings(along), "classes": classes_visited(along)}
 
-    return measure
+    return quantity
 
 
 def interpolate_pairs(
@@ -172,12 +190,15 @@ def interpolate(
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Interpolate between codes along straight lines and geodesics, and compare the images.
+    """Interpolate between codes along straight lines, slerp and geodesics, and compare them.
 
-    With a feature map every pair is solved twice, without it and with it. For each pair: lengths,
+    Slerp turns the direction of the code along a great circle and changes its norm linearly. With
+    a feature map every pair is solved twice, without it and with it. For each pair and each of the
+    curves: length, log density of the codes under the prior N(0, I) (mean and lowest, in nats),
     the distance from the data, the classes that a logistic regression sees on the way, how evenly
     the images change (variance of their correlation matrix), and how far the curve follows the
-    metric's smallest eigenvectors. Draws strips of images and correlation matrices.
+    metric's smallest eigenvectors. Draws strips of images, correlation matrices, and the norms of
+    the codes beside the prior's.
 
     Args:
         out: Folder for the results; it is made where it does not exist.
@@ -219,11 +240,20 @@ def interpolate(
     if classifier is None and dataset.training[1] is not None:
         fitted, accuracy = dataset.classifier()
         classifier = fitted.to(codec.like)
-    common: list[Measure] = [measure_correlation(codec), measure_distance(training_codes)]
+    quantities: list[Quantity] = [
+        correlations(codec),
+        lambda curve: {"data_distance": data_distance(curve, training_codes)},
+        prior_densities,
+    ]
     if classifier is not None:
-        common.append(measure_classes(codec, classifier))
+        quantities.append(classes(codec, classifier))
+
+    def aligned(each: Metric) -> Quantity:
+        return lambda curve: {"alignment": alignment(each, curve, max_rows=solver.max_rows)}
+
     measures = {
-        name: [*common, measure_alignment(each, solver.max_rows)] for name, each in metrics.items()
+        name: [measure_slerp(each, solver), measure_along([*quantities, aligned(each)])]
+        for name, each in metrics.items()
     }
     folder = RunFolder.create(
         out, "interpolate", config, seed=seed, device=place, overwrite=overwrite
@@ -248,9 +278,10 @@ def interpolate(
         for number, batch in enumerate(batches):
             folder.write_part(number, batch)
     solved = SolvedPairs.join(folder.parts())
-    compared = ["correlation_variance", "data_distance"]
+    compared = ["alignment", "correlation_variance", "data_distance", *DENSITIES]
     compared += ["crossings", "classes"] if classifier is not None else []
-    columns = [*ALIGNMENTS, *compared, *(f"straight_{name}" for name in compared)]
+    columns = ["slerp_length", "slerp_relative_improvement"]
+    columns += [prefix + name for name in compared for prefix in ("", "straight_", "slerp_")]
     summary = {
         "pairs": pairs,
         "groups": {name: summarise(solved.where("metric", name), columns) for name in metrics},
@@ -269,12 +300,14 @@ def _frames(
     """Decode the first pairs for the figures.
 
     Returns ``frames`` (shown, sequences, n_images, channels, height, width) and ``correlations``
-    (shown, sequences, T, T); the sequences are the straight line and the curve of each metric.
+    (shown, sequences, T, T); the sequences are the straight line, slerp and the curve of each
+    metric.
     """
     curves = [solved.where("metric", name).curve for name in names]
     shown = slice(0, min(n_shown, curves[0].batch_size))
     ends = curves[0].control_points[shown]
-    sequences = [CubicBSpline.straight(ends[:, 0], ends[:, -1])]
+    line = CubicBSpline.straight(ends[:, 0], ends[:, -1])
+    sequences = [line, _slerp_beside(line)]
     sequences += [curve[shown] for curve in curves]
     frames, correlations = [], []
     for curve in sequences:
@@ -290,13 +323,41 @@ def _frames(
 def _print(console: Console, run: Run) -> None:
     groups = (run.summary or {})["groups"]
     first = next(iter(groups.values()))
-    with_classes = "crossings" in first
-    table = make_table(
-        "Interpolations: means over the pairs",
+    lengths = make_table(
+        "Lengths, and log density p of the prior N(0, I): means over the pairs",
         [
             "\ncurve",
+            "\nlength in",
+            "\nlength",
             "shorter\nby %",
             "converged\n%",
+            "log p(z)\nmean",
+            "log p(z)\nlowest",
+        ],
+        n_text=2,
+    )
+    for name, group in groups.items():
+        space = "output" if name == PLAIN else "features"
+        rows = {"straight line": ("straight_", "", ""), "slerp": ("slerp_", None, "")}
+        rows[name] = ("", None, f"{100 * group['converged']:.0f}")
+        for curve, (prefix, gain, converged) in rows.items():
+            if gain is None:
+                gain = f"{100 * group[f'{prefix}relative_improvement']['mean']:.2f}"
+            lengths.add_row(
+                curve,
+                space,
+                f"{group[f'{prefix}length']['mean']:.3f}",
+                gain,
+                converged,
+                *(f"{group[prefix + key]['mean']:.2f}" for key in DENSITIES),
+            )
+        lengths.add_section()
+    console.print(lengths)
+    with_classes = "crossings" in first
+    table = make_table(
+        "What is on the way: means over the pairs",
+        [
+            "\ncurve",
             "data\ndistance",
             "correlation\nvariance",
             "align-\nment",
@@ -305,15 +366,10 @@ def _print(console: Console, run: Run) -> None:
     )
     keys = ["data_distance", "correlation_variance", "alignment"]
     keys += ["crossings"] if with_classes else []
-    straight = [f"{first[f'straight_{key}']['mean']:.3f}" for key in keys]
-    table.add_row("straight line", "", "", *straight)
+    for curve, prefix in (("straight line", "straight_"), ("slerp", "slerp_")):
+        table.add_row(curve, *(f"{first[prefix + key]['mean']:.3f}" for key in keys))
     for name, group in groups.items():
-        table.add_row(
-            name,
-            f"{100 * group['relative_improvement']['mean']:.2f}",
-            f"{100 * group['converged']:.0f}",
-            *(f"{group[key]['mean']:.3f}" for key in keys),
-        )
+        table.add_row(name, *(f"{group[key]['mean']:.3f}" for key in keys))
     console.print(table)
     accuracy = (run.summary or {})["classifier_accuracy"]
     if accuracy is not None:
@@ -333,15 +389,15 @@ def figures(run: Run) -> dict[str, Figure]:
     first = groups[names[0]]
     titles = []
     for pair in range(frames.shape[0]):
-        gains = ", ".join(
-            f"{100 * group.column('relative_improvement')[pair]:.1f} %" for group in groups.values()
-        )
-        text = f"pair {pair}: {gains} shorter"
+        gains = {"slerp": first.column("slerp_relative_improvement")[pair]}
+        gains |= {n: group.column("relative_improvement")[pair] for n, group in groups.items()}
+        text = f"pair {pair}"
         if "start_label" in first.table.column_names:
             ends = [int(first.column(f"{end}_label")[pair]) for end in ("start", "end")]
-            text = f"pair {pair}, class {ends[0]} to {ends[1]}: {gains} shorter"
-        titles.append(text)
-    sequences = ["straight", *names]
+            text += f", class {ends[0]} to {ends[1]}"
+        shorter = ", ".join(f"{name} {100 * gain:.1f} %" for name, gain in gains.items())
+        titles.append(f"{text}; shorter than straight: {shorter}")
+    sequences = ["straight", "slerp", *names]
     strips = {
         name: plotting.grey_or_colour(frames[:, number]) for number, name in enumerate(sequences)
     }
@@ -358,8 +414,24 @@ def figures(run: Run) -> dict[str, Figure]:
             "mean distance from the nearest code (latent units)",
         ),
     }
+    result["norms"] = _norm_figure(first, groups)
     if "crossings" in first.table.column_names:
-        counts = {"straight": first.column("straight_crossings")}
+        counts = {name: first.column(f"{name}_crossings") for name in ("straight", "slerp")}
         counts |= {name: group.column("crossings") for name, group in groups.items()}
         result["crossings"] = plotting.count_bars(counts, "changes of class along the curve")
     return result
+
+
+def _norm_figure(first: SolvedPairs, groups: Mapping[str, SolvedPairs]) -> Figure:
+    """Draw |z| along the curves beside the norms of the prior."""
+    times = torch.linspace(0.0, 1.0, _PROFILE, dtype=torch.float64)
+    start, end = (torch.from_numpy(first.column(name)).double() for name in ("start", "end"))
+    paths = {"straight": lerp(start, end, times), "slerp": slerp(start, end, times)}
+    paths |= {name: group.curve.to(dtype=torch.float64)(times) for name, group in groups.items()}
+    profiles = {name: norm_profile(points) for name, points in paths.items()}
+    prior = profiles["straight"]
+    return plotting.norm_profiles(
+        times.numpy(),
+        {name: profile.norms.numpy() for name, profile in profiles.items()},
+        (prior.mean, prior.standard_deviation),
+    )

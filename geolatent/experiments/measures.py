@@ -9,6 +9,7 @@ from geolatent.checks import check_codes, check_integer, check_tensor, describe,
 from geolatent.curves import CubicBSpline
 from geolatent.energy import RowBudget, metric_tensors
 from geolatent.experiments.latent_model import LatentModel
+from geolatent.interpolations import log_prior
 from geolatent.metrics import Metric
 
 # distances to codes that are held in memory at once
@@ -132,6 +133,36 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
     ).reshape(points.shape[:2])
     speed = _speeds(curve, t).clamp_min(torch.finfo(torch.float64).tiny)
     return (nearest * speed).sum(1) / speed.sum(1)
+
+
+def prior_density(curve: CubicBSpline, *, n_points: int = 64) -> tuple[Tensor, Tensor]:
+    r"""Return mean and minimum along curves of the log density of their codes under N(0, I).
+
+    The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt.
+
+    Parameters
+    ----------
+    curve
+        B curves.
+    n_points
+        Points on each curve, the middles of equal intervals of t.
+
+    Returns
+    -------
+    tuple of Tensor
+        Shape (B,) each, float64, in nats.
+
+    Examples
+    --------
+    >>> line = CubicBSpline.straight(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
+    >>> mean, lowest = prior_density(line)  # -log(2 pi) - x^2 / 2, x from -1 to 1
+    >>> print(f"{float(mean):.3f} {float(lowest):.3f}")
+    -2.004 -2.322
+    """
+    t = _midpoints(check_integer("n_points", n_points), curve)
+    density = log_prior(curve(t).double())
+    speed = _speeds(curve, t).clamp_min(torch.finfo(torch.float64).tiny)
+    return (density * speed).sum(1) / speed.sum(1), density.amin(1)
 
 
 def decode_along(model: LatentModel, curve: CubicBSpline, n_points: int) -> Tensor:
