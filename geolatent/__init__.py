@@ -3,6 +3,7 @@
 from geolatent import data, models
 from geolatent._version import __version__
 from geolatent.curves import CubicBSpline
+from geolatent.diffusion import brownian_motion
 from geolatent.distances import distance, graph_distances, pairwise_distances
 from geolatent.energy import path_energy, path_length
 from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
@@ -33,7 +34,14 @@ from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Progress, Solver
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 from geolatent.solver import solve_geodesic
-from geolatent.volume import condition_number, gaussian_curvature, magnification_factor
+from geolatent.statistics import frechet_mean
+from geolatent.volume import (
+    condition_number,
+    gaussian_curvature,
+    magnification_factor,
+    sample_volume,
+    sectional_curvature,
+)
 
 __all__ = [
     "LBFGS",
@@ -57,11 +65,13 @@ __all__ = [
     "Status",
     "TensorMetric",
     "__version__",
+    "brownian_motion",
     "condition_number",
     "data",
     "distance",
     "exp_map",
     "extrapolate",
+    "frechet_mean",
     "gaussian_curvature",
     "geodesic_residual",
     "graph_distances",
@@ -77,7 +87,9 @@ __all__ = [
     "path_energy",
     "path_length",
     "radial_walk",
+    "sample_volume",
     "save_graph",
+    "sectional_curvature",
     "shoot",
     "slerp",
     "solve_geodesic",

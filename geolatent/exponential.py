@@ -31,6 +31,8 @@ from geolatent.solver import solve_geodesic
 
 # a correction that does not help is halved so many times before the Jacobian is taken anew
 _HALVINGS = 5
+# a velocity is corrected up to so many times the spline's length
+_LONGEST = 1.1
 
 
 @dataclass(frozen=True)
@@ -349,9 +351,11 @@ class DiscreteGeodesic(Integrator):
         points, momenta, tensors = [point], [momentum], [tensor]
         guess = point + h * v.reshape(-1, d)
         rows = torch.full((point.shape[0],), 1 + d, device=z.device)
-        # what an iteration may leave over: far below the error of the chain
-        small = (1e-13 if flow.dtype == torch.float64 else 1e-6) * h
+        # what an iteration may leave over: far below the error of the chain, and what the rounding
+        # of the outputs allows
         speed = (momentum * v.reshape(-1, d)).sum(1).clamp_min(1e-300).sqrt()
+        small = (1e-13 if flow.dtype == torch.float64 else 1e-6) * h * speed
+        rounding = 8.0 * torch.finfo(flow.dtype).eps
         lost = torch.zeros_like(speed, dtype=torch.bool)
         for _ in range(self.n_steps if last > 0.0 else 0):
             new, open_ = guess, torch.arange(point.shape[0], device=z.device)
@@ -363,8 +367,8 @@ class DiscreteGeodesic(Integrator):
                 step = solve_metric(tensor[open_], h * momentum[open_] - pull)
                 new = new.index_add(0, open_, step)
                 size = torch.einsum("ni,nij,nj->n", step, tensor[open_], step).sqrt()
-                # NaN ends an iteration too
-                open_ = open_[size > small * speed[open_]]
+                allowed = small[open_] + rounding * new_value[open_].norm(dim=1)
+                open_ = open_[size > allowed]  # NaN ends an iteration too
                 if not open_.numel():
                     break
             lost[open_] = True
@@ -610,7 +614,8 @@ def shoot_to(
     A spline (`solve_geodesic`) gives the first velocity, which Newton's method then corrects until
     the geodesic that is shot with it meets the end point. The derivative of the end point by the
     velocity comes from neighbouring geodesics, integrated with the same steps, and is kept up to
-    date by Broyden's rule; a correction that does not help is halved.
+    date by Broyden's rule; a correction that does not help is halved, as is one that makes the
+    geodesic longer than the spline by a tenth: it would belong to another geodesic.
 
     Long geodesics may be so sensitive to the velocity that no correction converges; ``miss`` tells.
     On a decoder with kinks (ELU and ReLU networks) use the integrator `DiscreteGeodesic`.
@@ -678,12 +683,17 @@ def shoot_to(
     evaluations = Evaluations.zeros(first.shape[0], first.device) + solution.evaluations
     velocity = flow.start_velocities(solution.curve, evaluations)
     newton = _NewtonShooting(
-        flow, integrator, first.double(), last.double(), velocity, tolerance, evaluations
+        flow,
+        integrator,
+        first.double(),
+        last.double(),
+        velocity,
+        solution.length.double(),
+        tolerance,
+        evaluations,
     )
     newton.run(max_corrections)
-    tensors = flow.tensors(first.double())
-    evaluations.forward.add_(metric.tensor_rows(first.shape[1]))
-    length = torch.einsum("ni,nij,nj->n", newton.velocity, tensors, newton.velocity).sqrt()
+    length = torch.einsum("ni,nij,nj->n", newton.velocity, newton.tensors, newton.velocity).sqrt()
     return Shooting(
         velocity=newton.velocity.to(dtype),
         miss=newton.miss.norm(dim=1).to(dtype),
@@ -705,10 +715,15 @@ class _NewtonShooting:
         start: Tensor,
         end: Tensor,
         velocity: Tensor,
+        length: Tensor,
         tolerance: float,
         evaluations: Evaluations,
     ) -> None:
         self.flow, self.integrator = flow, integrator
+        self.tensors = flow.tensors(start)
+        evaluations.forward.add_(flow.metric.tensor_rows(flow.dim))
+        # longer velocities belong to another geodesic than the spline's
+        self.longest = _LONGEST * length
         self.start, self.end = start, end
         self.velocity = velocity
         self.evaluations = evaluations
@@ -769,6 +784,8 @@ class _NewtonShooting:
             change = share[pairs, None] * full
             trial = self.velocity[pairs] + change
             usable = (info == 0) & trial.isfinite().all(1)
+            size = torch.einsum("ni,nij,nj->n", trial, self.tensors[pairs], trial).sqrt()
+            usable &= ~(size > self.longest[pairs])
             new = torch.full_like(miss, torch.nan)
             new[usable] = self._shoot(pairs[usable], trial[usable])
             self.corrections[pairs] += 1
@@ -787,7 +804,7 @@ class _NewtonShooting:
             slow = ~better | (after > 0.5 * before)
             small = share[pairs] < 0.5**_HALVINGS
             # a fresh Jacobian whose small step does not help: the limit of the integration
-            stuck = ~better & fresh[pairs] & small | ~usable & fresh[pairs]
+            stuck = ~better & fresh[pairs] & (small | (info != 0))
             stale[pairs] = slow & ~fresh[pairs] | better & slow
             fresh[pairs] = fresh[pairs] & ~better
             going = ~self.converged[pairs] & ~stuck & (self.corrections[pairs] < max_corrections)

@@ -182,12 +182,12 @@ def before_and_after(straight: Array, geodesic: Array, quantity: str) -> Figure:
         axes.plot(first.mean(), second.mean(), "x", color="C3", ms=10, mew=2.5, label="mean")
         axes.set_xlim(limits)
         axes.set_ylim(limits)
+        axes.legend(loc="best")
     axes.set_aspect("equal")
     axes.set_title(quantity, fontsize=10)
     axes.set_xlabel("straight line")
     axes.set_ylabel("geodesic")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best")
     return figure
 
 

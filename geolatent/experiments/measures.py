@@ -156,8 +156,8 @@ def prior_density(curve: CubicBSpline, *, n_points: int = 64) -> tuple[Tensor, T
     --------
     >>> line = CubicBSpline.straight(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
     >>> mean, lowest = prior_density(line)  # -log(2 pi) - x^2 / 2, x from -1 to 1
-    >>> print(f"{float(mean):.3f} {float(lowest):.3f}")
-    -2.004 -2.322
+    >>> print(f"{float(mean):.2f} {float(lowest):.2f}")
+    -2.00 -2.32
     """
     t = _midpoints(check_integer("n_points", n_points), curve)
     density = log_prior(curve(t).double())

@@ -1,0 +1,134 @@
+"""The locally adaptive normal distribution: its constant, its density, and what it gains."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
+from torch import nn
+
+from geolatent import PullbackMetric, TensorMetric
+from geolatent.energy import RowBudget
+from geolatent.exponential import HamiltonianFlow, RungeKutta
+from geolatent.land import LandMixture, TangentSample, fit_precision, sample_tangents
+from geolatent.metric_families import LocalVarianceMetric
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def sphere(z):
+    square = z.square().sum(1, keepdim=True)
+    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
+
+
+def arc(n, seed):
+    """A half circle with a little noise across: curved data."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
+    radius = 1 + 0.1 * torch.randn(n, generator=generator, dtype=torch.float64)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+def test_constant_on_the_sphere():
+    """C = 2 pi integral_0^pi exp(-a t^2 / 2) sin t dt, and m(v) = sin |v| / |v|."""
+    metric = PullbackMetric(sphere)
+    mean = torch.tensor([0.2, -0.3])
+    scale = metric.tensor(mean[None])[0]  # isotropic: 4 / (1 + |z|^2)^2
+    precision = 12.0 * scale
+    flow = HamiltonianFlow(metric, torch.float64, 2, RowBudget(10_000))
+    noise = torch.randn(1500, 2)
+    sample = sample_tangents(flow, mean, torch.linalg.inv(10.0 * scale), noise, RungeKutta(1e-4))
+    lengths = torch.einsum("si,ij,sj->s", sample.vectors, scale, sample.vectors).sqrt()
+    expected = lengths.sin() / lengths * torch.linalg.det(scale).sqrt()
+    torch.testing.assert_close(sample.log_volume.exp(), expected, rtol=2e-3, atol=1e-4)
+    t = torch.linspace(0, math.pi, 20_001)
+    constant = 2 * math.pi * torch.trapezoid((-6 * t**2).exp() * t.sin(), t)
+    assert sample.log_normalizer(precision).item() == pytest.approx(constant.log().item(), abs=0.02)
+    assert (sample.mean(precision).abs() < 0.02).all()
+
+
+def test_precision_reproduces_the_scatter():
+    # m(v) = 1: the maximum is the inverse scatter
+    noise = torch.randn(20_000, 2)
+    covariance = torch.tensor([[2.0, 0.6], [0.6, 1.0]])
+    factor = torch.linalg.cholesky(covariance)
+    vectors = noise @ factor.mT
+    log_proposal = (
+        -0.5 * noise.square().sum(1) - math.log(2 * math.pi) - factor.diagonal().log().sum()
+    )
+    sample = TangentSample(vectors, torch.zeros(20_000), -log_proposal)
+    scatter = torch.tensor([[1.0, -0.2], [-0.2, 0.5]])
+    precision = fit_precision(scatter, sample)
+    torch.testing.assert_close(precision, torch.linalg.inv(scatter), rtol=0.05, atol=0.05)
+    # the expected v v^T of the fitted density is the scatter itself
+    exponent = -0.5 * torch.einsum("si,ij,sj->s", vectors, precision, vectors)
+    weights = torch.softmax(exponent + sample.log_weight, 0)
+    found = torch.einsum("s,si,sj->ij", weights, vectors, vectors)
+    torch.testing.assert_close(found, scatter, rtol=1e-5, atol=1e-6)
+
+
+def test_in_flat_space_it_is_the_normal_distribution():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(150, 2, generator=generator) @ torch.tensor([[1.0, 0.5], [0.0, 0.7]]) + 3.0
+    plane = PullbackMetric(lambda z: z @ torch.tensor([[2.0, 0.3, 0.0], [0.0, 1.0, 1.0]]))
+    model = LandMixture(plane, n_samples=4000, random_state=0, max_iter=3).fit(codes)
+    assert model.means_[0] == pytest.approx(codes.mean(0).numpy(), abs=0.1)
+    plain = GaussianMixture(1).fit(codes.numpy())
+    np.testing.assert_allclose(model.score_samples(codes), plain.score_samples(codes), atol=0.15)
+    assert model.score(codes) == pytest.approx(plain.score(codes), abs=0.02)
+    volume = model.score_samples(codes, "volume")
+    factor = 0.5 * torch.linalg.slogdet(plane.tensor(codes[:1]))[1].item()
+    np.testing.assert_allclose(model.score_samples(codes) - volume, factor)
+
+
+def test_density_integrates_to_one():
+    metric = TensorMetric(lambda z: (1 + z**2).square()[:, :, None], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    model = LandMixture(metric, 2, random_state=0, max_iter=3, n_samples=200).fit(codes)
+    grid = torch.linspace(-4, 4, 101)[:, None]
+    density = np.exp(model.score_samples(grid))
+    assert np.trapezoid(density, grid[:, 0].numpy()) == pytest.approx(1.0, abs=0.03)
+    shares = model.predict_proba(grid)
+    np.testing.assert_allclose(shares.sum(1), 1.0)
+    assert (model.predict(grid) == shares.argmax(1)).all()
+    assert model.weights_.sum() == pytest.approx(1.0)
+    assert (model.normalizer_error_ < 0.1).all()
+
+
+def test_it_beats_the_normal_distribution_on_curved_data():
+    train, test = arc(60, 0), arc(60, 1)
+    metric = LocalVarianceMetric(train, bandwidth=0.15, floor=0.1)
+    model = LandMixture(metric, n_samples=150, max_iter=2, n_nodes=600, random_state=0).fit(train)
+    assert model.score(test) > GaussianMixture(1).fit(train).score(test) + 0.1
+    # its mean is on the arc, that of the normal distribution is not
+    assert np.linalg.norm(model.means_[0]) == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda z: LandMixture("flat").fit(z), TypeError, "`metric`"),
+        (lambda z: LandMixture(PLANE, 0).fit(z), ValueError, "`n_components`"),
+        (lambda z: LandMixture(PLANE).fit(z[:2]), ValueError, "at least 3 codes"),
+        (lambda z: LandMixture(PLANE, tol=-1.0).fit(z), ValueError, "`tol`"),
+        (lambda z: LandMixture(PLANE, graph=z).fit(z), TypeError, "`graph`"),
+        (lambda z: LandMixture(PLANE, integrator="euler").fit(z), TypeError, "`integrator`"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.rand(5, 2))
+
+
+PLANE = PullbackMetric(nn.Identity())
+
+
+def test_estimator_interface():
+    model = LandMixture(PLANE, 2, n_samples=77)
+    again = clone(model)
+    assert again.get_params()["n_samples"] == 77
+    with pytest.raises(ValueError, match="not fitted"):
+        model.score_samples(torch.rand(3, 2))

@@ -1,0 +1,352 @@
+"""Frechet means, clustering, classification and Brownian motion."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from geolatent import GaussianPullbackMetric, LatentGraph, PullbackMetric, TensorMetric, models
+from geolatent import data as digits_data
+from geolatent.clustering import GeodesicKMeans, GeodesicKNeighborsClassifier, lloyd
+from geolatent.diffusion import brownian_motion
+from geolatent.distances import graph_distance_matrix
+from geolatent.exponential import DiscreteGeodesic, RungeKutta
+from geolatent.statistics import frechet_mean
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def sphere(z):
+    """Inverse stereographic projection from the north pole."""
+    square = z.square().sum(1, keepdim=True)
+    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
+
+
+SPHERE = PullbackMetric(sphere)
+HALF_PLANE = TensorMetric(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2, dim=2)
+
+
+def sphere_mean(points, weights):
+    """Frechet mean on the unit sphere, by closed-form logarithms and exponentials to rounding."""
+    mean = weights @ points
+    mean = mean / mean.norm()
+    for _ in range(1000):
+        cosine = points @ mean
+        across = points - cosine[:, None] * mean
+        angle = torch.atan2(across.norm(dim=1), cosine)
+        logs = angle[:, None] * across / across.norm(dim=1, keepdim=True)
+        step = weights @ logs / weights.sum()
+        size = step.norm()
+        if size < 1e-15:
+            break
+        mean = size.cos() * mean + size.sin() * step / size
+    return mean
+
+
+def test_mean_on_the_sphere_by_splines():
+    points, weights = 1.2 * torch.rand(12, 2) - 0.4, torch.rand(3, 12)
+    found = frechet_mean(SPHERE, points, weights)
+    assert found.converged.all()
+    for k in range(3):
+        expected = sphere_mean(sphere(points), weights[k])
+        assert (sphere(found.mean[k : k + 1])[0] - expected).norm() < 2e-3
+        # the variance is that of the closed-form distances
+        angles = (sphere(points) @ expected).acos()
+        variance = (weights[k] * angles**2).sum() / weights[k].sum()
+        assert found.variance[k].item() == pytest.approx(variance.item(), rel=1e-3)
+    assert (found.evaluations.equivalents > 0).all()
+
+
+def test_mean_on_the_sphere_to_many_digits():
+    points = 0.8 * torch.rand(4, 2) - 0.2
+    found = frechet_mean(SPHERE, points, integrator=RungeKutta(1e-6), tolerance=1e-5)
+    assert found.converged
+    expected = sphere_mean(sphere(points), torch.ones(4) / 4)
+    assert (sphere(found.mean[None])[0] - expected).norm() < 1e-5
+
+
+def test_mean_of_a_symmetric_set_is_its_centre():
+    angles = torch.arange(5) * 2 * math.pi / 5
+    points = 0.5 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    found = frechet_mean(SPHERE, points, start=torch.tensor([0.2, -0.1]))
+    assert found.converged
+    assert found.mean.norm() < 2e-3
+
+
+def test_mean_of_two_codes_of_the_half_plane():
+    # on the geodesic upwards from i, w parts log y
+    points = torch.tensor([[0.0, 1.0], [0.0, 4.0]])
+    for weight in (0.5, 0.25):
+        found = frechet_mean(HALF_PLANE, points, torch.tensor([1 - weight, weight]))
+        assert found.mean[1].item() == pytest.approx(4**weight, rel=2e-3)
+        assert found.mean[0].abs() < 1e-3
+
+
+def test_flat_mean_takes_one_step():
+    points, weights = torch.randn(6, 3), torch.rand(6)
+    plane = PullbackMetric(nn.Linear(3, 5))
+    found = frechet_mean(plane, points, weights, start=torch.zeros(3))
+    torch.testing.assert_close(found.mean, weights @ points / weights.sum(), rtol=0, atol=1e-4)
+    assert found.iterations <= 2
+
+
+def test_points_without_weight_and_one_point():
+    points = torch.tensor([[0.3, 0.1], [50.0, 80.0]])
+    found = frechet_mean(SPHERE, points, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(found.mean, points[0])
+    assert found.variance == 0
+    assert found.converged
+
+
+def test_unreachable_points_are_left_out():
+    def fenced(z):
+        return torch.cat([z, torch.where(z[:, :1] > 5.0, torch.nan, 1.0)], dim=1)
+
+    points = torch.tensor([[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]])
+    with pytest.warns(UserWarning, match="1 points are left out"):
+        found = frechet_mean(PullbackMetric(fenced), points, start=torch.zeros(2))
+    assert found.converged
+    torch.testing.assert_close(found.mean, torch.tensor([0.5, 1.0]), rtol=0, atol=1e-3)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="`points` should be within reach"),
+    ):
+        frechet_mean(PullbackMetric(fenced), points[2:], start=torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.ones(3),), ValueError, "`points`"),
+        ((torch.ones(3, 2), -torch.ones(3)), ValueError, "`weights`.*negative"),
+        ((torch.ones(3, 2), torch.ones(4)), ValueError, "`weights`"),
+        ((torch.ones(3, 2), torch.zeros(3)), ValueError, "`weights`"),
+    ],
+)
+def test_bad_means(arguments, error, message):
+    with pytest.raises(error, match=message):
+        frechet_mean(SPHERE, *arguments)
+
+
+# Clustering
+
+
+def rings(n, generator):
+    """Two rings: clusters that k-means cannot tell apart in the plane."""
+    angle = 2 * math.pi * torch.rand(2 * n, generator=generator, dtype=torch.float64)
+    radius = torch.cat([torch.full((n,), 1.0), torch.full((n,), 3.0)]).double()
+    radius = radius + 0.05 * torch.randn(2 * n, generator=generator, dtype=torch.float64)
+    codes = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return codes, np.repeat([0, 1], n)
+
+
+def fence(z):
+    """A wall at radius 2 makes the way from ring to ring long; along a ring it is short."""
+    radius = z.norm(dim=1)
+    return torch.stack([0.05 * z[:, 0], 0.05 * z[:, 1], 20 * torch.sigmoid(20 * (radius - 2))], 1)
+
+
+@pytest.fixture(scope="module")
+def ring_graph():
+    generator = torch.Generator().manual_seed(1)
+    codes, labels = rings(60, generator)
+    graph = LatentGraph.lattice(
+        PullbackMetric(fence),
+        torch.tensor([-4.0, -4.0], dtype=torch.float64),
+        torch.tensor([4.0, 4.0], dtype=torch.float64),
+        resolution=48,
+    )
+    return codes, labels, graph
+
+
+def test_k_means_follows_the_metric(ring_graph):
+    codes, labels, graph = ring_graph
+    model = GeodesicKMeans(graph.metric, 2, graph=graph, random_state=0).fit(codes)
+    assert adjusted_rand_score(labels, model.labels_) == 1.0
+    plain = KMeans(2, n_init=10, random_state=0).fit_predict(codes.numpy())
+    assert adjusted_rand_score(labels, plain) < 0.2
+    assert model.cluster_centers_.shape == (2, 2)
+    distances = model.transform(codes)
+    assert distances.shape == (120, 2)
+    assert (model.predict(codes) == model.labels_).all()
+    assert model.inertia_ == pytest.approx((distances.min(1) ** 2).sum())
+    assert model.n_features_in_ == 2
+    # arrays of numpy are as good
+    assert (model.predict(codes.numpy()) == model.labels_).all()
+    same = GeodesicKMeans(graph.metric, 2, graph=graph, random_state=0).fit(codes.numpy())
+    assert (same.labels_ == model.labels_).all()
+
+
+def test_k_means_on_few_landmarks(ring_graph):
+    codes, labels, graph = ring_graph
+    model = GeodesicKMeans(graph.metric, 2, graph=graph, n_landmarks=40, random_state=0)
+    assert adjusted_rand_score(labels, model.fit_predict(codes)) == 1.0
+
+
+def test_refined_centres_have_less_inertia():
+    codes = torch.cat([0.1 * torch.randn(8, 2) + 0.4, 0.1 * torch.randn(8, 2) - 0.4])
+    graph = LatentGraph.lattice(SPHERE, torch.full((2,), -1.0), torch.full((2,), 1.0), resolution=9)
+    coarse = GeodesicKMeans(SPHERE, 2, graph=graph, random_state=0).fit(codes)
+    refined = clone(coarse).set_params(refine=True).fit(codes)
+    assert (coarse.labels_ == refined.labels_).all()
+    for cluster in range(2):
+        members = codes[torch.from_numpy(refined.labels_ == cluster)]
+        expected = sphere_mean(sphere(members), torch.ones(8) / 8)
+        center = sphere(torch.from_numpy(refined.cluster_centers_[cluster])[None])[0]
+        assert (center - expected).norm() < 3e-3
+
+
+def test_lloyd_equals_k_means_where_candidates_are_dense():
+    random = np.random.RandomState(0)
+    points = np.concatenate([random.randn(30) - 4, random.randn(30) + 4])
+    candidates = np.linspace(-8, 8, 3201)
+    chosen, labels, inertia, _ = lloyd((points[:, None] - candidates) ** 2, 2, random)
+    plain = KMeans(2, n_init=5, random_state=0).fit(points[:, None])
+    assert inertia == pytest.approx(plain.inertia_, rel=1e-4)
+    assert adjusted_rand_score(labels, plain.labels_) == 1.0
+    np.testing.assert_allclose(
+        np.sort(candidates[chosen]), np.sort(plain.cluster_centers_[:, 0]), atol=3e-3
+    )
+
+
+def test_k_means_beats_euclidean_k_means_on_the_embedded_digits():
+    """Adjusted Rand index of ten clusters of test digits, means over five seeds."""
+    vae = models.digits_vae(dtype=torch.float64)
+    metric = GaussianPullbackMetric(vae.decode)
+    train, _ = digits_data.digits("train")
+    images, labels = digits_data.digits("test")
+    with torch.no_grad():
+        train_codes = vae.encode(train.double())[0]
+        codes = vae.encode(images.double())[0]
+    graph = LatentGraph.from_codes(metric, train_codes, n_nodes=4000, n_neighbors=20)
+    squares = graph_distance_matrix(graph, codes).numpy() ** 2
+    plain, geodesic = [], []
+    for seed in range(5):
+        random = np.random.RandomState(seed)
+        runs = [lloyd(squares, 10, random) for _ in range(5)]
+        best = min(runs, key=lambda run: run[2])
+        geodesic.append(adjusted_rand_score(labels, best[1]))
+        by_euclid = KMeans(10, n_init=10, random_state=seed).fit_predict(codes.numpy())
+        plain.append(adjusted_rand_score(labels, by_euclid))
+    assert np.mean(geodesic) > np.mean(plain) + 0.03
+    assert np.min(geodesic) > np.max(plain)
+
+
+# Classification
+
+
+def test_neighbours_under_the_metric(ring_graph):
+    codes, labels, graph = ring_graph
+    # few labelled codes: the nearest in the plane is often on the other ring
+    few = np.concatenate([np.arange(0, 60, 20), np.arange(60, 120, 20)])
+    model = GeodesicKNeighborsClassifier(graph.metric, 1, graph=graph)
+    model.fit(codes[few], labels[few])
+    plain = KNeighborsClassifier(1).fit(codes[few].numpy(), labels[few])
+    assert model.score(codes, labels) == 1.0
+    assert plain.score(codes.numpy(), labels) < 0.95
+    distances, order = model.kneighbors(codes[:4], n_neighbors=3)
+    assert distances.shape == order.shape == (4, 3)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("weights", ["uniform", "distance"])
+def test_neighbours_in_flat_space_equal_scikit_learn(weights):
+    plane = PullbackMetric(nn.Identity())
+    codes = torch.randn(80, 2)
+    labels = np.array(["b", "a", "c"])[(codes[:, 0] > 0).int() + (codes[:, 1] > 0).int()]
+    graph = LatentGraph.from_codes(plane, codes, n_neighbors=79)
+    model = GeodesicKNeighborsClassifier(plane, 7, graph=graph, weights=weights)
+    model.fit(codes, labels)
+    plain = KNeighborsClassifier(7, weights=weights).fit(codes.numpy(), labels)
+    queries = torch.randn(30, 2)
+    np.testing.assert_allclose(
+        model.predict_proba(queries), plain.predict_proba(queries.numpy()), atol=1e-9
+    )
+    assert (model.predict(queries) == plain.predict(queries.numpy())).all()
+    assert model.classes_.tolist() == ["a", "b", "c"]
+
+
+def test_estimators_in_scikit_learns_tools(ring_graph):
+    codes, labels, graph = ring_graph
+    model = GeodesicKNeighborsClassifier(graph.metric, 3, graph=graph)
+    scores = cross_val_score(model, codes.numpy(), labels, cv=3)
+    assert scores.shape == (3,)
+    assert scores.min() > 0.9
+    again = clone(model).set_params(n_neighbors=1)
+    assert again.get_params()["n_neighbors"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda z: GeodesicKMeans("flat", 2).fit(z), TypeError, "`metric`"),
+        (lambda z: GeodesicKMeans(SPHERE, 0).fit(z), ValueError, "`n_clusters`"),
+        (lambda z: GeodesicKMeans(SPHERE, 9).fit(z), ValueError, "at least 9 codes"),
+        (lambda z: GeodesicKMeans(SPHERE, 2, graph=z).fit(z), TypeError, "`graph`"),
+        (lambda z: GeodesicKNeighborsClassifier(SPHERE).fit(z, [1, 2]), ValueError, "`y`"),
+        (
+            lambda z: GeodesicKNeighborsClassifier(SPHERE, weights="votes").fit(z, [0] * 8),
+            ValueError,
+            "`weights`",
+        ),
+    ],
+)
+def test_bad_estimators(call, error, message):
+    with pytest.raises(error, match=message):
+        call(torch.rand(8, 2))
+
+
+# Brownian motion
+
+
+def test_brownian_motion_on_the_sphere():
+    """E cos(distance) = exp(-t), and E distance^2 = 2 t for short times, within sampling error."""
+    n, time = 3000, 0.5
+    walks = brownian_motion(SPHERE, torch.zeros(n, 2), time, n_steps=10, seed=3)
+    assert walks.shape == (n, 11, 2)
+    cosine = -sphere(walks.flatten(0, 1))[:, 2].reshape(n, 11)  # the start is the south pole
+    times = torch.linspace(0, time, 11)
+    error = cosine.std(0) / n**0.5
+    # the walk's own error is of order dt: exp(-t) t dt / 6 for the sphere
+    bias = times * (-times).exp() * (time / 10) / 6
+    assert ((cosine.mean(0) - (-times).exp()).abs() <= 4 * error + 2 * bias + 1e-12).all()
+    square = cosine[:, 1].clamp(-1, 1).acos().square()
+    assert (square.mean() - 2 * times[1]).abs() < 4 * square.std() / n**0.5
+
+
+def test_brownian_motion_in_the_stretched_plane():
+    plane = PullbackMetric(lambda z: z * torch.tensor([2.0, 0.5]))
+    walks = brownian_motion(plane, torch.zeros(4000, 2), 1.0, n_steps=3)
+    variance = walks[:, -1].var(0)
+    torch.testing.assert_close(variance, torch.tensor([0.25, 4.0]), rtol=0.1, atol=0)
+
+
+def test_brownian_motion_repeats_itself_and_warns_of_walls():
+    start = torch.rand(5, 2) - 0.5
+    one, other = (brownian_motion(SPHERE, start, 0.1, 3, seed=7) for _ in range(2))
+    assert torch.equal(one, other)
+    assert torch.equal(one[:, 0], start)
+
+    def fenced(z):
+        return z * torch.where(z[:, :1] > 0.1, torch.nan, 1.0)
+
+    with pytest.warns(UserWarning, match="walks ran into"):
+        walks = brownian_motion(
+            PullbackMetric(fenced), torch.zeros(20, 2), 4.0, 10, integrator=DiscreteGeodesic(2)
+        )
+    lost = walks[:, -1].isnan().any(1)
+    assert lost.any()
+
+
+def test_bad_walks():
+    with pytest.raises(ValueError, match="`time`"):
+        brownian_motion(SPHERE, torch.zeros(2), -1.0)
+    with pytest.raises(TypeError, match="`metric`"):
+        brownian_motion(sphere, torch.zeros(2), 1.0)
