@@ -12,6 +12,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from geolatent._version import __version__
+from geolatent.files import UnfinishedError
 
 # command: module and function that runs it, and a line of help; modules load when they are needed
 COMMANDS = {
@@ -38,6 +39,18 @@ COMMANDS = {
     "landscape": (
         "geolatent.experiments.landscape:landscape",
         "the metric of a 2-d latent space, drawn",
+    ),
+    "distances": (
+        "geolatent.experiments.distances:distances",
+        "geodesic distances between all pairs of some images",
+    ),
+    "cluster": (
+        "geolatent.experiments.cluster:cluster",
+        "k-means by geodesic distance, against Euclidean k-means",
+    ),
+    "walk": (
+        "geolatent.experiments.walk:walk",
+        "Brownian motion, rays and great circles, decoded on the way",
     ),
     "sample": (
         "geolatent.experiments.sample:sample",
@@ -82,13 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function(**values)
     except SystemExit as stop:  # the parser's own: after --help, or a message about the words
         return stop.code if isinstance(stop.code, int) else 2
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-        print(f"geolatent {command}: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
+        print(f"geolatent {command}: {_told(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"geolatent {command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"geolatent {command}: interrupted. {_told(stop)}".rstrip(), file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: BaseException) -> str:
+    """Return an error's message and the notes that were added to it, in one line."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
 
 
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:

@@ -226,3 +226,39 @@ class InitialOptions:
             check_integer("n_nodes", self.n_nodes, minimum=2)
         check_integer("n_neighbors", self.n_neighbors)
         check_number("jitter", self.jitter, at_least=0.0)
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How shards are solved on Ray, with `executor` "ray"; results do not depend on it.
+
+    Attributes
+    ----------
+    address : str or None
+        The cluster: "auto" for the one of this machine, HOST:PORT, or ray://HOST:PORT from outside
+        of it; null takes RAY_ADDRESS, or else the cluster that runs on this machine, or else starts
+        one here for the time of the command.
+    workers : int or None
+        Processes that solve shards; null: one for each GPU, or, where there are none, for each CPU
+        of the cluster. One that finds no room waits for it.
+    threads : int
+        Threads of torch in each of them, and CPUs that it takes.
+    retries : int
+        How often a shard is tried again whose process or machine died.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_integer("workers", self.workers)
+        check_integer("threads", self.threads)
+        check_integer("retries", self.retries, minimum=0)

@@ -9,24 +9,27 @@ A run folder holds
 - ``summary.json``: the numbers of the run, written last: a folder without it is not finished;
 - ``figures/``.
 
-While pairs are being solved, finished parts of them stand in ``parts/``. Every file is written
-whole or not at all.
+While pairs are being solved, finished parts of them stand in ``parts/``: NNNNN.parquet and
+NNNNN.safetensors, and last NNNNN.json with the checksums of both, which makes the part count. Every
+file is written whole or not at all, and by one process at a time, which ``.lock`` names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -34,14 +37,14 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pyarrow import parquet
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import pad
 
 from geolatent._version import __version__
 from geolatent.checks import describe, requirement
 from geolatent.curves import CubicBSpline, refine
-from geolatent.files import write_file
+from geolatent.files import LOCK, FolderLock, open_whole, remove_leftovers, write_file
 from geolatent.models.checkpoint import read_tensors
 from geolatent.solution import GeodesicSolution
 
@@ -54,6 +57,11 @@ SUMMARY = "summary.json"
 PARTS = "parts"
 FIGURES = "figures"
 
+# options that say where and how fast results are made, and do not change them
+NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
+
+# rows of a table that are written at once
+_ROW_GROUP = 65_536
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyarrow", "safetensors")
 
 
@@ -120,18 +128,12 @@ class SolvedPairs:
     @classmethod
     def join(cls, parts: Sequence[SolvedPairs]) -> SolvedPairs:
         """Join parts in their order; the curves get the control points of the richest part."""
-        most = max(part.curve.n_control_points for part in parts)
+        richest = max((part.curve for part in parts), key=lambda curve: curve.n_control_points)
         dim = max(part.curve.dim for part in parts)
-        refined = [refine(part.curve.knots, most) for part in parts]
-        points = [
-            pad(
-                matrix.to(part.curve.control_points) @ part.curve.control_points,
-                (0, dim - part.curve.dim),
-            )
-            for part, (_, matrix) in zip(parts, refined, strict=True)
-        ]
+        most = richest.n_control_points
+        points = [_with_control_points(part.curve, most, dim) for part in parts]
         table = pa.concat_tables([part.table for part in parts])
-        return cls(table.combine_chunks(), CubicBSpline(torch.cat(points), refined[0][0]))
+        return cls(table.combine_chunks(), CubicBSpline(torch.cat(points), richest.knots))
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a column as an array; codes as (B, d), all of one dimension."""
@@ -157,6 +159,13 @@ class SolvedPairs:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+
+def _with_control_points(curve: CubicBSpline, n: int, dim: int) -> Tensor:
+    """Return the same curves' control points on n of them, filled up with zeros to ``dim``."""
+    _, matrix = refine(curve.knots, n)
+    points = matrix.to(curve.control_points) @ curve.control_points
+    return pad(points, (0, dim - curve.dim))
 
 
 def _column(value: Any) -> pa.Array:
@@ -205,31 +214,64 @@ class Run:
 
 
 class RunFolder:
-    """A run folder that is being written; make one with `create`.
+    """A run folder that is being written, by this process alone; make one with `create`.
+
+    As a context manager it lets others write the folder again at the end; so does `finish`.
 
     Attributes
     ----------
     path
         The folder.
+    command
+        Name of the command that writes it.
     """
 
-    def __init__(self, path: Path, command: str) -> None:
+    def __init__(self, path: Path, command: str, lock: FolderLock) -> None:
         self.path = path
         self.command = command
+        self._lock = lock
+        self._joined = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     @staticmethod
-    def check(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-        """Raise where a folder holds results that are not to be overwritten.
+    def check(
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool,
+        command: str = "",
+        resume: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Raise where a run cannot be written to a folder.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        overwrite
+            Whether the results that it holds may go.
+        command, resume
+            A command and its options, of which an unfinished run may be gone on with. Options that
+            cannot change results (`NEUTRAL_OPTIONS`) need not be the same.
 
         Raises
         ------
         FileExistsError
-            If there are results in the folder and ``overwrite`` is false.
+            If there are other results in the folder and ``overwrite`` is false; where options
+            differ, it names them.
+        BlockingIOError
+            If another process is writing the folder.
+        ValueError
+            If the folder's ``config.yaml`` cannot be read.
         """
-        held = [name for name in (CONFIG, SUMMARY, PAIRS) if (Path(path) / name).exists()]
-        if held and not overwrite:
-            required = f"a folder without results ({held[0]} is in it), or --overwrite be given"
-            raise FileExistsError(requirement("out", required, path))
+        if (Path(path) / LOCK).exists():
+            FolderLock(Path(path)).release()
+        if not overwrite:
+            _check_held(Path(path), command, resume)
 
     @classmethod
     def create(
@@ -241,13 +283,14 @@ class RunFolder:
         seed: int,
         device: torch.device | str,
         overwrite: bool = False,
+        resume: bool = False,
     ) -> RunFolder:
-        """Start a run: make the folder and write ``config.yaml`` and ``environment.json``.
+        """Start a run: lock the folder, write ``environment.json`` and ``config.yaml``.
 
         Parameters
         ----------
         path
-            The folder.
+            The folder; it is made where it does not exist.
         command
             Name of the command.
         config
@@ -256,55 +299,159 @@ class RunFolder:
             For ``environment.json``.
         overwrite
             Remove the results of an earlier run first. Files of other kinds stay.
+        resume
+            Go on with an unfinished run of the same command and options; its files stay.
 
         Raises
         ------
         FileExistsError
-            If there are results in the folder and ``overwrite`` is false.
+            If there are other results in the folder and ``overwrite`` is false.
+        BlockingIOError
+            If another process is writing the folder.
+        ValueError
+            If the folder's ``config.yaml`` cannot be read, or ``parts`` or ``figures`` in it are
+            links to other places.
         """
-        cls.check(path, overwrite=overwrite)
         folder = Path(path)
-        # the summary first: what is left of an interrupted removal is no finished run
-        for name in (SUMMARY, PAIRS, CURVES, ARRAYS, ENVIRONMENT, CONFIG):
-            (folder / name).unlink(missing_ok=True)
-        for name in (PARTS, FIGURES):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-        run = cls(folder, command)
-        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-        head = f"# geolatent {command} --config {CONFIG}\n"
-        write_file(folder / CONFIG, (head + text).encode())
-        run._write_json(ENVIRONMENT, environment(command, seed, torch.device(device)))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        try:
+            for name in (PARTS, FIGURES):
+                if (folder / name).is_symlink():
+                    raise ValueError(requirement("out", f"free of a link `{name}`", folder))
+            if not overwrite:
+                _check_held(folder, command, config if resume else None)
+            for place in (folder, folder / PARTS):
+                remove_leftovers(place)
+            run = cls(folder, command, lock)
+            if overwrite or not (folder / CONFIG).exists():
+                run._begin(config, environment(command, seed, torch.device(device)))
+        except BaseException:
+            lock.release()
+            raise
         return run
 
-    def write_part(self, number: int, part: SolvedPairs) -> None:
-        """Store solved pairs as the part with a number; the table last, which makes it count."""
-        stem = self.path / PARTS / f"{number:05d}"
-        write_file(stem.with_suffix(".safetensors"), _curve_bytes(part.curve))
-        write_file(stem.with_suffix(".parquet"), _table_bytes(part.table))
+    def _begin(self, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+        # the summary first: what is left of an interrupted removal is no finished run
+        for name in (SUMMARY, PAIRS, CURVES, ARRAYS, CONFIG, ENVIRONMENT):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (PARTS, FIGURES):
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        self._write_json(ENVIRONMENT, described)
+        text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+        head = f"# geolatent {self.command} --config {CONFIG}\n"
+        write_file(self.path / CONFIG, (head + text).encode())
 
-    def parts(self) -> list[SolvedPairs]:
-        """Read the parts that are there, in the order of their numbers."""
-        return _read_parts(self.path)
+    def write_part(self, number: int, part: SolvedPairs) -> None:
+        """Store solved pairs as the part with a number; the checksums last: they make it count."""
+        stem = self.path / PARTS / f"{number:05d}"
+        table, curves = _table_bytes(part.table), _curve_bytes(part.curve)
+        write_file(stem.with_suffix(".parquet"), table)
+        write_file(stem.with_suffix(".safetensors"), curves)
+        write_file(stem.with_suffix(".json"), _checksums(table, curves))
+
+    def check_parts(self) -> tuple[set[int], dict[int, str]]:
+        """Read the parts that are there, one after the other.
+
+        Returns
+        -------
+        tuple
+            The numbers of the parts that are as they were written; and what is wrong with others.
+        """
+        whole, damaged = set(), {}
+        for number in _part_numbers(self.path):
+            try:
+                _part_bytes(self.path, number)
+                whole.add(number)
+            except ValueError as error:
+                damaged[number] = str(error)
+        return whole, damaged
+
+    def join(self, sources: Sequence[Callable[[], SolvedPairs]] | None = None) -> SolvedPairs:
+        """Join the parts to ``pairs.parquet`` and ``curves.safetensors``, and read these back.
+
+        The parts are read one at a time, twice. Parts with other columns than the rest get nulls
+        there.
+
+        Parameters
+        ----------
+        sources
+            Functions that give the pairs to be joined; by default the parts.
+
+        Raises
+        ------
+        ValueError
+            If there are no pairs, or a part is damaged.
+        """
+        if sources is None:
+            numbers = _part_numbers(self.path)
+            sources = [lambda n=number: _read_part(self.path, n) for number in numbers]  # type: ignore[misc]
+        _join_files(self.path, sources)
+        self._joined = True
+        return _read_pairs(self.path / PAIRS, self.path / CURVES)
 
     def finish(self, summary: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> Run:
-        """Join the parts, write what is left to write, ``summary.json`` last, and read it back."""
-        parts = self.parts()
-        if parts:
-            pairs = SolvedPairs.join(parts)
-            write_file(self.path / CURVES, _curve_bytes(pairs.curve))
-            write_file(self.path / PAIRS, _table_bytes(pairs.table))
+        """Write what is left to write, ``summary.json`` last, remove the parts, read it all back.
+
+        The parts are joined where `join` has not done so.
+        """
+        if not self._joined and _part_numbers(self.path):
+            self.join()
         if arrays:
             tensors = {name: value.detach().cpu().contiguous() for name, value in arrays.items()}
             write_file(self.path / ARRAYS, save(tensors))
         self._write_json(SUMMARY, {"command": self.command, **summary})
-        if parts:
+        if (self.path / PARTS).exists():
             shutil.rmtree(self.path / PARTS)
+        self._lock.release()
         return load_run(self.path)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         write_file(self.path / name, text.encode())
+
+
+def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) -> None:
+    """Raise where a folder holds results other than an unfinished run of a command's options."""
+    held = [name for name in (SUMMARY, CONFIG, PAIRS) if (folder / name).exists()]
+    if not held:
+        return
+    required = f"a folder without results ({held[0]} is in it), or --overwrite be given"
+    if resume is None or held[0] != CONFIG:
+        raise FileExistsError(requirement("out", required, folder))
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["command"]
+        old = _flat({"command": before, **found})
+    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        required = "a readable run folder, or --overwrite be given"
+        raise ValueError(f"{requirement('out', required, folder)} {error}") from error
+    new = _flat({"command": command, **plain(resume)})
+    differences = [
+        f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and not _neutral(key)
+    ]
+    if differences:
+        required = "the folder of an unfinished run of the same options, or --overwrite be given"
+        message = requirement("out", required, folder)
+        raise FileExistsError(f"{message} The options differ: {'; '.join(differences)}.")
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return options by their dotted names."""
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping) and value:
+            result |= _flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _neutral(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL_OPTIONS)
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -314,6 +461,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     ----------
     path
         The folder.
+
+    Damaged parts of an interrupted run are left out, with a warning that names them.
 
     Raises
     ------
@@ -333,10 +482,10 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         described = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         summary_path = folder / SUMMARY
         summary = json.loads(summary_path.read_text("utf-8")) if summary_path.is_file() else None
-        if (folder / PAIRS).is_file():
+        if summary is not None and (folder / PAIRS).is_file():
             pairs: SolvedPairs | None = _read_pairs(folder / PAIRS, folder / CURVES)
         else:
-            parts = _read_parts(folder)
+            parts = list(_whole_parts(folder))
             pairs = SolvedPairs.join(parts) if parts else None
     except (yaml.YAMLError, ValueError, pa.ArrowException) as error:
         required = "a readable run folder"
@@ -353,15 +502,110 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     )
 
 
-def _read_parts(folder: Path) -> list[SolvedPairs]:
-    tables = sorted((folder / PARTS).glob("[0-9]*.parquet"))
-    return [_read_pairs(path, path.with_suffix(".safetensors")) for path in tables]
+def _checksums(table: bytes, curves: bytes) -> bytes:
+    """Return the content of NNNNN.json, which follows from the other two files."""
+    content = {".parquet": table, ".safetensors": curves}
+    sums = {ending: hashlib.sha256(data).hexdigest() for ending, data in content.items()}
+    return (json.dumps({"sha256": sums}, indent=2) + "\n").encode()
+
+
+def _part_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the parts that count, in their order."""
+    stems = [path.stem for path in (folder / PARTS).glob("*.json")]
+    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+
+def _part_bytes(folder: Path, number: int) -> tuple[bytes, bytes]:
+    """Read table and curves of a part; a ValueError where they are not what was written."""
+    stem = folder / PARTS / f"{number:05d}"
+    try:
+        table = stem.with_suffix(".parquet").read_bytes()
+        curves = stem.with_suffix(".safetensors").read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"part {number} is damaged: there is no {error.filename}") from error
+    if stem.with_suffix(".json").read_bytes() != _checksums(table, curves):
+        raise ValueError(f"part {number} is damaged: {stem}.* do not match their checksums")
+    return table, curves
+
+
+def _read_part(folder: Path, number: int) -> SolvedPairs:
+    table, curves = _part_bytes(folder, number)
+    tensors = load(curves)
+    curve = CubicBSpline(tensors["control_points"], tensors["knots"])
+    return SolvedPairs(parquet.read_table(pa.BufferReader(table)), curve)
+
+
+def _whole_parts(folder: Path) -> Iterator[SolvedPairs]:
+    for number in _part_numbers(folder):
+        try:
+            yield _read_part(folder, number)
+        except ValueError as error:
+            warnings.warn(f"{error}; its pairs are left out", stacklevel=3)
 
 
 def _read_pairs(table: Path, curves: Path) -> SolvedPairs:
     tensors = read_tensors(curves)
     curve = CubicBSpline(tensors["control_points"], tensors["knots"])
     return SolvedPairs(parquet.read_table(table), curve)
+
+
+def _join_files(folder: Path, sources: Sequence[Callable[[], SolvedPairs]]) -> None:
+    """Write ``pairs.parquet`` and ``curves.safetensors`` from parts, one of them in memory."""
+    n_rows, most, dim = 0, 0, 0
+    dtype, knots = torch.float32, None
+    schemas: list[pa.Schema] = []
+    for source in sources:
+        part = source()
+        n_rows += len(part)
+        dim = max(dim, part.curve.dim)
+        dtype = torch.promote_types(dtype, part.curve.control_points.dtype)
+        if part.curve.n_control_points > most:
+            most, knots = part.curve.n_control_points, part.curve.knots.cpu()
+        if part.table.schema not in schemas:
+            schemas.append(part.table.schema)
+    if knots is None:
+        raise ValueError(requirement("out", "a folder with solved pairs", folder))
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    points = torch.empty((n_rows, most, dim), dtype=dtype, device="meta")
+    with open_whole(folder / CURVES) as curves, open_whole(folder / PAIRS) as tables:
+        curves.write(_safetensors_head({"knots": knots, "control_points": points}))
+        curves.write(knots.numpy().tobytes())
+        with parquet.ParquetWriter(tables, schema) as writer:
+            waiting: list[pa.Table] = []
+            for source in sources:
+                part = source()
+                refined = _with_control_points(part.curve, most, dim).to(dtype)
+                curves.write(refined.contiguous().numpy().tobytes())
+                waiting.append(part.table)
+                if sum(map(len, waiting)) >= _ROW_GROUP:
+                    _write_tables(writer, waiting, schema)
+                    waiting = []
+            if waiting:
+                _write_tables(writer, waiting, schema)
+
+
+def _write_tables(writer: parquet.ParquetWriter, tables: list[pa.Table], schema: pa.Schema) -> None:
+    empty = schema.empty_table()
+    whole = pa.concat_tables([empty, *tables], promote_options="permissive")
+    writer.write_table(whole.combine_chunks(), row_group_size=max(1, whole.num_rows))
+
+
+_SAFETENSORS_TYPES = {torch.float32: "F32", torch.float64: "F64"}
+
+
+def _safetensors_head(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return what stands in a safetensors file before the values of tensors, which follow."""
+    entries, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": _SAFETENSORS_TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _table_bytes(table: pa.Table) -> bytes:

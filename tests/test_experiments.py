@@ -41,12 +41,12 @@ from geolatent.experiments.measures import (
 from geolatent.experiments.pairs import (
     Case,
     Pairs,
+    Shards,
     draw_images,
     encoded_pairs,
     make_solver,
     prior_pairs,
     read_pairs,
-    solve_in_batches,
     worst_case_pairs,
 )
 from geolatent.experiments.sample import png_bytes
@@ -172,21 +172,22 @@ def test_a_file_of_codes_is_for_codes_alone(digits, source):
         choose_pairs(source, 2, digits[0], Dataset(DataOptions()), codes="pairs.npz")
 
 
-def test_batches_hold_all_pairs_and_equal_one_batch(digits):
+def test_shards_hold_all_pairs_and_equal_one_shard(digits):
     model, _, _ = digits
     pairs = prior_pairs(5, 2, seed=3)
     metric = model.metric()
+    shards = Shards([Case(metric, pairs)], SolverOptions(max_control_points=11, batch_size=2))
+    assert len(shards) == 3
+    assert [shards.n_rows(number) for number in range(3)] == [2, 2, 1]
     told = []
-    parts = list(
-        solve_in_batches(
-            [Case(metric, pairs)], SolverOptions(max_control_points=11, batch_size=2), told.append
-        )
-    )
-    assert [len(part) for part in parts] == [2, 2, 1]
+    last = shards.solve(2, told.append)
     assert told == sorted(told)
     assert told[-1] == 1.0
+    parts = list(shards)
+    # a shard does not depend on those before it
+    assert last.table.equals(parts[2].table)
     joined = SolvedPairs.join(parts)
-    (whole,) = solve_in_batches([Case(metric, pairs)], COARSE)
+    (whole,) = Shards([Case(metric, pairs)], COARSE)
     assert joined.column("pair").tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(joined.column("length"), whole.column("length"), rtol=1e-4)
 
@@ -195,7 +196,7 @@ def test_cases_have_to_be_equally_long():
     metric = constant_metric(1.0, 2.0)
     cases = [Case(metric, prior_pairs(n, 2)) for n in (1, 2)]
     with pytest.raises(ValueError, match="`cases` should be one or more of equally many"):
-        list(solve_in_batches(cases))
+        Shards(cases)
 
 
 def test_solver_options_reach_the_solver():

@@ -96,7 +96,7 @@ def test_an_interrupted_run_can_be_read(folder):
     assert not run.finished
     assert run.pairs is None
     folder.write_part(0, solve(2)[1])
-    # a part whose table was not written yet does not count
+    # a part whose checksums were not written yet does not count
     (folder.path / PARTS / "00001.safetensors").write_bytes(b"unfinished")
     run = load_run(folder.path)
     assert not run.finished
@@ -108,11 +108,13 @@ def test_results_are_not_overwritten_unless_asked(folder, finished):
     folder.write_part(0, solve(2)[1])
     if finished:
         folder.finish({"mean": 1.0}, {"a": torch.zeros(1)})
+    folder.__exit__()
     mine = folder.path / "notes.txt"
     mine.write_text("mine")
     with pytest.raises(FileExistsError, match="`out` should be a folder without results"):
         RunFolder.create(folder.path, "test", {}, seed=0, device="cpu")
-    RunFolder.create(folder.path, "test", {}, seed=0, device="cpu", overwrite=True)
+    with RunFolder.create(folder.path, "test", {}, seed=0, device="cpu", overwrite=True):
+        pass
     assert {path.name for path in folder.path.iterdir()} == {CONFIG, ENVIRONMENT, "notes.txt"}
 
 

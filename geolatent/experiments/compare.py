@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +24,19 @@ from geolatent.config import (
     MetricOptions,
     ModelEntry,
     ModelOptions,
+    RayOptions,
     SolverOptions,
 )
 from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, progress_bar, statistics_table
+from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import (
     Case,
     Pairs,
+    Shards,
     draw_images,
     encoded_pairs,
-    solve_in_batches,
 )
 from geolatent.experiments.setup import (
     Dataset,
@@ -58,9 +61,8 @@ def compare_models(
     threshold: float = 0.02,
     solver: SolverOptions | None = None,
     initial: Mapping[str, LatentGraph | None] | None = None,
-    callback: Callable[[float], None] | None = None,
-) -> Iterator[SolvedPairs]:
-    """Solve the same pairs of images in several models and yield them in batches.
+) -> Shards:
+    """Return the work of solving the same pairs of images in several models.
 
     Every model encodes the images itself. A pair is comparable where its relative improvements in
     all models differ by at most a threshold: there straight lines in the models deviate equally
@@ -80,14 +82,12 @@ def compare_models(
         The solver's options.
     initial
         Where curves start, by the model's name; straight lines where none is given.
-    callback
-        Told the share of the work that is done.
 
-    Yields
-    ------
-    SolvedPairs
-        Pairs b, b + 1, ... in every model, with the columns ``model``, ``difference`` (largest less
-        smallest improvement of the pair) and ``comparable``.
+    Returns
+    -------
+    Shards
+        Each of them holds pairs in every model, with the columns ``model``, ``difference`` (largest
+        less smallest improvement of the pair) and ``comparable``.
 
     References
     ----------
@@ -100,14 +100,14 @@ def compare_models(
         pairs = encoded_pairs(model, images, labels, rows)
         named = Pairs(pairs.start, pairs.end, {"model": [name] * len(pairs), **pairs.columns})
         cases.append(Case(metrics[name], named, (initial or {}).get(name)))
-    for batch in solve_in_batches(cases, solver, callback):
-        yield _with_differences(batch, len(models), threshold)
+    complete = partial(_with_differences, n_models=len(models), threshold=threshold)
+    return Shards(cases, solver if solver is not None else SolverOptions(), complete)
 
 
-def _with_differences(batch: SolvedPairs, n_models: int, threshold: float) -> SolvedPairs:
-    table = batch.column("relative_improvement").reshape(n_models, -1)
+def _with_differences(shard: SolvedPairs, n_models: int, threshold: float) -> SolvedPairs:
+    table = shard.column("relative_improvement").reshape(n_models, -1)
     difference = np.tile(table.max(0) - table.min(0), n_models)
-    return batch.with_columns({"difference": difference, "comparable": difference <= threshold})
+    return shard.with_columns({"difference": difference, "comparable": difference <= threshold})
 
 
 def compare(
@@ -123,6 +123,8 @@ def compare(
     seed: int = 0,
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
+    executor: Executor = "local",
+    ray: RayOptions = RayOptions(),
     overwrite: bool = False,
 ) -> None:
     """Compare models on the same pairs of images, each through its own encoder.
@@ -145,8 +147,13 @@ def compare(
         initial: Where curves start.
         seed: Seed of the pairs.
         dtype: Floating-point type of models and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
+        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+            own.
+        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+            machine or a cluster.
+        ray: Options of Ray.
+        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
+            on the folder of an unfinished run do what is missing there.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
@@ -154,7 +161,8 @@ def compare(
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
         raise ValueError(requirement("models", required, list(models)))
     check_number("threshold", threshold, at_least=0.0)
-    RunFolder.check(out, overwrite=overwrite)
+    RunFolder.check(out, overwrite=overwrite, command="compare", resume=config)
+    check_executor(executor)
     place = make_device(device)
     codecs = {
         name: make_model(ModelOptions(**entry), dtype, place, f"models.{name}")
@@ -167,10 +175,10 @@ def compare(
     feature_map, accuracy = make_features(features, dataset, like)
     metrics = {name: codec.metric(metric, feature_map, seed) for name, codec in codecs.items()}
     ends = {name: encoded_pairs(codec, images, None, rows) for name, codec in codecs.items()}
-    folder = RunFolder.create(out, "compare", config, seed=seed, device=place, overwrite=overwrite)
     console = Console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"solving {len(codecs)} times {n_pairs} pairs", total=1.0)
+    with RunFolder.create(
+        out, "compare", config, seed=seed, device=place, overwrite=overwrite, resume=True
+    ) as folder:
         graphs = {
             name: make_initial(
                 initial,
@@ -183,7 +191,7 @@ def compare(
             )
             for name, codec in codecs.items()
         }
-        batches = compare_models(
+        shards = compare_models(
             codecs,
             metrics,
             images,
@@ -192,29 +200,27 @@ def compare(
             threshold=threshold,
             solver=solver,
             initial=graphs,
-            callback=lambda done: progress.update(task, completed=done),
         )
-        for number, batch in enumerate(batches):
-            folder.write_part(number, batch)
-    solved = SolvedPairs.join(folder.parts())
-    by = {name: solved.where("model", name) for name in models}
-    first = next(iter(by.values()))
-    comparable = first.column("pair")[first.column("comparable")]
-    correlations = (
-        np.corrcoef([part.column("relative_improvement") for part in by.values()])
-        if n_pairs > 1
-        else np.full((len(by), len(by)), np.nan)
-    )
-    summary: dict[str, Any] = {
-        "groups": {name: summarise(part, ("difference",)) for name, part in by.items()},
-        "threshold": threshold,
-        "comparable": {"n_pairs": len(comparable), "pairs": comparable},
-        "correlation_of_improvements": correlations,
-        "graph_rows": sum(graph.forward_rows for graph in graphs.values() if graph is not None),
-        "classifier_accuracy": accuracy,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run = folder.finish(summary)
+        run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)
+        solved = folder.join()
+        by = {name: solved.where("model", name) for name in models}
+        first = next(iter(by.values()))
+        comparable = first.column("pair")[first.column("comparable")]
+        correlations = (
+            np.corrcoef([part.column("relative_improvement") for part in by.values()])
+            if n_pairs > 1
+            else np.full((len(by), len(by)), np.nan)
+        )
+        summary: dict[str, Any] = {
+            "groups": {name: summarise(part, ("difference",)) for name, part in by.items()},
+            "threshold": threshold,
+            "comparable": {"n_pairs": len(comparable), "pairs": comparable},
+            "correlation_of_improvements": correlations,
+            "graph_rows": sum(graph.forward_rows for graph in graphs.values() if graph is not None),
+            "classifier_accuracy": accuracy,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        run = folder.finish(summary)
     title = "Relative length improvement on the same pairs of images"
     console.print(statistics_table(title, run.summary["groups"], "model"))  # type: ignore[index]
     console.print(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,60 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
     )
+
+
+@contextmanager
+def work_progress(
+    console: Console, what: str, total: int, found: int = 0, interval: float = 10.0
+) -> Iterator[Callable[[float], None]]:
+    """Show how much of some work is done, its rate and the time that is left.
+
+    On a terminal it is a bar; elsewhere, such as in a log file, plain lines.
+
+    Parameters
+    ----------
+    console
+        Where to show it.
+    what
+        What is worked on, such as "pairs".
+    total, found
+        How much there is to do, and how much of it was done before.
+    interval
+        Least number of seconds between two lines.
+
+    Yields
+    ------
+    callable
+        To be called with the amount that is done.
+    """
+    began = time.monotonic()
+    told, last = began, float(found)
+
+    def text(done: float) -> str:
+        rate = (done - found) / max(time.monotonic() - began, 1e-9)
+        share = f"{done:.0f} of {total} {what}"
+        if rate <= 0:
+            return share
+        left = timedelta(seconds=round((total - done) / rate))
+        return f"{share}, {rate:.3g} a second, {left} left"
+
+    if console.is_terminal:
+        columns = (BarColumn(bar_width=32), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(text(found), total=total, completed=found)
+            yield lambda done: bar.update(task, completed=done, description=text(done))
+        return
+
+    def line(done: float) -> None:
+        nonlocal told, last
+        now = time.monotonic()
+        if now - told >= interval or done >= total > last:
+            told, last = now, done
+            clock = time.strftime("%Y-%m-%d %H:%M:%S")
+            console.print(f"{clock}  {text(done)}", soft_wrap=True, highlight=False)
+            console.file.flush()
+
+    yield line
 
 
 def make_table(title: str, columns: Sequence[str], n_text: int = 1) -> Table:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,21 +21,23 @@ from geolatent.config import (
     InitialOptions,
     MetricOptions,
     ModelOptions,
+    RayOptions,
     SolverOptions,
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, progress_bar, statistics_table
+from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import alignment
 from geolatent.experiments.pairs import (
     Case,
     Pairs,
+    Shards,
     draw_images,
     encoded_pairs,
     prior_pairs,
     read_pairs,
-    solve_in_batches,
     worst_case_pairs,
 )
 from geolatent.experiments.setup import (
@@ -73,9 +75,8 @@ def measure_improvement(
     solver: SolverOptions | None = None,
     initial: LatentGraph | None = None,
     with_alignment: bool = True,
-    callback: Callable[[float], None] | None = None,
-) -> Iterator[SolvedPairs]:
-    """Solve groups of pairs, such as those of several step sizes, and yield them in batches.
+) -> Shards:
+    """Return the work of solving groups of pairs, such as those of several step sizes.
 
     Parameters
     ----------
@@ -90,13 +91,11 @@ def measure_improvement(
     with_alignment
         Add the columns ``straight_alignment`` and ``alignment``; d forward rows at 16 points of
         every line and curve.
-    callback
-        Told the share of the work that is done.
 
-    Yields
-    ------
-    SolvedPairs
-        Pairs b, b + 1, ... of all groups.
+    Returns
+    -------
+    Shards
+        Each of them holds pairs of all groups.
 
     References
     ----------
@@ -109,14 +108,14 @@ def measure_improvement(
     >>> from geolatent.experiments.pairs import worst_case_pairs
     >>> metric = GaussianPullbackMetric(models.digits_vae().decode)
     >>> groups = worst_case_pairs(metric, 2, 2, steps=(1.0, 2.0))
-    >>> (batch,) = measure_improvement(metric, groups, with_alignment=False)
-    >>> batch.column("step").tolist(), bool((batch.column("relative_improvement") >= 0).all())
+    >>> (solved,) = measure_improvement(metric, groups, with_alignment=False)
+    >>> solved.column("step").tolist(), bool((solved.column("relative_improvement") >= 0).all())
     ([1.0, 1.0, 2.0, 2.0], True)
     """
     max_rows = solver.max_rows if solver is not None else None
     measures = [measure_alignment(metric, max_rows)] if with_alignment else []
     cases = [Case(metric, pairs, initial, measures) for pairs in groups]
-    return solve_in_batches(cases, solver, callback)
+    return Shards(cases, solver if solver is not None else SolverOptions())
 
 
 def choose_pairs(
@@ -162,6 +161,8 @@ def improvement(
     seed: int = 0,
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
+    executor: Executor = "local",
+    ray: RayOptions = RayOptions(),
     overwrite: bool = False,
 ) -> None:
     """Measure how much shorter than straight lines geodesics are, over many pairs of codes.
@@ -187,14 +188,20 @@ def improvement(
         alignment: Measure how far curves follow the metric's smallest eigenvectors.
         seed: Seed of the pairs.
         dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
+        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+            own.
+        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+            machine or a cluster.
+        ray: Options of Ray.
+        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
+            on the folder of an unfinished run do what is missing there.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
     if steps is not None and pairs != "worst":
         raise ValueError(requirement("steps", "None where `pairs` is not 'worst'", steps))
-    RunFolder.check(out, overwrite=overwrite)
+    RunFolder.check(out, overwrite=overwrite, command="improvement", resume=config)
+    check_executor(executor)
     place = make_device(device)
     codec = make_model(model, dtype, place)
     dataset = Dataset(data)
@@ -212,36 +219,27 @@ def improvement(
         )
     else:
         groups = [choose_pairs(pairs, n_pairs, codec, dataset, codes=codes, seed=seed)]
-    folder = RunFolder.create(
-        out, "improvement", config, seed=seed, device=place, overwrite=overwrite
-    )
     console = Console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"solving {sum(map(len, groups))} pairs", total=1.0)
+    with RunFolder.create(
+        out, "improvement", config, seed=seed, device=place, overwrite=overwrite, resume=True
+    ) as folder:
         graph = make_initial(
             initial, pulled_back, codec, dataset, groups, seed=seed, max_rows=solver.max_rows
         )
-        batches = measure_improvement(
-            pulled_back,
-            groups,
-            solver=solver,
-            initial=graph,
-            with_alignment=alignment,
-            callback=lambda done: progress.update(task, completed=done),
+        shards = measure_improvement(
+            pulled_back, groups, solver=solver, initial=graph, with_alignment=alignment
         )
-        for number, batch in enumerate(batches):
-            folder.write_part(number, batch)
-    solved = SolvedPairs.join(folder.parts())
-    measured = ALIGNMENTS if alignment else ()
-    by = _groups(solved)
-    summary = {
-        "pairs": pairs,
-        "groups": {label: summarise(part, measured) for label, part in by.items()},
-        "graph_rows": 0 if graph is None else graph.forward_rows,
-        "classifier_accuracy": accuracy,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run = folder.finish(summary)
+        run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)
+        measured = ALIGNMENTS if alignment else ()
+        by = _groups(folder.join())
+        summary = {
+            "pairs": pairs,
+            "groups": {label: summarise(part, measured) for label, part in by.items()},
+            "graph_rows": 0 if graph is None else graph.forward_rows,
+            "classifier_accuracy": accuracy,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        run = folder.finish(summary)
     name = "step" if pairs == "worst" else "pairs"
     title = f"Relative length improvement, pairs: {pairs}"
     console.print(statistics_table(title, run.summary["groups"], name))  # type: ignore[index]

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,13 +22,15 @@ from geolatent.config import (
     InitialOptions,
     MetricOptions,
     ModelOptions,
+    RayOptions,
     SolverOptions,
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
 from geolatent.energy import RowBudget
 from geolatent.energy import measure as measure_lengths
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_table, print_files
+from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import (
@@ -41,7 +43,7 @@ from geolatent.experiments.measures import (
     decode_along,
     prior_density,
 )
-from geolatent.experiments.pairs import Case, Measure, Pairs, solve_in_batches
+from geolatent.experiments.pairs import Case, Measure, Pairs, Shards
 from geolatent.experiments.setup import (
     Dataset,
     make_device,
@@ -141,9 +143,8 @@ def interpolate_pairs(
     solver: SolverOptions | None = None,
     initial: Mapping[str, LatentGraph | None] | None = None,
     measures: Mapping[str, list[Measure]] | None = None,
-    callback: Callable[[float], None] | None = None,
-) -> Iterator[SolvedPairs]:
-    """Solve the same pairs under several metrics and yield them in batches.
+) -> Shards:
+    """Return the work of solving the same pairs under several metrics.
 
     Parameters
     ----------
@@ -157,19 +158,17 @@ def interpolate_pairs(
         Where curves start, by the metric's name; straight lines where none is given.
     measures
         Further columns, by the metric's name.
-    callback
-        Told the share of the work that is done.
 
-    Yields
-    ------
-    SolvedPairs
-        Pairs b, b + 1, ... under every metric, with the column ``metric``, the name.
+    Returns
+    -------
+    Shards
+        Each of them holds pairs under every metric, with the column ``metric``, the name.
     """
     cases = []
     for name, metric in metrics.items():
         named = Pairs(pairs.start, pairs.end, {"metric": [name] * len(pairs), **pairs.columns})
         cases.append(Case(metric, named, (initial or {}).get(name), (measures or {}).get(name, ())))
-    return solve_in_batches(cases, solver, callback)
+    return Shards(cases, solver if solver is not None else SolverOptions())
 
 
 def interpolate(
@@ -188,6 +187,8 @@ def interpolate(
     seed: int = 0,
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
+    executor: Executor = "local",
+    ray: RayOptions = RayOptions(),
     overwrite: bool = False,
 ) -> None:
     """Interpolate between codes along straight lines, slerp and geodesics, and compare them.
@@ -218,14 +219,20 @@ def interpolate(
         n_shown: Pairs that are drawn.
         seed: Seed of the pairs.
         dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
+        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+            own.
+        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+            machine or a cluster.
+        ray: Options of Ray.
+        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
+            on the folder of an unfinished run do what is missing there.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
     check_integer("n_images", n_images, minimum=2)
     check_integer("n_shown", n_shown)
-    RunFolder.check(out, overwrite=overwrite)
+    RunFolder.check(out, overwrite=overwrite, command="interpolate", resume=config)
+    check_executor(executor)
     place = make_device(device)
     codec = make_model(model, dtype, place)
     dataset = Dataset(data)
@@ -255,41 +262,33 @@ def interpolate(
         name: [measure_slerp(each, solver), measure_along([*quantities, aligned(each)])]
         for name, each in metrics.items()
     }
-    folder = RunFolder.create(
-        out, "interpolate", config, seed=seed, device=place, overwrite=overwrite
-    )
     console = Console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"solving {len(metrics) * len(chosen)} pairs", total=1.0)
+    with RunFolder.create(
+        out, "interpolate", config, seed=seed, device=place, overwrite=overwrite, resume=True
+    ) as folder:
         graphs = {
             name: make_initial(
                 initial, each, codec, dataset, [chosen], seed=seed, max_rows=solver.max_rows
             )
             for name, each in metrics.items()
         }
-        batches = interpolate_pairs(
-            metrics,
-            chosen,
-            solver=solver,
-            initial=graphs,
-            measures=measures,
-            callback=lambda done: progress.update(task, completed=done),
+        shards = interpolate_pairs(
+            metrics, chosen, solver=solver, initial=graphs, measures=measures
         )
-        for number, batch in enumerate(batches):
-            folder.write_part(number, batch)
-    solved = SolvedPairs.join(folder.parts())
-    compared = ["alignment", "correlation_variance", "data_distance", *DENSITIES]
-    compared += ["crossings", "classes"] if classifier is not None else []
-    columns = ["slerp_length", "slerp_relative_improvement"]
-    columns += [prefix + name for name in compared for prefix in ("", "straight_", "slerp_")]
-    summary = {
-        "pairs": pairs,
-        "groups": {name: summarise(solved.where("metric", name), columns) for name in metrics},
-        "graph_rows": sum(graph.forward_rows for graph in graphs.values() if graph is not None),
-        "classifier_accuracy": accuracy,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run = folder.finish(summary, _frames(codec, solved, list(metrics), n_images, n_shown))
+        run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)
+        solved = folder.join()
+        compared = ["alignment", "correlation_variance", "data_distance", *DENSITIES]
+        compared += ["crossings", "classes"] if classifier is not None else []
+        columns = ["slerp_length", "slerp_relative_improvement"]
+        columns += [prefix + name for name in compared for prefix in ("", "straight_", "slerp_")]
+        summary = {
+            "pairs": pairs,
+            "groups": {name: summarise(solved.where("metric", name), columns) for name in metrics},
+            "graph_rows": sum(graph.forward_rows for graph in graphs.values() if graph is not None),
+            "classifier_accuracy": accuracy,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        run = folder.finish(summary, _frames(codec, solved, list(metrics), n_images, n_shown))
     _print(console, run)
     print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
 

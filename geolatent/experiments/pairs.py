@@ -1,4 +1,4 @@
-"""Pairs of latent codes: where they come from, and solving them in batches."""
+"""Pairs of latent codes: where they come from, and solving them shard by shard."""
 
 from __future__ import annotations
 
@@ -274,49 +274,85 @@ def make_solver(options: SolverOptions) -> Solver:
     )
 
 
-def solve_in_batches(
-    cases: Sequence[Case],
-    options: SolverOptions | None = None,
-    callback: Callable[[float], None] | None = None,
-) -> Iterator[SolvedPairs]:
-    """Solve the pairs of all cases, some at a time, and yield each batch when it is done.
+@dataclass(frozen=True)
+class Shards:
+    """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
 
-    A batch holds pairs b, b + 1, ... of every case, numbered by the column ``pair``.
+    Shard k holds pairs k n, k n + 1, ..., of every case, n the solver's ``batch_size``. What it
+    gives follows from the cases, the options and its number alone. Iterating solves all shards in
+    turn.
 
-    Parameters
+    Attributes
     ----------
     cases
         The cases, of equally many pairs.
     options
-        The solver's options, ``batch_size`` among them.
-    callback
-        Told the share of the work that is done, in [0, 1].
-
-    Yields
-    ------
-    SolvedPairs
-        The batch: the rows of the first case, then those of the second, and so on.
+        The solver's options.
+    complete
+        What adds columns that need all cases of a shard; None for nothing.
 
     Raises
     ------
     ValueError
         Where the cases differ in their number of pairs.
-    """
-    options = options if options is not None else SolverOptions()
-    sizes = [len(case.pairs) for case in cases]
-    if len(set(sizes)) != 1:
-        raise ValueError(requirement("cases", "one or more of equally many pairs", sizes))
-    solver = make_solver(options)
-    n_batches = math.ceil(sizes[0] / options.batch_size)
-    for batch in range(n_batches):
-        rows = slice(batch * options.batch_size, (batch + 1) * options.batch_size)
-        solved = []
-        for number, case in enumerate(cases):
-            done = batch * len(cases) + number
 
-            def tell(state: Progress, done: int = done) -> None:
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> flat = TensorMetric(lambda z: torch.eye(2).expand(len(z), 2, 2), dim=2)
+    >>> shards = Shards([Case(flat, prior_pairs(5, 2))], SolverOptions(batch_size=2))
+    >>> len(shards), shards.n_rows(2), shards.solve(2).column("pair").tolist()
+    (3, 1, [4])
+    """
+
+    cases: Sequence[Case]
+    options: SolverOptions = field(default_factory=SolverOptions)
+    complete: Callable[[SolvedPairs], SolvedPairs] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = [len(case.pairs) for case in self.cases]
+        if len(set(sizes)) != 1:
+            raise ValueError(requirement("cases", "one or more of equally many pairs", sizes))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.cases[0].pairs) / self.options.batch_size)
+
+    def __iter__(self) -> Iterator[SolvedPairs]:
+        return (self.solve(number) for number in range(len(self)))
+
+    def _rows(self, number: int) -> slice:
+        size = self.options.batch_size
+        return slice(number * size, min((number + 1) * size, len(self.cases[0].pairs)))
+
+    def n_rows(self, number: int) -> int:
+        """Return the number of rows that a shard gives."""
+        rows = self._rows(number)
+        return len(self.cases) * (rows.stop - rows.start)
+
+    def solve(self, number: int, callback: Callable[[float], None] | None = None) -> SolvedPairs:
+        """Solve one shard.
+
+        Parameters
+        ----------
+        number
+            Its number, from 0.
+        callback
+            Told the share of the shard that is done, in [0, 1].
+
+        Returns
+        -------
+        SolvedPairs
+            The rows of the first case, then those of the second, and so on; the column ``pair``
+            numbers the pairs of all shards.
+        """
+        solver = make_solver(self.options)
+        rows = self._rows(number)
+        solved = []
+        for place, case in enumerate(self.cases):
+
+            def tell(state: Progress, place: int = place) -> None:
                 if callback is not None:
-                    callback((done + state.fraction) / (n_batches * len(cases)))
+                    callback((place + state.fraction) / len(self.cases))
 
             pairs = case.pairs[rows]
             solution = solve_geodesic(
@@ -325,14 +361,15 @@ def solve_in_batches(
                 pairs.end,
                 solver,
                 initial=case.initial,
-                length_tolerance=options.length_tolerance,
-                max_rows=options.max_rows,
+                length_tolerance=self.options.length_tolerance,
+                max_rows=self.options.max_rows,
                 callback=tell,
             )
-            columns: dict[str, Any] = {"pair": torch.arange(sizes[0])[rows], **pairs.columns}
+            columns: dict[str, Any] = {"pair": torch.arange(rows.start, rows.stop), **pairs.columns}
             part = SolvedPairs.from_solution(pairs.start, pairs.end, solution, columns)
             line = CubicBSpline.straight(pairs.start, pairs.end)
             for measure in case.measures:
                 part = part.with_columns(measure(line, solution.curve))
             solved.append(part)
-        yield SolvedPairs.join(solved)
+        joined = SolvedPairs.join(solved)
+        return self.complete(joined) if self.complete is not None else joined
