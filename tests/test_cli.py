@@ -18,7 +18,16 @@ from geolatent.models import save_model
 from geolatent.results import ENVIRONMENT, PAIRS, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EXPERIMENTS = ("interpolate", "improvement", "compare", "landscape", "sample")
+EXPERIMENTS = (
+    "interpolate",
+    "improvement",
+    "compare",
+    "landscape",
+    "distances",
+    "cluster",
+    "walk",
+    "sample",
+)
 # small enough for a test; the coarse tolerance of lengths matters most
 SMALL = [
     "--solver.max_control_points=7",
@@ -131,7 +140,7 @@ def test_values_out_of_range_are_told_in_a_line(words, name, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["interpolate", "improvement", "landscape", "sample"])
+@pytest.mark.parametrize("command", [name for name in EXPERIMENTS if name != "compare"])
 def test_a_missing_checkpoint_is_told_in_a_line(command, capsys, tmp_path):
     missing = tmp_path / "missing.safetensors"
     assert run(command, "--model.checkpoint", missing, "--out", tmp_path / "run") == 1

@@ -5,23 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from geolatent import plotting
 from geolatent.checks import requirement
-from geolatent.experiments import compare, improvement, interpolate, landscape, sample
+from geolatent.experiments import (
+    cluster,
+    compare,
+    distances,
+    improvement,
+    interpolate,
+    landscape,
+    sample,
+    walk,
+)
 from geolatent.experiments.console import make_table, print_files
 from geolatent.results import CONFIG, SUMMARY, Run, load_run
 from geolatent.training_figures import draw_training
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
+    "cluster": cluster.figures,
     "compare": compare.figures,
+    "distances": distances.figures,
     "improvement": improvement.figures,
     "interpolate": interpolate.figures,
     "landscape": landscape.figures,
     "sample": sample.figures,
+    "walk": walk.figures,
 }
 
 
@@ -92,7 +105,7 @@ def _rows(folder: Path, name: Path) -> list[list[str]]:
         kind = summary["class_path"].rpartition(".")[2]
         return [[str(name), kind, text, str(summary["n_train"]), "", "", "", "", seconds]]
     if "groups" not in summary:
-        text = _landscape_text(summary) if "maps" in summary else f"{summary['n_images']} images"
+        text = _TEXTS[summary["command"]](summary)
         return [[str(name), "", text, "", "", "", "", "", seconds]]
     rows: list[list[str]] = []
     for label, group in summary["groups"].items():
@@ -136,6 +149,36 @@ def _further(summary: dict[str, object], group: dict[str, dict[str, float]]) -> 
     return ", ".join(parts[:2])
 
 
-def _landscape_text(summary: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+def _landscape_text(summary: dict[str, Any]) -> str:
     at_data = summary["maps"]["condition"]["at_the_data"]["median"]
     return f"median condition number at the data {at_data:.3g}"
+
+
+def _cluster_text(summary: dict[str, Any]) -> str:
+    scores = (
+        f"{name} {sum(entry['adjusted_rand']) / len(entry['adjusted_rand']):.3f}"
+        for name, entry in summary["methods"].items()
+    )
+    return "adjusted Rand index: " + ", ".join(scores)
+
+
+def _distances_text(summary: dict[str, Any]) -> str:
+    ratios = {name: summary["distances"][name]["ratio"] for name in ("geodesic", "latent")}
+    text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    return f"{summary['n_images']} images; between over within classes: {text}"
+
+
+def _walk_text(summary: dict[str, Any]) -> str:
+    norm = summary["quantities"]["norm"]
+    return (
+        f"{summary['n_walks']} {summary['kind']} walks, norms {norm['min']:.2f}-{norm['max']:.2f}"
+    )
+
+
+_TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "cluster": _cluster_text,
+    "distances": _distances_text,
+    "landscape": _landscape_text,
+    "sample": lambda summary: f"{summary['n_images']} images",
+    "walk": _walk_text,
+}

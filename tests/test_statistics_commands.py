@@ -1,0 +1,126 @@
+"""The commands for distances, clusters and walks: what they store and draw."""
+
+import numpy as np
+import pytest
+import torch
+
+from geolatent import LatentGraph, PullbackMetric, data, models
+from geolatent.cli import main
+from geolatent.config import SolverOptions
+from geolatent.data import DataOptions
+from geolatent.experiments import cluster, distances, walk
+from geolatent.interpolations import prior_norm
+from geolatent.plotting import save_figures
+from geolatent.results import load_run
+
+
+def draw(run, module, folder):
+    """Draw all figures of a run; return their names."""
+    return sorted(path.stem for path in save_figures(module.figures(run), folder))
+
+
+def test_distances_command(tmp_path, capsys):
+    distances.distances(
+        out=tmp_path,
+        data=DataOptions(split="test", classes=(0, 1, 2), per_class=2),
+        solver=SolverOptions(tolerance=1e-2, length_tolerance=1e-3),
+        n_nodes=1500,
+        n_neighbors=12,
+        device="cpu",
+    )
+    run = load_run(tmp_path)
+    assert "geodesic" in capsys.readouterr().out
+    matrices = {name: run.arrays[name] for name in ("geodesic", "graph", "straight", "latent")}
+    for matrix in matrices.values():
+        assert matrix.shape == (6, 6)
+        np.testing.assert_allclose(matrix, matrix.T, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.diag(matrix), 0.0, atol=1e-4)
+    assert (matrices["geodesic"] <= matrices["straight"] * (1 + 1e-3)).all()
+    summary = run.summary["distances"]
+    assert summary["geodesic"]["ratio"] > 1.0
+    assert abs(summary["graph"]["excess"]["mean"]) < 0.1
+    assert summary["straight"]["excess"]["min"] >= -1e-3
+    assert draw(run, distances, tmp_path / "again") == ["compared", "distances"]
+
+
+def test_cluster_command(tmp_path, capsys):
+    cluster.cluster(out=tmp_path, n_seeds=2, n_init=3, n_nodes=2000, device="cpu")
+    run = load_run(tmp_path)
+    assert "Rand" in capsys.readouterr().out
+    methods = run.summary["methods"]
+    plain, geodesic = (np.mean(methods[name]["adjusted_rand"]) for name in cluster.METHODS)
+    assert geodesic > plain
+    assert run.arrays["geodesic_clusters"].shape == (2, 450)
+    assert run.arrays["euclidean_centers"].shape == (2, 10, 2)
+    assert draw(run, cluster, tmp_path / "again") == ["clusters", "scores"]
+
+
+@pytest.mark.parametrize("kind", ["brownian", "radial", "circle"])
+def test_walk_command(kind, tmp_path, capsys):
+    walk.walk(out=tmp_path, kind=kind, n_walks=2, n_steps=6, length=2.0, device="cpu")
+    run = load_run(tmp_path)
+    assert "magnification" in capsys.readouterr().out
+    walks = run.arrays["walks"]
+    assert walks.shape == (2, 7, 2)
+    norms = np.linalg.norm(walks, axis=2)
+    np.testing.assert_allclose(run.arrays["norm"], norms, rtol=1e-5)
+    if kind == "radial":
+        np.testing.assert_allclose(norms, np.linspace(0, 2, 7)[None].repeat(2, 0), atol=1e-5)
+    if kind == "circle":
+        np.testing.assert_allclose(norms, norms[:, :1].repeat(7, 1), rtol=1e-5)
+    assert run.summary["prior_norm"]["mean"] == pytest.approx(prior_norm(2)[0])
+    assert draw(run, walk, tmp_path / "again") == [
+        "curves",
+        "images",
+        "outputs",
+        "plane",
+    ]
+
+
+def test_report_has_a_row_for_each(tmp_path, capsys):
+    few = DataOptions(split="test", per_class=3)
+    walk.walk(out=tmp_path / "walk", kind="radial", n_walks=2, n_steps=3)
+    cluster.cluster(out=tmp_path / "cluster", data=few, n_seeds=1, n_init=1, n_nodes=1700)
+    distances.distances(
+        out=tmp_path / "distances",
+        data=DataOptions(split="test", classes=(0, 1), per_class=2),
+        solver=SolverOptions(tolerance=1e-2, length_tolerance=1e-2),
+        n_nodes=1700,
+    )
+    capsys.readouterr()
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("2 radial walks", "adjusted Rand index", "between over within classes"):
+        assert text in printed
+    assert main(["plot", str(tmp_path / "walk")]) == 0
+    assert "curves.png" in capsys.readouterr().out
+
+
+def test_commands_name_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="`n_walks`"):
+        walk.walk(out=tmp_path / "a", data=DataOptions(split="test", per_class=1), n_walks=99)
+    with pytest.raises(ValueError, match="`n_clusters`"):
+        cluster.cluster(out=tmp_path / "b", n_clusters=1)
+    (tmp_path / "c").mkdir()
+    walk.walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        walk.walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2)
+
+
+def test_islands_are_an_error():
+    codes = torch.cat([torch.rand(5, 2), torch.rand(5, 2) + 50])
+    graph = LatentGraph.from_codes(PullbackMetric(torch.nn.Identity()), codes, n_neighbors=2)
+    with pytest.raises(ValueError, match="connected"):
+        cluster.cluster_codes(graph, codes, 2, [0])
+
+
+def test_walks_of_a_higher_dimension_have_no_plane():
+    vae = models.digits_vae()
+    images, _ = data.digits("test")
+    with torch.no_grad():
+        start = vae.encode(images[:3])[0]
+    metric = PullbackMetric(torch.nn.Linear(4, 9))
+    codes = torch.cat([start, start], dim=1)
+    walks, t = walk.walk_codes("brownian", metric, codes, length=1.0, n_steps=4)
+    assert walks.shape == (3, 5, 4)
+    assert t[-1] == pytest.approx(0.25)
