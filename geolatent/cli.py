@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,6 +68,9 @@ COMMANDS = {
 }
 
 
+_SWEEP = "sweep"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error, 2 for a wrong command line.
 
@@ -88,11 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         function = getattr(importlib.import_module(module), name)
         parser = _parser(command, function)
-        parsed = parser.parse_args(_complete_flags(words[1:], function))
-        _check_groups(parser, parsed, function)
-        values = parser.instantiate(parsed).as_dict()
-        values.pop("config", None)
-        function(**values)
+        options = _complete_flags(words[1:], function)
+        values = _values(parser, options, function)
+        sweep = values.pop(_SWEEP, None)
+        if sweep:
+            _run_sweep(command, function, parser, options, values, sweep)
+        else:
+            function(**values)
     except SystemExit as stop:  # the parser's own: after --help, or a message about the words
         return stop.code if isinstance(stop.code, int) else 2
     except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
@@ -106,7 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: BaseException) -> str:
     """Return an error's message and the notes that were added to it, in one line."""
-    return " ".join([str(error), *getattr(error, "__notes__", ())]).strip()
+    text, notes = str(error), getattr(error, "__notes__", ())
+    if text and notes and not text.endswith("."):
+        text += "."
+    return " ".join([text, *notes]).strip()
 
 
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
@@ -120,7 +129,43 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
     parser.add_function_arguments(function, as_positional=alone)
+    if "executor" in inspect.signature(function).parameters:
+        text = "Dotted names of options and lists of their values: every combination is run."
+        parser.add_argument(f"--{_SWEEP}", type=dict[str, list[Any]], default={}, help=text)
     return parser
+
+
+def _values(
+    parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
+) -> dict[str, Any]:
+    """Return the arguments of a command's function, and its sweep."""
+    parsed = parser.parse_args(list(words))
+    _check_groups(parser, parsed, function)
+    values = parser.instantiate(parsed).as_dict()
+    values.pop("config", None)
+    return values
+
+
+def _run_sweep(
+    command: str,
+    function: Callable[..., Any],
+    parser: ArgumentParser,
+    words: Sequence[str],
+    values: dict[str, Any],
+    sweep: dict[str, list[Any]],
+) -> None:
+    """Run a command on every combination of the listed options, read as if given as words."""
+    from geolatent.experiments.sweep import run_sweep, sweep_points
+
+    arguments = []
+    for point in sweep_points(sweep):
+        texts = [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in point.items()
+        ]
+        arguments.append(_values(parser, [*words, *texts], function))
+        del arguments[-1][_SWEEP]
+    run_sweep(command, function, values, sweep, arguments)
 
 
 def _check_groups(parser: ArgumentParser, parsed: Namespace, function: Callable[..., Any]) -> None:

@@ -7,7 +7,8 @@ A run folder holds
 - ``pairs.parquet``: one row a pair; ``curves.safetensors``: their curves in the order of the rows;
 - ``arrays.safetensors``: what else the figures show, such as decoded images;
 - ``summary.json``: the numbers of the run, written last: a folder without it is not finished;
-- ``figures/``.
+- ``figures/``;
+- ``points/``: of a sweep, the run folder of each combination of options.
 
 While pairs are being solved, finished parts of them stand in ``parts/``: NNNNN.parquet and
 NNNNN.safetensors, and last NNNNN.json with the checksums of both, which makes the part count. Every
@@ -56,6 +57,8 @@ ARRAYS = "arrays.safetensors"
 SUMMARY = "summary.json"
 PARTS = "parts"
 FIGURES = "figures"
+POINTS = "points"
+SWEEP = "sweep"
 
 # options that say where and how fast results are made, and do not change them
 NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
@@ -142,11 +145,11 @@ class SolvedPairs:
             return np.array(column.to_pylist())
         return column.to_numpy()
 
-    def with_columns(self, columns: Mapping[str, Any]) -> SolvedPairs:
-        """Return the same pairs with more columns at the end."""
+    def with_columns(self, columns: Mapping[str, Any], *, first: bool = False) -> SolvedPairs:
+        """Return the same pairs with more columns, at the end or before the others."""
         table = self.table
-        for name, value in columns.items():
-            table = table.append_column(name, _column(value))
+        for place, (name, value) in enumerate(columns.items()):
+            table = table.add_column(place if first else table.num_columns, name, _column(value))
         return SolvedPairs(table, self.curve)
 
     def where(self, column: str, value: object) -> SolvedPairs:
@@ -309,14 +312,14 @@ class RunFolder:
         BlockingIOError
             If another process is writing the folder.
         ValueError
-            If the folder's ``config.yaml`` cannot be read, or ``parts`` or ``figures`` in it are
-            links to other places.
+            If the folder's ``config.yaml`` cannot be read, or ``parts``, ``figures`` or ``points``
+            in it are links to other places.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
-            for name in (PARTS, FIGURES):
+            for name in (PARTS, FIGURES, POINTS):
                 if (folder / name).is_symlink():
                     raise ValueError(requirement("out", f"free of a link `{name}`", folder))
             if not overwrite:
@@ -335,7 +338,7 @@ class RunFolder:
         # the summary first: what is left of an interrupted removal is no finished run
         for name in (SUMMARY, PAIRS, CURVES, ARRAYS, CONFIG, ENVIRONMENT):
             (self.path / name).unlink(missing_ok=True)
-        for name in (PARTS, FIGURES):
+        for name in (PARTS, FIGURES, POINTS):
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
         self._write_json(ENVIRONMENT, described)
@@ -431,7 +434,7 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
     differences = [
         f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and not _neutral(key)
+        if old.get(key) != new.get(key) and not is_neutral(key)
     ]
     if differences:
         required = "the folder of an unfinished run of the same options, or --overwrite be given"
@@ -450,7 +453,8 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _neutral(key: str) -> bool:
+def is_neutral(key: str) -> bool:
+    """Return whether an option, by its dotted name, cannot change results."""
     return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL_OPTIONS)
 
 

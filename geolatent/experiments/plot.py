@@ -23,7 +23,7 @@ from geolatent.experiments import (
     walk,
 )
 from geolatent.experiments.console import make_table, print_files
-from geolatent.results import CONFIG, SUMMARY, Run, load_run
+from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run
 from geolatent.training_figures import draw_training
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
@@ -54,9 +54,13 @@ def plot(run_dir: Path) -> None:
     run = load_run(run_dir)
     if not run.finished:
         n_pairs = len(run.pairs) if run.pairs is not None else 0
-        required = "a finished run; run the command again with --overwrite"
+        required = "a finished run; run the same command again to finish it"
         found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
         raise ValueError(requirement("run_dir", required, found))
+    if SWEEP in (run.summary or {}):
+        for folder in sorted((run_dir / POINTS).iterdir()):
+            plot(folder)
+        return
     drawn = FIGURES[run.command](run)
     print_files(console, run_dir, plotting.save_figures(drawn, run_dir))
 
@@ -85,6 +89,8 @@ def report(runs_dir: Path) -> None:
         n_text=3,
     )
     found = sorted(path.parent for path in runs_dir.rglob(SUMMARY))
+    # the points of a finished sweep are rows of the sweep
+    found = [folder for folder in found if not _is_point(folder)]
     if not found:
         required = f"a folder of runs, with {SUMMARY} in them"
         raise FileNotFoundError(requirement("runs_dir", required, runs_dir))
@@ -93,6 +99,10 @@ def report(runs_dir: Path) -> None:
             table.add_row(*row)
     # wide enough for the table, in a file or a log too
     Console(width=max(Console().width, 150)).print(table)
+
+
+def _is_point(folder: Path) -> bool:
+    return folder.parent.name == POINTS and (folder.parent.parent / SUMMARY).is_file()
 
 
 def _rows(folder: Path, name: Path) -> list[list[str]]:
@@ -127,7 +137,7 @@ def _rows(folder: Path, name: Path) -> list[list[str]]:
 
 
 def _label(summary: dict[str, object], label: str) -> str:
-    if summary["command"] != "improvement":
+    if summary["command"] != "improvement" or SWEEP in summary:
         return label
     return f"step {label}" if summary["pairs"] == "worst" else str(summary["pairs"])
 
@@ -143,7 +153,7 @@ def _further(summary: dict[str, object], group: dict[str, dict[str, float]]) -> 
         if key in group:
             before, after = group[f"straight_{key}"]["mean"], group[key]["mean"]
             parts.append(f"{text} {before:.2f} → {after:.2f}")
-    if summary["command"] == "compare":
+    if "comparable" in summary:
         comparable = summary["comparable"]
         parts.append(f"{comparable['n_pairs']} comparable")  # type: ignore[index]
     return ", ".join(parts[:2])
