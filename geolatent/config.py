@@ -168,7 +168,7 @@ class SolverOptions:
     """
 
     method: Literal["preconditioned", "michelis_becker"] = "preconditioned"
-    tolerance: float = 3e-4
+    tolerance: float = 1e-4
     max_control_points: int = 67
     max_iterations: int = 200
     length_tolerance: float = 1e-4

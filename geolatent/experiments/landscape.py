@@ -222,15 +222,15 @@ def landscape(
     for name, entry in (run.summary or {})["maps"].items():
         grid, at = entry["on_the_grid"], entry["at_the_data"]
         numbers = (grid["median"], grid["max"], at["median"], at["max"])
-        table.add_row(_NAMES[name], *(f"{number:.4g}" for number in numbers))
+        table.add_row(_NAMES[name], *(f"{number:.3g}" for number in numbers))
     console.print(table)
     print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
 
 
 _NAMES = {
-    "magnification": "magnification factor (output units squared)",
+    "magnification": "magnification (output units²)",
     "condition": "condition number",
-    "stretch": "largest stretch (output units per latent unit)",
+    "stretch": "largest stretch (output / latent unit)",
 }
 
 
