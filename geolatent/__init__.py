@@ -25,8 +25,10 @@ from geolatent.metric_families import (
     BernoulliPullbackMetric,
     CategoricalPullbackMetric,
     ConformalMetric,
+    DivergenceMetric,
     EnsembleMetric,
     GaussianFisherRaoMetric,
+    LocalVarianceMetric,
 )
 from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
 from geolatent.minimize import LBFGS
@@ -49,6 +51,7 @@ __all__ = [
     "CategoricalPullbackMetric",
     "ConformalMetric",
     "CubicBSpline",
+    "DivergenceMetric",
     "EnsembleMetric",
     "Evaluations",
     "FirstOrderSolver",
@@ -57,6 +60,7 @@ __all__ = [
     "GaussianPullbackMetric",
     "GeodesicSolution",
     "LatentGraph",
+    "LocalVarianceMetric",
     "Metric",
     "PreconditionedSolver",
     "Progress",

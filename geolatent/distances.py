@@ -162,7 +162,8 @@ def graph_distances(
     A few forward rows for each pair and one search: cheap beside a geodesic. Two errors work
     against each other: the path zigzags from node to node, which makes it longer than the geodesic,
     and each of its edges counts as its chord in the output, which makes it shorter than that edge.
-    With the dense graphs that `LatentGraph` recommends distances come out within a few per cent.
+    With dense graphs distances come out within a few per cent: -1.5 +- 1.6 % of the polished ones
+    on the embedded digits model, 6,000 nodes of 24 neighbours (scripts/check_latent_geometry.py).
 
     Parameters
     ----------

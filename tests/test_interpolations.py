@@ -319,6 +319,20 @@ def test_norms_in_the_cube():
         assert deviation == pytest.approx(float(norms.std()), rel=0.03)
 
 
+def test_straight_midpoints_leave_the_shell_of_the_prior():
+    """The "tent-pole" effect in 100 dimensions, and slerp, which has none."""
+    start, end = torch.randn(2, 20_000, 100)
+    for points, mean, deviation in (
+        (start, 10.0, 0.7),
+        (lerp(start, end, 0.5), 7.0, 0.5),
+        (slerp(start, end, 0.5), 10.0, 0.5),
+    ):
+        norms = points.norm(dim=1)
+        assert float(norms.mean()) == pytest.approx(mean, abs=0.06)
+        assert float(norms.std()) == pytest.approx(deviation, abs=0.02)
+    assert prior_norm(100, "uniform") == pytest.approx((5.77, 0.26), abs=0.01)
+
+
 def test_log_prior():
     points = torch.randn(2, 5, 3)
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(points).sum(-1)
