@@ -96,6 +96,25 @@ def test_report_has_a_row_for_each(tmp_path, capsys):
     assert "curves.png" in capsys.readouterr().out
 
 
+def test_distances_of_images_without_classes(tmp_path, capsys):
+    images, _ = data.digits("test")
+    solver = SolverOptions(tolerance=1e-1, length_tolerance=1e-2, max_control_points=7)
+
+    def measure(out, n):  # a tenth of them are the test split
+        np.save(tmp_path / f"{n}.npy", images[:n, 0].numpy())
+        path = str(tmp_path / f"{n}.npy")
+        chosen = DataOptions("file", split="test", path=path, low=-1.0, high=1.0)
+        distances.distances(out=out, data=chosen, solver=solver, n_nodes=500, device="cpu")
+
+    measure(tmp_path / "run", 40)
+    assert "geodesic" in capsys.readouterr().out
+    assert load_run(tmp_path / "run").summary["distances"]["geodesic"]["ratio"] is None
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "4 images" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`data` should be three or more images"):
+        measure(tmp_path / "few", 20)
+
+
 def test_commands_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="`n_walks`"):
         walk.walk(out=tmp_path / "a", data=DataOptions(split="test", per_class=1), n_walks=99)

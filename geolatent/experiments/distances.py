@@ -35,6 +35,8 @@ _UNITS = {"latent": "latent units"}
 def separation(matrix: Tensor, labels: Tensor) -> dict[str, float]:
     """Return mean distances within and between classes, their ratio, and the accuracy of 1-NN.
 
+    NaN where there are no two codes of a class, or no two classes.
+
     Parameters
     ----------
     matrix
@@ -105,8 +107,8 @@ def distances(
     images, labels = dataset.chosen
     if labels is None:
         labels = torch.zeros(len(images), dtype=torch.int64)
-    if len(images) < 2:
-        raise ValueError(requirement("data", "two or more images", len(images)))
+    if len(images) < 3:
+        raise ValueError(requirement("data", "three or more images", len(images)))
     order = labels.argsort(stable=True)
     codes, labels = codec.encode(images[order]), labels[order]
     pulled_back = codec.metric(metric, None, seed)
@@ -187,11 +189,11 @@ def _print(console: Console, run: Run) -> None:
     for name, entry in (run.summary or {})["distances"].items():
         excess = entry.get("excess")
         text = f"{100 * excess['mean']:.2f} ± {100 * excess['std']:.2f}" if excess else ""
+        # nothing is between classes where there is one, nor within where none has two codes
+        apart = (entry[key] for key in ("within", "between", "ratio"))
         table.add_row(
             _NAMES[name],
-            f"{entry['within']:.3f}",
-            f"{entry['between']:.3f}",
-            f"{entry['ratio']:.3f}",
+            *("" if value is None else f"{value:.3f}" for value in apart),
             f"{100 * entry['nearest_neighbour_accuracy']:.1f}",
             f"{entry['correlation']:.3f}",
             text,

@@ -174,6 +174,8 @@ def _cluster_text(summary: dict[str, Any]) -> str:
 
 def _distances_text(summary: dict[str, Any]) -> str:
     ratios = {name: summary["distances"][name]["ratio"] for name in ("geodesic", "latent")}
+    if None in ratios.values():  # images without classes
+        return f"{summary['n_images']} images"
     text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
     return f"{summary['n_images']} images; between over within classes: {text}"
 
