@@ -39,8 +39,8 @@ RAY = ("--executor=ray", "--ray.workers=2")
 SHORT = (
     "--pairs=prior",
     "--initial.kind=straight",
-    "--n_pairs=640",
-    "--solver.batch_size=8",
+    "--n_pairs=160",
+    "--solver.batch_size=2",
     *ROUGH,
 )
 N_KILLS = 20

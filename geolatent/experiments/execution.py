@@ -160,6 +160,8 @@ def _solve_on_ray(
 
     Actors that die are started again, where there is room, and their shard with them.
     """
+    if not numbers:
+        return
     import ray
     from ray.exceptions import RayError
     from ray.util import ActorPool
