@@ -235,9 +235,9 @@ class RayOptions:
     Attributes
     ----------
     address : str or None
-        The cluster: "auto" for the one of this machine, HOST:PORT, or ray://HOST:PORT from outside
-        of it; null takes RAY_ADDRESS, or else the cluster that runs on this machine, or else starts
-        one here for the time of the command.
+        The cluster: HOST:PORT, or ray://HOST:PORT from outside of it; "auto" for the one that this
+        machine is part of; "local" starts one on this machine for the time of the command; null
+        takes RAY_ADDRESS, or else "auto" where there is one, or else "local".
     workers : int or None
         Processes that solve shards; null: one for each GPU, or, where there are none, for each CPU
         of the cluster. One that finds no room waits for it.

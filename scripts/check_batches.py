@@ -34,7 +34,7 @@ from geolatent.results import RunFolder, SolvedPairs, load_run
 
 # solved roughly, for what is checked is not the solver
 ROUGH = ("--solver.max_control_points=7", "--solver.length_tolerance=0.01", "--alignment=false")
-RAY = ("--executor=ray", "--ray.workers=2")
+RAY = ("--executor=ray", "--ray.workers=2", "--ray.address=local")
 # 80 small shards, for the checks that interrupt runs
 SHORT = (
     "--pairs=prior",

@@ -488,7 +488,8 @@ def test_ray_gives_the_same_results_when_a_worker_dies(tmp_path, expected, monke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     out, marker = tmp_path / "run", tmp_path / "killed"
     arguments = f'{{"driver": {os.getpid()}, "marker": "{marker}"}}'
-    words = ["--executor=ray", "--ray.workers=1", "--model.class_path=deadly.Deadly"]
+    words = ["--executor=ray", "--ray.address=local", "--ray.workers=1"]
+    words.append("--model.class_path=deadly.Deadly")
     assert improvement(out, *words, "--model.init_args", arguments) == 0
     assert marker.exists()
     assert_same(out, expected)
