@@ -3,7 +3,8 @@
 A run folder holds
 
 - ``config.yaml``: the command's options as resolved; ``--config`` takes it back;
-- ``environment.json``: command, versions, device, seed, git commit where there is one;
+- ``environment.json``: command, versions, device, seed, git commit where there is one, checksums
+  of the files that options name;
 - ``pairs.parquet``: one row a pair; ``curves.safetensors``: their curves in the order of the rows;
 - ``arrays.safetensors``: what else the figures show, such as decoded images;
 - ``summary.json``: the numbers of the run, written last: a folder without it is not finished;
@@ -328,7 +329,8 @@ class RunFolder:
                 remove_leftovers(place)
             run = cls(folder, command, lock)
             if overwrite or not (folder / CONFIG).exists():
-                run._begin(config, environment(command, seed, torch.device(device)))
+                described = environment(command, seed, torch.device(device))
+                run._begin(config, {**described, "inputs": _inputs(config)})
         except BaseException:
             lock.release()
             raise
@@ -425,8 +427,9 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         raise FileExistsError(requirement("out", required, folder))
     try:
         found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["command"]
-        old = _flat({"command": before, **found})
+        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+        old = _flat({"command": before["command"], **found})
+        inputs = dict(before["inputs"])
     except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         required = "a readable run folder, or --overwrite be given"
         raise ValueError(f"{requirement('out', required, folder)} {error}") from error
@@ -435,6 +438,10 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key) and not is_neutral(key)
+    ] or [
+        f"{key}: the file {new.get(key)} is another than it was"
+        for key, checksum in _inputs(resume).items()
+        if inputs.get(key) != checksum
     ]
     if differences:
         required = "the folder of an unfinished run of the same options, or --overwrite be given"
@@ -450,6 +457,21 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             result |= _flat(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
+    return result
+
+
+def _inputs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksums of the files that options name, such as checkpoints."""
+    named = {
+        key: Path(value)
+        for key, value in _flat(plain(config)).items()
+        if isinstance(value, str) and not is_neutral(key)
+    }
+    result = {}
+    for key, path in named.items():
+        if path.is_file():
+            with path.open("rb") as file:
+                result[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return result
 
 

@@ -132,6 +132,19 @@ def test_other_options_are_refused_by_name(interrupted, expected, capsys):
     assert_same(interrupted, expected)
 
 
+def test_other_inputs_are_refused_by_name(tmp_path):
+    codes = tmp_path / "codes.npy"
+    np.save(codes, np.zeros((2, 2, 2)))
+    options = {"pairs": "codes", "codes": codes, "seed": 0}
+    with RunFolder.create(tmp_path / "run", "improvement", options, seed=0, device="cpu"):
+        pass
+    check = {"overwrite": False, "command": "improvement", "resume": options}
+    RunFolder.check(tmp_path / "run", **check)
+    np.save(codes, np.ones((2, 2, 2)))
+    with pytest.raises(FileExistsError, match=r"differ: codes: the file .*codes.npy is another"):
+        RunFolder.check(tmp_path / "run", **check)
+
+
 def test_a_finished_run_is_refused(expected, capsys):
     assert improvement(expected) == 1
     assert "or --overwrite be given" in capsys.readouterr().err
