@@ -225,7 +225,6 @@ def throughput(folder: Path) -> str:
     for name, part in (("all", codes), ("0", codes[::2]), ("1", codes[1::2])):
         np.save(folder / f"{name}.npy", part)
     words = ("--pairs=codes", f"--n_pairs={n_pairs}", "--initial.kind=straight")
-    os.environ["OMP_NUM_THREADS"] = "1"
     seconds = {}
     rates = {}
     for runs, more in ((("0", "1"), ()), (("all",), RAY)):
@@ -326,6 +325,8 @@ def check_batches(only: Sequence[str] = ()) -> None:
     Args:
         only: Names of checks; all where none is given.
     """
+    # of torch, as in Ray's workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in only or CHECKS:
         with tempfile.TemporaryDirectory() as place:
             began = time.perf_counter()
