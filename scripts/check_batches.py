@@ -325,7 +325,9 @@ def check_batches(only: Sequence[str] = ()) -> None:
     Args:
         only: Names of checks; all where none is given.
     """
-    # of torch, as in Ray's workers
+    # a shell that starts this in the background has runs ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # threads of torch, as in Ray's workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in only or CHECKS:
         with tempfile.TemporaryDirectory() as place:
