@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from geolatent import plotting
+from geolatent import plotting, plotting_statistics
 
 GENERATOR = np.random.default_rng(0)
 
@@ -116,3 +116,40 @@ def test_landscape_maps(tmp_path):
     codes, labels = GENERATOR.standard_normal((30, 2)), np.arange(30) % 3
     figure = plotting.landscape_maps(axes, grid, grid, direction, grid, codes, labels)
     assert all_named(drawn(figure, tmp_path))
+
+
+def test_norm_profiles(tmp_path):
+    times = np.linspace(0, 1, 9)
+    norms = {"straight": GENERATOR.uniform(5, 10, (4, 9)), "slerp": np.full((4, 9), 10.0)}
+    panels = drawn(plotting.norm_profiles(times, norms, (9.97, 0.71)), tmp_path)
+    assert all_named(panels)
+    assert panels[0].lines[-1].get_ydata() == pytest.approx(norms["slerp"].mean(0))
+
+
+@pytest.mark.parametrize("n_classes", [1, 3, 12])
+def test_clusters_and_walks_in_the_plane(tmp_path, n_classes):
+    codes, labels = GENERATOR.standard_normal((40, 2)), np.arange(40) % n_classes
+    centers = {"k-means": codes[:n_classes]}
+    figure = plotting_statistics.cluster_maps(
+        codes, {"classes": labels, "k-means": labels}, centers
+    )
+    assert len(drawn(figure, tmp_path)) == 2
+    walks = GENERATOR.standard_normal((3, 7, 2))
+    walks[1, 4:] = np.nan
+    assert all_named(drawn(plotting_statistics.walks_in_the_plane(codes, labels, walks), tmp_path))
+    place = np.linspace(0, 1, 7)
+    outputs = GENERATOR.uniform(-1, 1, (n_classes, 7, 5))
+    panels = drawn(plotting_statistics.output_curves(place, "turns", outputs, "pixels"), tmp_path)
+    assert sum(bool(axes.get_title()) for axes in panels) == n_classes
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2], [2, 2, 7]])
+def test_distance_matrices(tmp_path, labels):
+    matrix = GENERATOR.uniform(0, 1, (3, 3))
+    figure = plotting_statistics.distance_matrices(
+        {"geodesic": (matrix, "output units")}, np.array(labels)
+    )
+    (panel,) = drawn(figure, tmp_path)
+    assert [text.get_text() for text in panel.get_xticklabels()] == [
+        str(label) for label in sorted(set(labels))
+    ]
