@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_codes, check_integer, check_number, describe, requirement
+from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.metrics import Metric, check_metric
 from geolatent.solution import Evaluations
@@ -62,9 +63,9 @@ class RowBudget:
         if self.width:
             return
         self.width = z.shape[1]
-        if metric.immersion is not None:
+        if metric.chords is not None:
             with torch.no_grad():
-                self.width = max(self.width, metric.immersion(z[:1]).shape[1])
+                self.width = max(self.width, metric.chords.values(z[:1]).shape[1])
         if self._rows:
             return
         # a decoder's activations are taken as sixty times its output, for values and derivatives
@@ -115,9 +116,10 @@ def metric_tensors(metric: Metric, z: Tensor, budget: RowBudget) -> Tensor:
 class DiscreteEnergy:
     """Path energy of splines on fixed knots as a function of their control points.
 
-    Where the metric is immersed by F, the energy of the chain of output points on N segments,
-    E = 1/2 sum_i |F(z_{i+1}) - F(z_i)|^2 / (t_{i+1} - t_i); otherwise Gauss-Legendre quadrature of
-    v^T G v / 2. Both converge to the path energy as the nodes get denser.
+    Where the metric has `Chords`, as one that is immersed by F, the energy of the chain of output
+    points on N segments, E = 1/2 sum_i |F(z_{i+1}) - F(z_i)|^2 / (t_{i+1} - t_i); otherwise
+    Gauss-Legendre quadrature of v^T G v / 2. Both converge to the path energy as the nodes get
+    denser.
 
     Parameters
     ----------
@@ -129,7 +131,7 @@ class DiscreteEnergy:
         Segments (chords) or quadrature nodes on each knot span.
     ends
         Values of F at start and end of every curve, (B, 2, D), which do not change; unused where
-        the metric is not immersed.
+        the metric has no chords.
     dim
         Latent dimension d.
     dtype
@@ -160,7 +162,8 @@ class DiscreteEnergy:
         # with so few dimensions all columns of J cost no more than a backward pass
         cheap = metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
         self.gauss_newton = cheap and gauss_newton
-        if metric.immersion is not None:
+        self.chords = metric.chords
+        if self.chords is not None:
             t = _uniform_nodes(knots, nodes_per_span)
             self.steps = t.diff()
             self.basis = basis_matrix(knots, t[1:-1])
@@ -172,7 +175,7 @@ class DiscreteEnergy:
 
     def count(self, evaluations: Evaluations, pairs: Tensor) -> None:
         """Add one evaluation of value and gradient to the counts of the given pairs."""
-        if self.metric.immersion is None and self.metric.quadratic_cost == "jvp":
+        if self.chords is None and self.metric.quadratic_cost == "jvp":
             evaluations.jvp[pairs] += 3 * self.rows
         elif self.gauss_newton:
             evaluations.forward[pairs] += self.dim * self.rows
@@ -199,7 +202,7 @@ class DiscreteEnergy:
         """
 
         def chunk(items: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-            if self.metric.immersion is None:
+            if self.chords is None:
                 return *self._quadrature(control_points[items]), None
             if self.gauss_newton:
                 return self._chords_by_columns(control_points[items], pairs[items])
@@ -219,16 +222,17 @@ class DiscreteEnergy:
         if self.ends is None:
             raise RuntimeError("the chord energy needs the output at the end points")
         ends = self.ends[pairs]
-        chords = torch.cat([ends[:, :1], inner, ends[:, 1:]], dim=1).diff(dim=1)
-        energy = 0.5 * (chords.square().sum(2).double() / self.steps).sum(1)
-        pull = chords / self.steps.to(chords)[:, None]
-        return energy, pull[:, :-1] - pull[:, 1:]
+        chords: Chords = self.chords  # type: ignore[assignment]
+        values = torch.cat([ends[:, :1], inner, ends[:, 1:]], dim=1)
+        squares = chords.squares(values[:, :-1], values[:, 1:]).double()
+        energy = 0.5 * (squares / self.steps).sum(1)
+        return energy, chords.gradients(values, 1.0 / self.steps.to(values))
 
     def _chords(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         a, _, d = control_points.shape
         z = (self.basis @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
         with torch.enable_grad():
-            inner = self.metric.immersion(z)  # type: ignore[misc]
+            inner = self.chords.values(z)  # type: ignore[union-attr]
         energy, cotangent = self._chain(inner.detach().reshape(a, self.rows, -1), pairs)
         if not inner.requires_grad:  # a constant decoder
             return energy, torch.zeros_like(control_points)
@@ -331,9 +335,9 @@ def measure(
 ) -> Measured:
     """Measure C batches of B curves each; the C curves of one pair always by the same rule.
 
-    Where the metric is immersed by F: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal
-    intervals of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the
-    old values kept. Where it is not, or the chords are so short that rounding would tell:
+    Where the metric has `Chords`: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal intervals
+    of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the old values
+    kept. Where it has none, or the chords are so short that rounding would tell:
     Gauss-Legendre quadrature of the speed on equal intervals, their number doubled. Either ends for
     a pair when two successive values agree for all its curves. A pair that never agrees keeps its
     last value, with a warning.
@@ -346,7 +350,7 @@ def measure(
     pairs = torch.arange(n_pairs, device=first.device)
     n_open = 0
     by_speed = [pairs]
-    if metric.immersion is not None:
+    if metric.chords is not None:
         kept = len(curves) * 8 * _FIRST_CHORDS * budget.width * first.element_size()
         by_speed = []
         for chunk in pairs.split(max(1, _OUTPUT_BYTES // kept)):
@@ -388,9 +392,7 @@ def _measure_by_chords(
 ) -> tuple[int, Tensor]:
     """Fill in the chosen pairs; return how many did not agree, and which chords are too short."""
     d = curves[0].dim
-    immersion = metric.immersion
-    if immersion is None:
-        raise RuntimeError("chords need an immersion")
+    chords: Chords = metric.chords  # type: ignore[assignment]
 
     def outputs(t: Tensor, pairs: Tensor) -> Tensor:
         """Return F along the chosen pairs' curves, (C, A, T, D), and count it."""
@@ -399,7 +401,7 @@ def _measure_by_chords(
 
         def decode(items: slice) -> Tensor:
             with torch.no_grad():
-                return immersion(flat[items])
+                return chords.values(flat[items])
 
         result.forward[pairs] += len(curves) * t.numel()
         return torch.cat(budget.run(decode, flat.shape[0], 1)).reshape(*z.shape[:3], -1)
@@ -408,13 +410,13 @@ def _measure_by_chords(
     t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
     values = outputs(t, pairs)
     # rounding of F, taken as a few units in the last place, must not lengthen the chords
-    size = values.square().sum(3).double().mean(2)
+    size = chords.squares(torch.zeros_like(values[..., :1, :]), values).double().mean(2)
     eps = torch.finfo(values.dtype).eps
     shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance
     too_short: list[Tensor] = []
     coarse: tuple[Tensor, Tensor] | None = None
     while pairs.numel():
-        squares = values.diff(dim=2).square().sum(3).double()
+        squares = chords.squares(values[:, :, :-1], values[:, :, 1:]).double()
         fine = squares.sqrt().sum(2), 0.5 * n * squares.sum(2)
         # a curve that is not finite will not get better; the others of its pair go on without it
         hopeless = ~fine[0].isfinite()

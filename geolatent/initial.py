@@ -24,6 +24,7 @@ from geolatent.checks import (
     describe,
     requirement,
 )
+from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.energy import RowBudget
 from geolatent.metrics import Metric, check_metric
@@ -92,13 +93,13 @@ def _segment_lengths(
     metric: Metric, first: Tensor, last: Tensor, budget: RowBudget
 ) -> NDArray[np.float64]:
     """Return lengths of straight segments, (E,): chords in the output, or the midpoint's speed."""
+    chords = metric.chords
 
     def chunk(items: slice) -> Tensor:
         a, b = first[items], last[items]
         with torch.no_grad():
-            if metric.immersion is not None:
-                chords = metric.immersion(b) - metric.immersion(a)
-                return chords.square().sum(1).double().sqrt()
+            if chords is not None:
+                return chords.squares(chords.values(a), chords.values(b)).double().sqrt()
             return metric._quadratic((a + b) / 2.0, b - a).double().clamp_min(0.0).sqrt()
 
     return torch.cat(budget.run(chunk, first.shape[0], 2)).cpu().numpy()
@@ -109,16 +110,16 @@ def _spoke_lengths(
 ) -> NDArray[np.float64]:
     """Return lengths of straight segments from centers (m, d) to their tips (m, k, d), (m, k)."""
     m, k, d = tips.shape
-    immersion = metric.immersion
-    if immersion is None:
+    chords = metric.chords
+    if chords is None:
         firsts = centers.repeat_interleave(k, dim=0)
         return _segment_lengths(metric, firsts, tips.reshape(-1, d), budget).reshape(m, k)
 
     def chunk(items: slice) -> Tensor:
         points = torch.cat([centers[items, None], tips[items]], dim=1)
         with torch.no_grad():
-            values = immersion(points.flatten(0, 1)).reshape(points.shape[0], k + 1, -1)
-        return (values[:, 1:] - values[:, :1]).square().sum(2).double().sqrt()
+            values = chords.values(points.flatten(0, 1)).reshape(points.shape[0], k + 1, -1)
+        return chords.squares(values[:, :1], values[:, 1:]).double().sqrt()
 
     return torch.cat(budget.run(chunk, m, k + 1)).cpu().numpy()
 
@@ -305,7 +306,7 @@ class LatentGraph:
         low, high = pairs // n, pairs % n
         budget = RowBudget(max_rows)
         budget.fit(metric, codes[:1])
-        if metric.immersion is None:
+        if metric.chords is None:
             weights = _segment_lengths(metric, codes[low], codes[high], budget)
             rows = len(low)
         else:
@@ -419,9 +420,7 @@ def _chord_lengths(
     Every node is decoded once where all outputs fit into memory; else edges are taken in blocks,
     and a node once in each block that it belongs to.
     """
-    immersion = metric.immersion
-    if immersion is None:
-        raise RuntimeError("chord lengths need an immersion")
+    chords: Chords = metric.chords  # type: ignore[assignment]
     n = codes.shape[0]
     capacity = max(1024, _OUTPUT_BYTES // (budget.width * codes.element_size()))
     n_blocks = 1 if n <= capacity else math.ceil(len(low) / max(1, capacity // 2))
@@ -432,15 +431,15 @@ def _chord_lengths(
 
         def decode(items: slice, chosen: Tensor = chosen) -> Tensor:
             with torch.no_grad():
-                return immersion(chosen[items])
+                return chords.values(chosen[items])
 
         outputs = torch.cat(budget.run(decode, len(nodes), 1))
         rows += len(nodes)
         where = torch.from_numpy(places).to(codes.device)
         first, last = where[: len(block)], where[len(block) :]
         for i in range(0, len(block), capacity):
-            part = outputs[first[i : i + capacity]] - outputs[last[i : i + capacity]]
-            weights.append(part.square().sum(1).double().sqrt().cpu().numpy())
+            ends = outputs[first[i : i + capacity]], outputs[last[i : i + capacity]]
+            weights.append(chords.squares(*ends).double().sqrt().cpu().numpy())
     return np.concatenate(weights), rows
 
 

@@ -18,6 +18,7 @@ from geolatent.checks import (
     describe,
     requirement,
 )
+from geolatent.chords import Chords
 from geolatent.jacobians import Map
 
 
@@ -47,6 +48,11 @@ class Metric(ABC):
 
     @abstractmethod
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor: ...
+
+    @property
+    def chords(self) -> Chords | None:
+        """How outputs give lengths: None where only the speed does. Known once `check` has run."""
+        return None if self.immersion is None else Chords(self.immersion)
 
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as."""
@@ -244,6 +250,7 @@ class GaussianPullbackMetric(Metric):
         self.features = None if features is None else Map(features, "features")
         self._plain = _ImmersedMetric(self.decoder)
         self.immersion = self.decoder if features is None else None
+        self._chart = None if features is None else Map(self._weighted, "decoder")
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
@@ -251,6 +258,27 @@ class GaussianPullbackMetric(Metric):
         if self.features is not None:
             with torch.no_grad():
                 self.features.check("decoder mean", self.decoder.function(z)[0])
+
+    @property
+    def chords(self) -> Chords | None:
+        """Chords of the features and, by their exact squared norms, the standard deviation."""
+        if self._chart is None:
+            return super().chords
+        if not self._is_exact(self.features.output_shape.numel()):  # type: ignore[union-attr]
+            return None
+        return Chords(self._chart, self.decoder.output_shape.numel())
+
+    def _weighted(self, z: Tensor) -> Tensor:
+        """Return h(mu), sigma and diag(J_h^T J_h) side by side, (n, K + 2 D)."""
+        joint = self.decoder(z)
+        mean, std = joint.chunk(2, dim=1)
+        mean = mean.reshape(-1, *self.decoder.output_shape)
+        values, norms = _squared_column_norms(self.features, mean)  # type: ignore[arg-type]
+        return torch.cat([values, std, norms.flatten(1)], dim=1)
+
+    def _is_exact(self, n_features: int) -> bool:
+        """Whether diag(J_h^T J_h) is computed row by row."""
+        return self.diagonal == "exact" or (self.diagonal == "auto" and n_features <= 64)
 
     def _tensor(self, z: Tensor) -> Tensor:
         if self.features is None:
@@ -288,8 +316,8 @@ class GaussianPullbackMetric(Metric):
         """Return w_i^T diag(J_h^T J_h) w_j for tangents w (m, n, ...) at the n means, (n, m, m)."""
         features: Map = self.features  # type: ignore[assignment]
         m, n = tangents.shape[:2]
-        if self.diagonal == "exact" or (self.diagonal == "auto" and n_features <= 64):
-            diagonal = _squared_column_norms(features, mean, n_features)
+        if self._is_exact(n_features):
+            diagonal = _squared_column_norms(features, mean)[1]
             flat = tangents.flatten(2)
             return torch.einsum("inD,nD,jnD->nij", flat, diagonal.flatten(1), flat)
         gram = tangents.new_zeros((n, m, m))
@@ -311,14 +339,14 @@ def _gram(columns: Tensor) -> Tensor:
     return torch.einsum("inD,jnD->nij", columns, columns)
 
 
-def _squared_column_norms(map_: Map, x: Tensor, n_outputs: int) -> Tensor:
-    """Return diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
+def _squared_column_norms(map_: Map, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return F(x) and diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
         point = x if x.requires_grad else x.detach().clone().requires_grad_()
         value = map_(point)
         total = torch.zeros_like(x)
-        for k in range(n_outputs if value.requires_grad else 0):
+        for k in range(value.shape[1] if value.requires_grad else 0):
             (row,) = torch.autograd.grad(
                 value[:, k].sum(),
                 point,
@@ -327,7 +355,7 @@ def _squared_column_norms(map_: Map, x: Tensor, n_outputs: int) -> Tensor:
                 materialize_grads=True,
             )
             total = total + row.square()
-    return total
+    return (value if differentiable else value.detach()), total
 
 
 class TensorMetric(Metric):

@@ -16,14 +16,18 @@ from geolatent.solution import Status
 
 # up to this size, (n - 2) d, a level's preconditioner is a dense matrix for each pair
 _DENSE_SIZE = 600
+# of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
+_RIDGE = 0.1
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
     """Factor H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
 
-    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1]. Where H
-    would be large, G is replaced by its mean over the curve, so that H is the Kronecker product of
-    the B-splines' stiffness matrix and a d x d matrix.
+    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1], and
+    gets a tenth of its mean eigenvalue on the diagonal: in directions that it hardly sees, the
+    metric changes long before a step that trusts it would end. Where H would be large, G is
+    replaced by its mean over the curve, so that H is the Kronecker product of the B-splines'
+    stiffness matrix and a d x d matrix.
 
     Parameters
     ----------
@@ -35,6 +39,9 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     n = n_control_points
     a, m, d, _ = tensors.shape
     tensors = tensors.double()
+    scale = _RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
+    eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
+    tensors = tensors + scale[:, None, None, None] * eye
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]

@@ -51,7 +51,7 @@ class Problem:
     control_points, knots
         The starting curves, (B, n, d) and (n + 4,).
     ends
-        Values of the immersion at the end points, (B, 2, D); None without an immersion.
+        Outputs at the end points, (B, 2, D), of a metric with chords; else None.
     evaluations
         Counts to be added to.
     report

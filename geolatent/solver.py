@@ -205,13 +205,13 @@ def _solve_group(
         starts.append(curve)
 
     ends = None
-    if metric.immersion is not None:
-        immersion = metric.immersion
+    if metric.chords is not None:
+        values = metric.chords.values
         both = torch.stack([start, end], dim=1).flatten(0, 1)
 
         def decode(items: slice) -> Tensor:
             with torch.no_grad():
-                return immersion(both[items])
+                return values(both[items])
 
         ends = torch.cat(budget.run(decode, 2 * b, 1)).reshape(b, 2, -1)
         evaluations.forward.add_(2)

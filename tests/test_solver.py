@@ -520,8 +520,13 @@ COUNTED = {
     "backward": lambda: counting(PullbackMetric)(Bumpy(5)),
     "features": lambda: counting(PullbackMetric)(Bumpy(5), nn.Linear(10, 3)),
     "gaussian": lambda: counting(GaussianPullbackMetric)(Bumpy(5, gaussian=True)),
-    "quadrature": lambda: counting(GaussianPullbackMetric)(
+    "weighted": lambda: counting(GaussianPullbackMetric)(
         Bumpy(gaussian=True), nn.Sequential(nn.Linear(10, 3), nn.Softplus())
+    ),
+    "quadrature": lambda: counting(GaussianPullbackMetric)(
+        Bumpy(gaussian=True),
+        nn.Sequential(nn.Linear(10, 3), nn.Softplus()),
+        diagonal="hutchinson",
     ),
 }
 
@@ -532,12 +537,12 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_evaluations_are_what_was_evaluated(name, solver):
     metric = COUNTED[name]()
-    dim = 2 if name in ("columns", "quadrature") else 5
+    dim = 2 if name in ("columns", "weighted", "quadrature") else 5
     start, end = torch.randn(7, dim), torch.randn(7, dim)
     end[2] = start[2]
     solution = solve_geodesic(metric, start, end, solver)
     # one row of the first code to size the batches and the memory
-    setup = 1 if metric.immersion is not None else 0
+    setup = 1 if metric.chords is not None else 0
     counted = {name: int(getattr(solution.evaluations, name).sum()) for name in metric.rows}
     counted["forward"] += setup
     assert counted == metric.rows
