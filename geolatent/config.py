@@ -243,8 +243,8 @@ class RayOptions:
         of the cluster. One that finds no room waits for it.
     threads : int
         Threads of torch in each of them, and CPUs that it takes.
-    retries : int
-        How often a shard is tried again whose process or machine died.
+    restarts : int
+        How often each of them is started again, and its shard with it, when it or its machine dies.
 
     Raises
     ------
@@ -255,10 +255,10 @@ class RayOptions:
     address: str | None = None
     workers: int | None = None
     threads: int = 1
-    retries: int = 3
+    restarts: int = 3
 
     def __post_init__(self) -> None:
         if self.workers is not None:
             check_integer("workers", self.workers)
         check_integer("threads", self.threads)
-        check_integer("retries", self.retries, minimum=0)
+        check_integer("restarts", self.restarts, minimum=0)

@@ -445,7 +445,7 @@ def test_a_missing_ray_is_told(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [{"workers": 0}, {"threads": 0}, {"retries": -1}])
+@pytest.mark.parametrize("words", [{"workers": 0}, {"threads": 0}, {"restarts": -1}])
 def test_options_of_ray_are_checked(words):
     with pytest.raises(ValueError, match=f"`{next(iter(words))}` should be an integer of at least"):
         RayOptions(**words)

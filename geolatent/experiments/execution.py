@@ -179,8 +179,9 @@ def _solve_on_ray(
         actor = ray.remote(
             num_cpus=options.threads,
             num_gpus=1 if n_gpus else 0,
-            max_restarts=-1,
-            max_task_retries=options.retries,
+            max_restarts=options.restarts,
+            # while its worker is started again; one that is not loses its shard
+            max_task_retries=-1,
         )(_Worker)
         pool = ActorPool([actor.remote([work], options.threads) for _ in range(n_workers)])
         for number in numbers:
