@@ -5,7 +5,6 @@ from geolatent._version import __version__
 from geolatent.curves import CubicBSpline
 from geolatent.diffusion import brownian_motion
 from geolatent.distances import distance, graph_distances, pairwise_distances
-from geolatent.energy import path_energy, path_length
 from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
 from geolatent.first_order import FirstOrderSolver
 from geolatent.georce import GEORCESolver
@@ -21,6 +20,7 @@ from geolatent.interpolations import (
     spherical_spiral,
     through_points,
 )
+from geolatent.lengths import path_energy, path_length
 from geolatent.metric_families import (
     BernoulliPullbackMetric,
     CategoricalPullbackMetric,

@@ -7,8 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import check_integer, check_number, check_tensor
-from geolatent.energy import RowBudget
 from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator, shoot
 from geolatent.metrics import Metric, check_metric
 

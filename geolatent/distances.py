@@ -9,8 +9,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import check_alike, check_codes, check_pairs, describe, requirement
-from geolatent.energy import RowBudget
 from geolatent.initial import LatentGraph, _spoke_lengths
 from geolatent.metrics import Metric, check_metric
 from geolatent.problem import Callback, Solver

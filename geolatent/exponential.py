@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -20,12 +21,12 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import DEGREE, CubicBSpline
-from geolatent.energy import RowBudget, composite_rule
 from geolatent.initial import LatentGraph
 from geolatent.metrics import Metric, check_metric
 from geolatent.ode import TrajectoryStatus, integrate
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Callback, Solver
+from geolatent.quadrature import composite_rule
 from geolatent.solution import Evaluations, GeodesicSolution
 from geolatent.solver import solve_geodesic
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.budget import metric_tensors
 from geolatent.checks import check_integer, check_number
 from geolatent.curves import basis_matrix
-from geolatent.energy import metric_tensors
 from geolatent.problem import Outcome, Problem, Solver
 from geolatent.solution import Status
 

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -26,7 +27,6 @@ from geolatent.checks import (
 )
 from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.energy import RowBudget
 from geolatent.metrics import Metric, check_metric
 
 # searches run at once; bounds the memory for their distances and predecessors

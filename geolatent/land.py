@@ -16,6 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_choice,
     check_integer,
@@ -23,7 +24,6 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.energy import RowBudget
 from geolatent.estimators import as_codes, check_graph, default_graph
 from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator
 from geolatent.initial import LatentGraph

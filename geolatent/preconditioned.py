@@ -9,9 +9,9 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.curves import basis_matrix, refine
-from geolatent.energy import composite_rule
 from geolatent.minimize import LBFGS, LBFGSState, Preconditioner
 from geolatent.problem import Outcome, Problem, Solver
+from geolatent.quadrature import composite_rule
 from geolatent.solution import Status
 
 # up to this size, (n - 2) d, a level's preconditioner is a dense matrix for each pair

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, refine
-from geolatent.energy import GAUSS_NEWTON_DIM, DiscreteEnergy, RowBudget, metric_tensors
+from geolatent.energy import GAUSS_NEWTON_DIM, DiscreteEnergy
 from geolatent.metrics import Metric
 from geolatent.solution import Evaluations, Status
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_number,
@@ -16,8 +17,8 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import CubicBSpline, clamped_knots, refine, straight_control_points
-from geolatent.energy import RowBudget, measure
 from geolatent.initial import LatentGraph, curve_through_points, graph_curve
+from geolatent.lengths import measure
 from geolatent.metrics import Metric, check_metric
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Callback, Problem, Progress, Solver

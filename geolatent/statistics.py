@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -18,7 +19,6 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.energy import RowBudget
 from geolatent.exponential import HamiltonianFlow, Integrator, shoot_to
 from geolatent.initial import LatentGraph
 from geolatent.metrics import Metric, check_metric

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -17,7 +18,6 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.energy import RowBudget
 from geolatent.metrics import Metric, check_metric
 
 

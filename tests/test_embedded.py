@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import geolatent as gl
+from geolatent.budget import RowBudget
 from geolatent.cli import main
-from geolatent.energy import RowBudget
 from geolatent.experiments.demo import LATTICE_RESOLUTION, digit_pairs
 from geolatent.initial import graph_curve
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
+from geolatent.budget import RowBudget
 from geolatent.curves import clamped_knots
-from geolatent.energy import RowBudget
 from geolatent.initial import Path, curve_through_points, graph_curve
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -20,12 +20,12 @@ from geolatent.config import MetricOptions, ModelOptions, SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
 from geolatent.distances import graph_distance_matrix, pairwise_distances
-from geolatent.energy import path_length
 from geolatent.experiments.console import make_table, print_files, progress_bar
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.initial import LatentGraph
+from geolatent.lengths import path_length
 from geolatent.problem import Progress
 from geolatent.results import Run, RunFolder
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geolatent import plotting
+from geolatent.budget import RowBudget
 from geolatent.checks import check_integer
 from geolatent.config import (
     FeatureOptions,
@@ -27,8 +28,6 @@ from geolatent.config import (
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
-from geolatent.energy import RowBudget
-from geolatent.energy import measure as measure_lengths
 from geolatent.experiments.console import make_table, print_files
 from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
@@ -54,6 +53,7 @@ from geolatent.experiments.setup import (
 from geolatent.experiments.summary import summarise
 from geolatent.initial import LatentGraph
 from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
+from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics import Metric
 from geolatent.results import Run, RunFolder, SolvedPairs
 

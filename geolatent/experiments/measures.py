@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.energy import RowBudget, metric_tensors
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.interpolations import log_prior
 from geolatent.metrics import Metric

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
 from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
-from geolatent.energy import RowBudget, metric_tensors
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.first_order import FirstOrderSolver
 from geolatent.initial import LatentGraph

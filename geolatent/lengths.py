@@ -1,0 +1,282 @@
+"""Lengths and energies of curves, to a tolerance."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.budget import RowBudget
+from geolatent.checks import check_codes, check_number, describe, requirement
+from geolatent.chords import Chords
+from geolatent.curves import CubicBSpline, basis_matrix
+from geolatent.metrics import Metric, check_metric
+from geolatent.quadrature import composite_rule
+
+# Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
+_SPEED_NODES = 3
+_FIRST_INTERVALS = 8
+_MAX_INTERVALS = 2**11
+# chords along a curve: so many at first, doubled until two extrapolated lengths agree
+_FIRST_CHORDS = 16
+_MAX_CHORDS = 2**13
+# an extrapolated length is trusted to this part of the last change of the sum of chords
+_TRUSTED_EXTRAPOLATION = 30.0
+# bytes of decoder outputs held at once while lengths are measured
+_OUTPUT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Lengths and energies of C batches of B curves, (C, B) each, and rows spent, (B,) each."""
+
+    length: Tensor
+    energy: Tensor
+    forward: Tensor
+    jvp: Tensor
+
+    @classmethod
+    def empty(cls, n_curves: int, n_pairs: int, device: torch.device) -> Measured:
+        """Return NaN lengths and no rows."""
+        zeros = torch.zeros(n_pairs, dtype=torch.int64, device=device)
+        nan = torch.full((n_curves, n_pairs), torch.nan, dtype=torch.float64, device=device)
+        return cls(nan, nan.clone(), zeros, zeros.clone())
+
+
+def measure(
+    metric: Metric,
+    curves: Sequence[CubicBSpline],
+    *,
+    tolerance: float = 1e-4,
+    budget: RowBudget | None = None,
+) -> Measured:
+    """Measure C batches of B curves each; the C curves of one pair always by the same rule.
+
+    Where the metric has `Chords`: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal intervals
+    of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the old values
+    kept. Where it has none, or the chords are so short that rounding would tell:
+    Gauss-Legendre quadrature of the speed on equal intervals, their number doubled. Either ends for
+    a pair when two successive values agree for all its curves. A pair that never agrees keeps its
+    last value, with a warning.
+    """
+    budget = budget or RowBudget()
+    first = curves[0].control_points
+    budget.fit(metric, first[0, :1])
+    n_pairs = first.shape[0]
+    result = Measured.empty(len(curves), n_pairs, first.device)
+    pairs = torch.arange(n_pairs, device=first.device)
+    n_open = 0
+    by_speed = [pairs]
+    if metric.chords is not None:
+        kept = len(curves) * 8 * _FIRST_CHORDS * budget.width * first.element_size()
+        by_speed = []
+        for chunk in pairs.split(max(1, _OUTPUT_BYTES // kept)):
+            still_open, too_short = _measure_by_chords(
+                metric, curves, chunk, tolerance, budget, result
+            )
+            n_open += still_open
+            by_speed.append(too_short)
+    rest = torch.cat(by_speed)
+    if rest.numel():
+        n_open += _measure_by_speed(metric, curves, rest, tolerance, budget, result)
+    if n_open:
+        warnings.warn(
+            f"the lengths of {n_open} of {n_pairs} pairs did not reach the relative tolerance "
+            f"{tolerance} with the finest rule",
+            stacklevel=3,
+        )
+    return result
+
+
+def _along(curves: Sequence[CubicBSpline], t: Tensor, pairs: Tensor, derivative: int = 0) -> Tensor:
+    """Return points or derivatives of the chosen pairs' curves, (C, A, T, d), in their dtype."""
+    parts = []
+    for curve in curves:
+        points = curve.control_points[pairs].double()
+        if derivative:  # the basis' derivatives add up to zero; so a point gets no speed
+            points = points - points[:, :1]
+        parts.append(basis_matrix(curve.knots, t, derivative) @ points)
+    return torch.stack(parts).to(curves[0].control_points.dtype)
+
+
+def _measure_by_chords(
+    metric: Metric,
+    curves: Sequence[CubicBSpline],
+    pairs: Tensor,
+    tolerance: float,
+    budget: RowBudget,
+    result: Measured,
+) -> tuple[int, Tensor]:
+    """Fill in the chosen pairs; return how many did not agree, and which chords are too short."""
+    d = curves[0].dim
+    chords: Chords = metric.chords  # type: ignore[assignment]
+
+    def outputs(t: Tensor, pairs: Tensor) -> Tensor:
+        """Return F along the chosen pairs' curves, (C, A, T, D), and count it."""
+        z = _along(curves, t, pairs)
+        flat = z.reshape(-1, d)
+
+        def decode(items: slice) -> Tensor:
+            with torch.no_grad():
+                return chords.values(flat[items])
+
+        result.forward[pairs] += len(curves) * t.numel()
+        return torch.cat(budget.run(decode, flat.shape[0], 1)).reshape(*z.shape[:3], -1)
+
+    n = _FIRST_CHORDS
+    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+    values = outputs(t, pairs)
+    # rounding of F, taken as a few units in the last place, must not lengthen the chords
+    size = chords.squares(torch.zeros_like(values[..., :1, :]), values).double().mean(2)
+    eps = torch.finfo(values.dtype).eps
+    shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance
+    too_short: list[Tensor] = []
+    coarse: tuple[Tensor, Tensor] | None = None
+    while pairs.numel():
+        squares = chords.squares(values[:, :, :-1], values[:, :, 1:]).double()
+        fine = squares.sqrt().sum(2), 0.5 * n * squares.sum(2)
+        # a curve that is not finite will not get better; the others of its pair go on without it
+        hopeless = ~fine[0].isfinite()
+        leaving = (squares.mean(2) <= shortest).any(0)
+        too_short.append(pairs[leaving])
+        if coarse is not None:
+            # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
+            length, energy = ((4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True))
+            change = (length - result.length[:, pairs]).abs()
+            # two values may agree by accident: the extrapolation must be a small one too
+            moved = fine[0] - coarse[0]
+            limit = _TRUSTED_EXTRAPOLATION * max(tolerance, 1e-4)
+            agreed = (change <= tolerance * length) & (moved <= limit * length)
+            leaving |= (agreed | hopeless).all(0)
+            result.length[:, pairs] = length
+            result.energy[:, pairs] = torch.maximum(energy, 0.5 * length.square())
+        leaving |= hopeless.all(0)
+        if bool(leaving.any()):
+            pairs, values, shortest = pairs[~leaving], values[:, ~leaving], shortest[:, ~leaving]
+            fine = fine[0][:, ~leaving], fine[1][:, ~leaving]
+        if n >= _MAX_CHORDS or not pairs.numel():
+            break
+        coarse = fine
+        n *= 2
+        middles = (torch.arange(n // 2, dtype=t.dtype, device=t.device) + 0.5) / (n // 2)
+        woven = torch.stack([values[:, :, :-1], outputs(middles, pairs)], dim=3).flatten(2, 3)
+        values = torch.cat([woven, values[:, :, -1:]], dim=2)
+    return pairs.numel(), torch.cat(too_short)
+
+
+def _measure_by_speed(
+    metric: Metric,
+    curves: Sequence[CubicBSpline],
+    pairs: Tensor,
+    tolerance: float,
+    budget: RowBudget,
+    result: Measured,
+) -> int:
+    """Fill in the chosen pairs; return how many did not agree."""
+    d = curves[0].dim
+    by_jvp = metric.quadratic_cost == "jvp"
+    result.length[:, pairs] = torch.nan  # what chords may have left
+    # simple knots are passed over: they depend on the batch, and the curve is smooth there
+    kinks = torch.cat([curve.knots[1:-2][curve.knots[1:-2] == curve.knots[3:]] for curve in curves])
+    n = _FIRST_INTERVALS
+    while pairs.numel():
+        breaks = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+        t, weights = composite_rule(torch.cat([breaks, kinks]), _SPEED_NODES)
+        z, v = _along(curves, t, pairs), _along(curves, t, pairs, derivative=1)
+        points, tangents = z.reshape(-1, d), v.reshape(-1, d)
+
+        def decode(items: slice, points: Tensor = points, tangents: Tensor = tangents) -> Tensor:
+            with torch.no_grad():
+                return metric._quadratic(points[items], tangents[items])
+
+        squares = torch.cat(budget.run(decode, points.shape[0], 1)).double().clamp_min(0.0)
+        squares = squares.reshape(z.shape[:3])
+        (result.jvp if by_jvp else result.forward)[pairs] += len(curves) * t.numel()
+        length = (squares.sqrt() * weights).sum(2)
+        # a NaN change is the first value's; a length that is not finite will not get better
+        change = (length - result.length[:, pairs]).abs()
+        settled = ((change <= tolerance * length) | ~length.isfinite()).all(0)
+        result.length[:, pairs] = length
+        result.energy[:, pairs] = 0.5 * (squares * weights).sum(2)
+        pairs = pairs[~settled]
+        if n >= _MAX_INTERVALS:
+            break
+        n *= 2
+    return pairs.numel()
+
+
+def _check_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> float:
+    check_metric(metric)
+    if not isinstance(curve, CubicBSpline):
+        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
+    codes = check_codes("curve", curve.control_points[:, 0], metric.dim)
+    metric.check("curve", codes[:1])
+    return check_number("tolerance", tolerance, above=0.0)
+
+
+def path_length(
+    metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4, max_rows: int | None = None
+) -> Tensor:
+    """Return the lengths L = integral of sqrt(gamma'^T G(gamma) gamma') over [0, 1].
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    curve
+        B curves.
+    tolerance
+        Relative tolerance: the rule is refined until two successive values agree to it.
+    max_rows
+        Largest number of rows sent through the decoder at once; chosen automatically by default.
+
+    Returns
+    -------
+    Tensor
+        Shape (B,), in the units of the decoder's output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> metric = PullbackMetric(lambda z: 3.0 * z)
+    >>> line = CubicBSpline.straight(torch.zeros(2), torch.tensor([3.0, 4.0]))
+    >>> print(f"{path_length(metric, line).item():.4f}")
+    15.0000
+    """
+    tolerance = _check_path(metric, curve, tolerance)
+    measured = measure(metric, [curve], tolerance=tolerance, budget=RowBudget(max_rows))
+    return measured.length[0].to(curve.control_points.dtype)
+
+
+def path_energy(
+    metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4, max_rows: int | None = None
+) -> Tensor:
+    """Return the path energies E = 1/2 integral of gamma'^T G(gamma) gamma' over [0, 1].
+
+    It bounds the length, L^2 <= 2 E, with equality at constant speed. Arguments, rule and errors
+    are those of `path_length`.
+
+    Returns
+    -------
+    Tensor
+        Shape (B,), in squared units of the decoder's output.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> metric = PullbackMetric(lambda z: 3.0 * z)
+    >>> line = CubicBSpline.straight(torch.zeros(2), torch.tensor([3.0, 4.0]))
+    >>> print(f"{path_energy(metric, line).item():.2f}")
+    112.50
+    """
+    tolerance = _check_path(metric, curve, tolerance)
+    measured = measure(metric, [curve], tolerance=tolerance, budget=RowBudget(max_rows))
+    return measured.energy[0].to(curve.control_points.dtype)
