@@ -235,9 +235,9 @@ class RayOptions:
     Attributes
     ----------
     address : str or None
-        The cluster: HOST:PORT, or ray://HOST:PORT from outside of it; "auto" for the one that this
-        machine is part of; "local" starts one on this machine for the time of the command; null
-        takes RAY_ADDRESS, or else "auto" where there is one, or else "local".
+        The cluster: HOST:PORT, or "auto" for the one that this machine is part of; "local" starts
+        one on this machine for the time of the command; null takes RAY_ADDRESS, or else "auto"
+        where there is one, or else "local".
     workers : int or None
         Processes that solve shards; null: one for each GPU, or, where there are none, for each CPU
         of the cluster. One that finds no room waits for it.
@@ -249,7 +249,7 @@ class RayOptions:
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range.
+        If a number is out of its range, or the address is one of Ray's client (ray://).
     """
 
     address: str | None = None
@@ -258,6 +258,9 @@ class RayOptions:
     restarts: int = 3
 
     def __post_init__(self) -> None:
+        if self.address is not None and self.address.startswith("ray://"):
+            required = "auto, local, or HOST:PORT of a cluster that this machine is part of"
+            raise ValueError(requirement("address", required, self.address))
         if self.workers is not None:
             check_integer("workers", self.workers)
         check_integer("threads", self.threads)

@@ -219,7 +219,7 @@ def damage(folder: Path) -> str:
 
 def throughput(folder: Path) -> str:
     """Two Ray workers beside two processes that do half of the pairs each."""
-    n_pairs = 2560
+    n_pairs = 1280
     pairs = prior_pairs(n_pairs, 2)
     codes = np.stack([pairs.start.numpy(), pairs.end.numpy()], axis=1)
     for name, part in (("all", codes), ("0", codes[::2]), ("1", codes[1::2])):

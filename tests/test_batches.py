@@ -454,6 +454,11 @@ def test_options_of_ray_are_checked(words):
         RayOptions(**words)
 
 
+def test_the_driver_is_part_of_the_cluster():
+    with pytest.raises(ValueError, match="`address` should be auto, local, or HOST:PORT"):
+        RayOptions(address="ray://head:10001")
+
+
 def test_tensors_reach_a_worker_as_they_were():
     for tensor in (nn.Parameter(torch.randn(2, 3)), torch.tensor(4), torch.ones(2, 1)):
         sent = execution._to_array(tensor)

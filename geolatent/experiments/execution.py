@@ -168,7 +168,7 @@ def _solve_on_ray(
 
     connected = ray.is_initialized()
     if not connected:
-        ray.init(options.address, logging_level=logging.WARNING)
+        ray.init(options.address, include_dashboard=False, logging_level=logging.WARNING)
     try:
         kind = device if device == "auto" else torch.device(device).type
         found = ray.cluster_resources()
