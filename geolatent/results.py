@@ -274,6 +274,7 @@ class RunFolder:
         """
         if (Path(path) / LOCK).exists():
             FolderLock(Path(path)).release()
+        _check_folders(Path(path))
         if not overwrite:
             _check_held(Path(path), command, resume)
 
@@ -309,7 +310,8 @@ class RunFolder:
         Raises
         ------
         FileExistsError
-            If there are other results in the folder and ``overwrite`` is false.
+            If there are other results in the folder and ``overwrite`` is false, or folders
+            ``parts`` or ``points`` that are not of a run.
         BlockingIOError
             If another process is writing the folder.
         ValueError
@@ -320,9 +322,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
-            for name in (PARTS, FIGURES, POINTS):
-                if (folder / name).is_symlink():
-                    raise ValueError(requirement("out", f"free of a link `{name}`", folder))
+            _check_folders(folder)
             if not overwrite:
                 _check_held(folder, command, config if resume else None)
             for place in (folder, folder / PARTS):
@@ -337,12 +337,14 @@ class RunFolder:
         return run
 
     def _begin(self, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-        # the summary first: what is left of an interrupted removal is no finished run
-        for name in (SUMMARY, PAIRS, CURVES, ARRAYS, CONFIG, ENVIRONMENT):
+        # the summary first: what is left of an interrupted removal is an unfinished run
+        for name in (SUMMARY, PAIRS, CURVES, ARRAYS):
             (self.path / name).unlink(missing_ok=True)
         for name in (PARTS, FIGURES, POINTS):
-            if (self.path / name).exists():
+            if _is_run(self.path) and (self.path / name).exists():
                 shutil.rmtree(self.path / name)
+        for name in (ENVIRONMENT, CONFIG):
+            (self.path / name).unlink(missing_ok=True)
         self._write_json(ENVIRONMENT, described)
         text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
         head = f"# geolatent {self.command} --config {CONFIG}\n"
@@ -415,6 +417,21 @@ class RunFolder:
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         write_file(self.path / name, text.encode())
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG).exists() or (folder / ENVIRONMENT).exists()
+
+
+def _check_folders(folder: Path) -> None:
+    """Raise where parts of a run would go, or come from, where they do not belong."""
+    for name in (PARTS, FIGURES, POINTS):
+        if (folder / name).is_symlink():
+            raise ValueError(requirement("out", f"a folder without a link `{name}`", folder))
+    for name in (PARTS, POINTS):
+        if (folder / name).exists() and not _is_run(folder):
+            required = f"a folder without one called `{name}` that is not of a run"
+            raise FileExistsError(requirement("out", required, folder))
 
 
 def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) -> None:

@@ -276,7 +276,7 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / PARTS).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="free of a link `parts`"):
+    with pytest.raises(ValueError, match="a folder without a link `parts`"):
         RunFolder.create(tmp_path / "run", "test", {}, seed=0, device="cpu")
     (tmp_path / "run" / PARTS).unlink()
     (tmp_path / "mine").write_text("mine")
@@ -284,6 +284,18 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
     with pytest.raises(OSError, match="lock"):
         RunFolder.create(tmp_path / "run", "test", {}, seed=0, device="cpu")
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    for name in ("figures", "parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="without one called `parts` that is not of a run"):
+        RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu", overwrite=True)
+    assert (tmp_path / "parts" / "mine").exists()
+    (tmp_path / "parts").rename(tmp_path / "others")
+    with RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu", overwrite=True):
+        assert (tmp_path / "figures" / "mine").exists()
 
 
 # locks and full disks
