@@ -30,7 +30,7 @@ from geolatent.experiments.improvement import measure_improvement
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import Shards, prior_pairs
 from geolatent.models import digits_vae
-from geolatent.results import RunFolder, SolvedPairs, load_run
+from geolatent.results import SUMMARY, RunFolder, SolvedPairs, load_run
 
 # solved roughly, for what is checked is not the solver
 ROUGH = ("--solver.max_control_points=7", "--solver.length_tolerance=0.01", "--alignment=false")
@@ -127,14 +127,16 @@ def kills(folder: Path) -> str:
             # most of a short run is its start: kill after that, up to the end
             status = process.wait(generator.uniform(0.3 * whole, whole))
             check(status == 0, log_of(out)[-2000:])
-            check_same(out, folder / "expected")
-            finished += 1
-            out = folder / str(finished)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             done += 1
             stored.append(len(list(out.glob("parts/*.json"))))
+        # one that was killed while it drew its figures is finished too
+        if (out / SUMMARY).exists():
+            check_same(out, folder / "expected")
+            finished += 1
+            out = folder / str(finished)
     finish(out, *SHORT)
     check_same(out, folder / "expected")
     return (
