@@ -331,6 +331,8 @@ def check_batches(only: Sequence[str] = ()) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # threads of torch, as in Ray's workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Ray's workers give way to all other processes, which is no comparison on a busy machine
+    os.environ.setdefault("RAY_worker_niceness", "0")
     for name in only or CHECKS:
         with tempfile.TemporaryDirectory() as place:
             began = time.perf_counter()
