@@ -231,7 +231,8 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     times
         Curve parameters, (T,).
     norms
-        Norms by the name of the curve, (B, T) each: their mean is drawn, and every pair's, faintly.
+        Norms by the name of the curve, (B, T) each: their mean is drawn, and faintly those of the
+        first dozen pairs.
     prior
         Mean and standard deviation of the prior's norm.
     """
@@ -243,7 +244,7 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     label = f"prior: {mean:.2f} ± {deviation:.2f}\n(bands: 1 and 2 std)"
     axes.axhline(mean, color="0.3", lw=1.0, ls="--", label=label)
     for number, (name, values) in enumerate(norms.items()):
-        axes.plot(times, values.T, color=f"C{number}", lw=0.6, alpha=0.25)
+        axes.plot(times, values[:12].T, color=f"C{number}", lw=0.6, alpha=0.35)
         axes.plot(times, values.mean(0), color=f"C{number}", lw=2.4, label=f"{name}: mean")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(bottom=0.0)

@@ -689,7 +689,7 @@ def all_methods(quick: bool, limit: float) -> list[Method]:
     methods.append(
         Method("geomstats", "geomstats", "shooting", lambda problem: run_geomstats(problem, limit))
     )
-    for tolerance in [3e-4] if quick else [1e-2, 1e-3, 3e-4, 1e-4]:
+    for tolerance in [3e-4] if quick else [1e-2, 1e-3, 3e-4]:
         run = solver(gl.GEORCESolver, segments=100, tolerance=tolerance)
         setting = f"T = 100, tolerance {tolerance:g}"
         methods.append(Method("georce", "GEORCE", setting, run, tolerance == 3e-4))
@@ -932,10 +932,10 @@ def benchmark(
     makers: dict[str, tuple[Callable[[int], Problem], int, int]] = {
         "sphere": (lambda n: sphere(n, seed), 20, 4),
         "half_plane": (lambda n: half_plane(n, seed), 20, 4),
-        "digits": (lambda n: digits(n, seed), 20, 4),
-        "mnist": (lambda n: mnist(n, seed, model), 64, 4),
-        "deep": (lambda n: deep(n, seed), 16, 2),
-        "image": (lambda n: image(n, seed), 2, 1),
+        "digits": (lambda n: digits(n, seed), 50, 4),
+        "mnist": (lambda n: mnist(n, seed, model), 16, 4),
+        "deep": (lambda n: deep(n, seed), 8, 2),
+        "image": (lambda n: image(n, seed), 1, 1),
     }
     chosen = check_names("problems", problems, list(makers))
     if quick and problems is None:
