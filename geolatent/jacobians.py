@@ -48,27 +48,29 @@ class Map:
         What to call it in messages.
     n_outputs
         Number of tensors it returns.
-
-    Attributes
-    ----------
-    output_shape
-        Shape of one output for one row, known after the first call.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, n_outputs: int = 1) -> None:
         self.function = check_function(name, function)
         self.name = name
         self.n_outputs = n_outputs
-        self.output_shape = torch.Size()
+        self._output_shape: torch.Size | None = None
         self._forward_mode = True
         self._batched_columns = True
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """Shape of one output for one row, known after the first call."""
+        if self._output_shape is None:
+            raise RuntimeError(f"the shape of `{self.name}`'s output is known after the first call")
+        return self._output_shape
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return F(z), shape (n, D)."""
         output = self.function(z)
         if self.n_outputs == 1:
             self._check_output(output, z, "a floating-point tensor of shape (n, ...)")
-            self.output_shape = output.shape[1:]
+            self._output_shape = output.shape[1:]
             return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
         wanted = f"a tuple of {self.n_outputs} floating-point tensors of one shape (n, ...)"
         if not isinstance(output, tuple | list) or len(output) != self.n_outputs:
@@ -80,7 +82,7 @@ class Map:
             if part.shape != output[0].shape:
                 required = f"a callable returning {wanted}"
                 raise ValueError(requirement(self.name, required, _returned(output)))
-        self.output_shape = output[0].shape[1:]
+        self._output_shape = output[0].shape[1:]
         return torch.cat([part.reshape(z.shape[0], -1) for part in output], dim=1)
 
     def _check_output(self, output: object, z: Tensor, wanted: str) -> None:

@@ -368,6 +368,19 @@ def test_identity_features_change_nothing():
         torch.testing.assert_close(chained.tensor(z), plain.tensor(z), rtol=1e-10, atol=1e-10)
 
 
+def test_chords_under_features_are_known_once_the_metric_was_checked():
+    metric = GaussianPullbackMetric(TwoHeads(), vector_features())
+    with pytest.raises(RuntimeError, match="after the first call"):
+        _ = metric.chords
+    z = torch.randn(2, DIM)
+    metric.check("z", z)
+    mean = metric.decoder.function(z)[0]
+    assert metric.chords.n_weighted == mean[0].numel()
+    estimated = GaussianPullbackMetric(TwoHeads(), vector_features(), diagonal="hutchinson")
+    estimated.check("z", z)
+    assert estimated.chords is None
+
+
 def test_immersion_gives_the_metric_where_there_is_one():
     assert PullbackMetric(perceptron()).immersion is not None
     assert PullbackMetric(perceptron(), vector_features()).immersion is not None
