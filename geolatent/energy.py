@@ -16,6 +16,14 @@ from geolatent.solution import Evaluations
 GAUSS_NEWTON_DIM = 3
 
 
+def has_gauss_newton(metric: Metric, dim: int) -> bool:
+    """Whether energies come with Hessians.
+
+    With so few dimensions all columns of an immersion's Jacobian cost no more than a backward pass.
+    """
+    return metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
+
+
 class DiscreteEnergy:
     """Path energy of splines on fixed knots as a function of their control points.
 
@@ -62,9 +70,7 @@ class DiscreteEnergy:
         self.dtype = dtype
         self.ends = ends
         self.budget = budget
-        # with so few dimensions all columns of J cost no more than a backward pass
-        cheap = metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
-        self.gauss_newton = cheap and gauss_newton
+        self.gauss_newton = gauss_newton and has_gauss_newton(metric, dim)
         self.chords = metric.chords
         if self.chords is not None:
             t = _uniform_nodes(knots, nodes_per_span)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, refine
-from geolatent.energy import GAUSS_NEWTON_DIM, DiscreteEnergy
+from geolatent.energy import DiscreteEnergy, has_gauss_newton
 from geolatent.metrics import Metric
 from geolatent.solution import Evaluations, Status
 
@@ -86,9 +86,7 @@ class Problem:
     @property
     def has_gauss_newton(self) -> bool:
         """Whether energies come with Hessians."""
-        return (
-            self.metric.immersion is not None and self.control_points.shape[2] <= GAUSS_NEWTON_DIM
-        )
+        return has_gauss_newton(self.metric, self.control_points.shape[2])
 
     def metric_tensors(self, knots: Tensor, points: Tensor, pairs: Tensor, m: int) -> Tensor:
         """Return G in the middles of m equal intervals of t, (A, m, d, d), and count it."""

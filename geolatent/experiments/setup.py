@@ -93,6 +93,7 @@ class Dataset:
 
     def __init__(self, options: DataOptions) -> None:
         self.options = options
+        self._codes: dict[LatentModel, Tensor] = {}
 
     @cached_property
     def chosen(self) -> tuple[Tensor, Tensor | None]:
@@ -131,8 +132,10 @@ class Dataset:
         return fitted, fitted.accuracy(images[rest], labels[rest])
 
     def codes(self, model: LatentModel) -> Tensor:
-        """Encode the training images, (n, d)."""
-        return model.encode(self.training[0])
+        """Return the codes of the training images, (n, d), encoded once for each model."""
+        if model not in self._codes:
+            self._codes[model] = model.encode(self.training[0])
+        return self._codes[model]
 
     def check_decoder(self, model: LatentModel) -> None:
         """Raise where a model decodes to images of another shape than the data's."""
