@@ -8,7 +8,7 @@ import platform
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+RECORD = "geolatent-files.json"
 # far above any file of options, far below what takes long to read
 _YAML_BYTES, _YAML_DEPTH, _YAML_NODES = 1_000_000, 50, 20_000
 _TEMPORARY = ".tmp"
@@ -193,13 +194,60 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def remove_leftovers(folder: Path) -> None:
+def record_files(folder: Path, names: Iterable[str]) -> None:
+    """Add names to the list of what a run wrote to its folder; before the files are written.
+
+    Parameters
+    ----------
+    folder
+        The folder; the list is its ``geolatent-files.json``. One that is not of a run, which has an
+        ``environment.json``, gets no list.
+    names
+        Names of files, relative to the folder.
+    """
+    if not (folder / "environment.json").is_file():
+        return
+    before = recorded_files(folder) or set()
+    after = before | set(names)
+    if after != before:
+        text = json.dumps({"files": sorted(after)}, indent=2) + "\n"
+        write_file(folder / RECORD, text.encode())
+
+
+def recorded_files(folder: Path) -> set[str] | None:
+    """Return the names that `record_files` was given; None without a readable list.
+
+    A list that is damaged is told in a warning.
+    """
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        names = read_json(folder / RECORD).get("files")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return set(names)
+        reason = f"{folder / RECORD} holds no list of files."
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    warnings.warn(f"{reason} What was written is known by its usual names alone.", stacklevel=3)
+    return None
+
+
+def remove_leftovers(folder: Path, is_own: Callable[[str], bool]) -> None:
     """Remove the temporary files that killed writers left in a folder.
 
     Only for who holds the folder's lock: the files of a writer at work look the same.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    is_own
+        Whether a file's name is one that is written here; temporary files of others stay.
     """
     for left in folder.glob(f".*{_TEMPORARY}"):
-        left.unlink(missing_ok=True)
+        target = left.name.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
+        if is_own(target):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

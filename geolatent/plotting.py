@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from geolatent.checks import describe, requirement
-from geolatent.files import write_file
+from geolatent.files import record_files, write_file
 
 Array = NDArray[np.float64]
 
@@ -31,11 +31,10 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
 
 
 def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
-    """Render figures to ``folder/figures/NAME.png`` and return their paths."""
-    return [
-        save_figure(figure, Path(folder) / "figures" / f"{name}.png")
-        for name, figure in figures.items()
-    ]
+    """Render figures to ``folder/figures/NAME.png``, recorded there, and return their paths."""
+    paths = {f"figures/{name}.png": figure for name, figure in figures.items()}
+    record_files(Path(folder), paths)
+    return [save_figure(figure, Path(folder) / path) for path, figure in paths.items()]
 
 
 def grey_or_colour(images: Array) -> Array:

@@ -8,12 +8,16 @@ A run folder holds
 - ``pairs.parquet``: one row a pair; ``curves.safetensors``: their curves in the order of the rows;
 - ``arrays.safetensors``: what else the figures show, such as decoded images;
 - ``summary.json``: the numbers of the run, written last: a folder without it is not finished;
-- ``figures/``;
+- ``figures/``, and ``geolatent-files.json`` with the names of those that geolatent drew;
+- ``images/``: of the command sample, NNNNNN.png;
 - ``points/``: of a sweep, the run folder of each combination of options.
 
 While pairs are being solved, finished parts of them stand in ``parts/``: NNNNN.parquet and
-NNNNN.safetensors, and last NNNNN.json with the checksums of both, which makes the part count. Every
-file is written whole or not at all, and by one process at a time, which ``.lock`` names.
+NNNNN.safetensors, and last NNNNN.json with the checksums of both, the run, and the part's number
+and rows, which makes the part count. Every file is written whole or not at all, and by one process
+at a time, which ``.lock`` names. Only files of these names are ever removed, and only from the
+folder of a run, which ``environment.json`` or the first line of ``config.yaml`` tells; no link is
+followed.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ import hashlib
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +45,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pyarrow import parquet
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import pad
@@ -48,10 +55,12 @@ from geolatent.checks import describe, requirement
 from geolatent.curves import CubicBSpline, refine
 from geolatent.files import (
     LOCK,
+    RECORD,
     FolderLock,
     open_whole,
     read_json,
     read_yaml,
+    recorded_files,
     remove_leftovers,
     write_file,
 )
@@ -67,11 +76,27 @@ SUMMARY = "summary.json"
 PARTS = "parts"
 FIGURES = "figures"
 POINTS = "points"
+IMAGES = "images"
 SWEEP = "sweep"
 
 # options that say where and how fast results are made, and do not change them
 NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
 
+# by their places in the folder, the files that a run names by number
+_NUMBERED = {
+    PARTS: re.compile(r"\d{5,}\.(parquet|safetensors|json)"),
+    IMAGES: re.compile(r"\d{6,}\.png"),
+    f"{IMAGES}.unfinished": re.compile(r"\d{6,}\.png"),
+}
+_POINT = re.compile(r"\d{4,}")
+# the figures of runs that did not record them
+_FIGURES = (
+    *("alignment", "clusters", "compared", "correlations", "crossings", "curves", "data_distance"),
+    *("distances", "histogram", "images", "improvements", "landscape", "latent", "losses", "norms"),
+    *("outputs", "plane", "reconstructions", "samples", "scores", "steps", "strips"),
+)
+# what the first line of config.yaml begins with
+_HEAD = "# geolatent "
 # rows of a table that are written at once
 _ROW_GROUP = 65_536
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyarrow", "safetensors")
@@ -242,6 +267,8 @@ class RunFolder:
         self.path = path
         self.command = command
         self._lock = lock
+        self._run = ""
+        self._n_parts: int | None = None
         self._joined = False
 
     def __enter__(self) -> Self:
@@ -274,7 +301,8 @@ class RunFolder:
         ------
         FileExistsError
             If there are other results in the folder and ``overwrite`` is false; where options
-            differ, it names them.
+            differ, it names them. Whatever ``overwrite`` is, if files that would go are not of a
+            run, or are of a training.
         BlockingIOError
             If another process is writing the folder.
         ValueError
@@ -282,9 +310,26 @@ class RunFolder:
         """
         if (Path(path) / LOCK).exists():
             FolderLock(Path(path)).release()
-        _check_folders(Path(path))
+        _check_folders(Path(path), command)
         if not overwrite:
             _check_held(Path(path), command, resume)
+
+    @staticmethod
+    def check_images(path: str | os.PathLike[str]) -> None:
+        """Raise where a folder has images that are not of a run; see `check`.
+
+        Raises
+        ------
+        FileExistsError
+            If ``images`` in it is not of the command sample, or holds anything but its images.
+        """
+        own = _NUMBERED[IMAGES].fullmatch
+        for name in (IMAGES, f"{IMAGES}.unfinished"):
+            folder = Path(path) / name
+            of_run = _run_command(Path(path)) == "sample"
+            if folder.is_dir() and not (of_run and all(own(p.name) for p in folder.iterdir())):
+                required = f"a folder whose `{name}` holds images of the command sample alone"
+                raise FileExistsError(requirement("out", required, path))
 
     @classmethod
     def create(
@@ -311,15 +356,15 @@ class RunFolder:
         seed, device
             For ``environment.json``.
         overwrite
-            Remove the results of an earlier run first. Files of other kinds stay.
+            Remove the results of an earlier run first, and nothing else.
         resume
             Go on with an unfinished run of the same command and options; its files stay.
 
         Raises
         ------
         FileExistsError
-            If there are other results in the folder and ``overwrite`` is false, or folders
-            ``parts`` or ``points`` that are not of a run.
+            If there are other results in the folder and ``overwrite`` is false, or files of such
+            names that are not of a run, or those of a training.
         BlockingIOError
             If another process is writing the folder.
         ValueError
@@ -330,33 +375,34 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
-            _check_folders(folder)
+            _check_folders(folder, command)
             if not overwrite:
                 _check_held(folder, command, config if resume else None)
-            for place in (folder, folder / PARTS):
-                remove_leftovers(place)
+            _remove_leftovers(folder)
             run = cls(folder, command, lock)
             if overwrite or not (folder / CONFIG).exists():
                 described = environment(command, seed, torch.device(device))
                 run._begin(config, {**described, "inputs": _inputs(config)})
+            run._identify()
         except BaseException:
             lock.release()
             raise
         return run
 
     def _begin(self, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-        # the summary first: what is left of an interrupted removal is an unfinished run
-        for name in (SUMMARY, PAIRS, CURVES, ARRAYS):
-            (self.path / name).unlink(missing_ok=True)
-        for name in (PARTS, FIGURES, POINTS):
-            if _is_run(self.path) and (self.path / name).exists():
-                shutil.rmtree(self.path / name)
-        for name in (ENVIRONMENT, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
-        self._write_json(ENVIRONMENT, described)
+        _remove_results(self.path)
+        self._write_json(ENVIRONMENT, {**described, "run": uuid.uuid4().hex})
         text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
-        head = f"# geolatent {self.command} --config {CONFIG}\n"
+        head = f"{_HEAD}{self.command} --config {CONFIG}\n"
         write_file(self.path / CONFIG, (head + text).encode())
+
+    def _identify(self) -> None:
+        """Take up the run's name, by which its parts are known; one that has none yet gets one."""
+        described = read_json(self.path / ENVIRONMENT)
+        if not isinstance(described.get("run"), str):
+            described["run"] = uuid.uuid4().hex
+            self._write_json(ENVIRONMENT, described)
+        self._run = described["run"]
 
     def write_part(self, number: int, part: SolvedPairs) -> None:
         """Store solved pairs as the part with a number; the checksums last: they make it count."""
@@ -364,23 +410,39 @@ class RunFolder:
         table, curves = _table_bytes(part.table), _curve_bytes(part.curve)
         write_file(stem.with_suffix(".parquet"), table)
         write_file(stem.with_suffix(".safetensors"), curves)
-        write_file(stem.with_suffix(".json"), _checksums(table, curves))
+        write_file(stem.with_suffix(".json"), _seal(self._run, number, len(part), table, curves))
 
-    def check_parts(self) -> tuple[set[int], dict[int, str]]:
+    def check_parts(self, rows: Sequence[int] | None = None) -> tuple[set[int], dict[int, str]]:
         """Read the parts that are there, one after the other.
+
+        Parameters
+        ----------
+        rows
+            The number of rows of each part of the run; parts beyond them are never joined.
 
         Returns
         -------
         tuple
-            The numbers of the parts that are as they were written; and what is wrong with others.
+            The numbers of the parts that are as they were written, by this run, under this number;
+            and what is wrong with others.
         """
+        if rows is not None:
+            self._n_parts = len(rows)
         whole, damaged = set(), {}
         for number in _part_numbers(self.path):
+            if rows is not None and number >= len(rows):
+                damaged[number] = f"part {number} is none of the {len(rows)} parts of this run"
+                continue
             try:
-                _part_bytes(self.path, number)
-                whole.add(number)
+                found = _read_part(self.path, number, self._run)
             except ValueError as error:
                 damaged[number] = str(error)
+                continue
+            if rows is None or len(found) == rows[number]:
+                whole.add(number)
+            else:
+                text = f"part {number} has {len(found)} rows and should have {rows[number]}"
+                damaged[number] = text
         return whole, damaged
 
     def join(self, sources: Sequence[Callable[[], SolvedPairs]] | None = None) -> SolvedPairs:
@@ -392,33 +454,37 @@ class RunFolder:
         Parameters
         ----------
         sources
-            Functions that give the pairs to be joined; by default the parts.
+            Functions that give the pairs to be joined; by default the parts of the run.
 
         Raises
         ------
         ValueError
-            If there are no pairs, or a part is damaged.
+            If there are no pairs, or a part is damaged or of another run.
         """
         if sources is None:
-            numbers = _part_numbers(self.path)
-            sources = [lambda n=number: _read_part(self.path, n) for number in numbers]  # type: ignore[misc]
+            sources = [
+                partial(_read_part, self.path, number, self._run) for number in self._parts()
+            ]
         _join_files(self.path, sources)
         self._joined = True
         return _read_pairs(self.path / PAIRS, self.path / CURVES)
+
+    def _parts(self) -> list[int]:
+        numbers = _part_numbers(self.path)
+        return [n for n in numbers if self._n_parts is None or n < self._n_parts]
 
     def finish(self, summary: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> Run:
         """Write what is left to write, ``summary.json`` last, remove the parts, read it all back.
 
         The parts are joined where `join` has not done so.
         """
-        if not self._joined and _part_numbers(self.path):
+        if not self._joined and self._parts():
             self.join()
         if arrays:
             tensors = {name: value.detach().cpu().contiguous() for name, value in arrays.items()}
             write_file(self.path / ARRAYS, save(tensors))
         self._write_json(SUMMARY, {"command": self.command, **summary})
-        if (self.path / PARTS).exists():
-            shutil.rmtree(self.path / PARTS)
+        _remove_numbered(self.path / PARTS)
         self._lock.release()
         return load_run(self.path)
 
@@ -427,19 +493,120 @@ class RunFolder:
         write_file(self.path / name, text.encode())
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / CONFIG).exists() or (folder / ENVIRONMENT).exists()
+def _run_command(folder: Path) -> str | None:
+    """Return the command whose run a folder is, by either of the files that tell it, or None."""
+    try:
+        described = read_json(folder / ENVIRONMENT)
+        if isinstance(described.get("command"), str) and "geolatent" in described:
+            return str(described["command"])
+    except (OSError, ValueError):
+        pass  # it is damaged, or not there
+    try:
+        with (folder / CONFIG).open("rb") as file:
+            head = file.readline(200).decode(errors="replace")
+    except OSError:
+        return None
+    return head.removeprefix(_HEAD).split()[0] if head.startswith(f"{_HEAD}") else None
 
 
-def _check_folders(folder: Path) -> None:
-    """Raise where parts of a run would go, or come from, where they do not belong."""
-    for name in (PARTS, FIGURES, POINTS):
+def _run_name(folder: Path) -> str | None:
+    """Return the name that ``environment.json`` gives a run; None where there is none."""
+    try:
+        name = read_json(folder / ENVIRONMENT).get("run")
+    except (OSError, ValueError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _check_folders(folder: Path, command: str) -> None:
+    """Raise where files of a run would go, or come from, where they do not belong."""
+    folders = (*_NUMBERED, FIGURES, POINTS)
+    for name in folders:
         if (folder / name).is_symlink():
             raise ValueError(requirement("out", f"a folder without a link `{name}`", folder))
-    for name in (PARTS, POINTS):
-        if (folder / name).exists() and not _is_run(folder):
+    owner = _run_command(folder)
+    if owner == "train" != command:
+        required = "another folder than that of a training"
+        raise FileExistsError(requirement("out", required, folder))
+    if owner is not None:
+        return
+    for name in (SUMMARY, CONFIG, ENVIRONMENT, PAIRS, CURVES, ARRAYS, RECORD, PARTS, POINTS):
+        if (folder / name).exists():
             required = f"a folder without one called `{name}` that is not of a run"
             raise FileExistsError(requirement("out", required, folder))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of a run left; the folder's lock is held."""
+    every = (SUMMARY, CONFIG, ENVIRONMENT, PAIRS, CURVES, ARRAYS, RECORD)
+    remove_leftovers(folder, every.__contains__)
+    remove_leftovers(folder / FIGURES, _figure_names(folder).__contains__)
+    for name, pattern in _NUMBERED.items():
+        remove_leftovers(folder / name, lambda left, own=pattern: bool(own.fullmatch(left)))  # type: ignore[misc]
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove the results of a run, if there is one; what else lies in its folders stays there."""
+    if _run_command(folder) is None:
+        return
+    # the summary first: what is left of an interrupted removal is an unfinished run
+    for name in (SUMMARY, PAIRS, CURVES, ARRAYS):
+        (folder / name).unlink(missing_ok=True)
+    for name in _NUMBERED:
+        _remove_numbered(folder / name)
+    for name in _figure_names(folder):
+        (folder / FIGURES / name).unlink(missing_ok=True)
+    _remove_empty(folder / FIGURES)
+    for point in _points(folder):
+        _remove_leftovers(point)
+        _remove_results(point)
+        # last what tells that it is one
+        for name in (LOCK, ENVIRONMENT):
+            (point / name).unlink(missing_ok=True)
+        _remove_empty(point)
+    _remove_empty(folder / POINTS)
+    for name in (RECORD, CONFIG):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _points(folder: Path) -> list[Path]:
+    """Return the run folders of the points of a sweep, in the order of their numbers."""
+    places = folder / POINTS
+    if not places.is_dir() or places.is_symlink():
+        return []
+    return sorted(
+        place
+        for place in places.iterdir()
+        if _POINT.fullmatch(place.name)
+        and not place.is_symlink()
+        and not any((place / name).is_symlink() for name in (*_NUMBERED, FIGURES, POINTS))
+        and _run_command(place) is not None
+    )
+
+
+def _figure_names(folder: Path) -> set[str]:
+    """Return the names of the figures in ``figures/`` that geolatent drew."""
+    recorded = recorded_files(folder)
+    if recorded is None and not (folder / RECORD).exists() and _run_name(folder):
+        return set()  # a run that would have recorded them
+    if recorded is None:
+        return {f"{name}.png" for name in _FIGURES}
+    names = (name.partition(f"{FIGURES}/") for name in recorded)
+    return {name for before, _, name in names if not before and Path(name).name == name}
+
+
+def _remove_numbered(folder: Path) -> None:
+    """Remove the files that a run named by number, and the folder where nothing else is in it."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _NUMBERED[folder.name].fullmatch(path.name):
+                path.unlink()
+        _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) -> None:
@@ -456,17 +623,12 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         required = "a readable run folder, or --overwrite be given"
         raise ValueError(f"{requirement('out', required, folder)} {error}") from error
     old = _flat({"command": before["command"], **found})
-    inputs = before["inputs"]
     new = _flat({"command": command, **plain(resume)})
     differences = [
         f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key) and not is_neutral(key)
-    ] or [
-        f"{key}: the file {new.get(key)} is another than it was"
-        for key, checksum in _inputs(resume).items()
-        if inputs.get(key) != checksum
-    ]
+    ] or _changed_inputs(resume, before["inputs"])
     if differences:
         required = "the folder of an unfinished run of the same options, or --overwrite be given"
         message = requirement("out", required, folder)
@@ -496,19 +658,48 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def _named_files(value: Any, key: str = "") -> dict[str, Path]:
+    """Return the files that options name, by the options' dotted names; and what is beside them.
+
+    A checkpoint X.safetensors has its model's class and arguments in X.json.
+    """
+    if is_neutral(key):
+        return {}
+    if isinstance(value, Mapping):
+        inner = {f"{key}.{name}" if key else str(name): item for name, item in value.items()}
+    elif isinstance(value, list):
+        inner = {f"{key}[{place}]": item for place, item in enumerate(value)}
+    else:
+        if not isinstance(value, str) or not os.path.isfile(value):
+            return {}
+        path = Path(value)
+        beside = path.with_suffix(".json")
+        if path.suffix != ".safetensors" or not beside.is_file():
+            return {key: path}
+        return {key: path, f"{key} (.json)": beside}
+    found: dict[str, Path] = {}
+    for name, item in inner.items():
+        found |= _named_files(item, name)
+    return found
+
+
 def _inputs(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the checksums of the files that options name, such as checkpoints."""
-    named = {
-        key: Path(value)
-        for key, value in _flat(plain(config)).items()
-        if isinstance(value, str) and not is_neutral(key)
-    }
     result = {}
-    for key, path in named.items():
-        if path.is_file():
-            with path.open("rb") as file:
-                result[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    for key, path in _named_files(plain(config)).items():
+        with path.open("rb") as file:
+            result[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return result
+
+
+def _changed_inputs(config: Mapping[str, Any], before: Mapping[str, str]) -> list[str]:
+    """Name the files that are not those whose checksums a run has."""
+    now, paths = _inputs(config), _named_files(plain(config))
+    return [
+        f"{key}: the file {paths.get(key, 'that it names')} is another than it was"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
 
 
 def is_neutral(key: str) -> bool:
@@ -545,7 +736,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         if summary is not None and (folder / PAIRS).is_file():
             pairs: SolvedPairs | None = _read_pairs(folder / PAIRS, folder / CURVES)
         else:
-            parts = list(_whole_parts(folder))
+            parts = list(_whole_parts(folder, described.get("run", "")))
             pairs = SolvedPairs.join(parts) if parts else None
         arrays = read_tensors(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
     except (OSError, ValueError) as error:
@@ -562,43 +753,55 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     )
 
 
-def _checksums(table: bytes, curves: bytes) -> bytes:
-    """Return the content of NNNNN.json, which follows from the other two files."""
+def _seal(run: str, number: int, rows: int, table: bytes, curves: bytes) -> bytes:
+    """Return the content of NNNNN.json, which binds a part to its run, number and files."""
     content = {".parquet": table, ".safetensors": curves}
     sums = {ending: hashlib.sha256(data).hexdigest() for ending, data in content.items()}
-    return (json.dumps({"sha256": sums}, indent=2) + "\n").encode()
+    sealed = {"run": run, "number": number, "rows": rows, "sha256": sums}
+    return (json.dumps(sealed, indent=2) + "\n").encode()
 
 
 def _part_numbers(folder: Path) -> list[int]:
     """Return the numbers of the parts that count, in their order."""
-    stems = [path.stem for path in (folder / PARTS).glob("*.json")]
-    return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+    paths = (folder / PARTS).glob("*.json")
+    return sorted(int(path.stem) for path in paths if _NUMBERED[PARTS].fullmatch(path.name))
 
 
-def _part_bytes(folder: Path, number: int) -> tuple[bytes, bytes]:
-    """Read table and curves of a part; a ValueError where they are not what was written."""
+def _read_part(folder: Path, number: int, run: str) -> SolvedPairs:
+    """Read a part; a ValueError where it is not what this run wrote under this number."""
     stem = folder / PARTS / f"{number:05d}"
     try:
         table = stem.with_suffix(".parquet").read_bytes()
         curves = stem.with_suffix(".safetensors").read_bytes()
+        sealed = stem.with_suffix(".json").read_bytes()
+        described = read_json(stem.with_suffix(".json"))
     except FileNotFoundError as error:
         raise ValueError(f"part {number} is damaged: there is no {error.filename}") from error
-    if stem.with_suffix(".json").read_bytes() != _checksums(table, curves):
+    except ValueError as error:
+        raise ValueError(f"part {number} is damaged: {error}") from error
+    rows = described.get("rows")
+    if sealed != _seal(run, number, rows if isinstance(rows, int) else 0, table, curves):
+        if described.get("run") != run and described.get("number", number) == number:
+            raise ValueError(f"part {number} is damaged or of another run: {stem}.json")
+        if described.get("number") != number:
+            found = described.get("number")
+            raise ValueError(f"part {number} is damaged or part {found} by another name: {stem}.*")
         raise ValueError(f"part {number} is damaged: {stem}.* do not match their checksums")
-    return table, curves
+    try:
+        tensors = load(curves)
+        curve = CubicBSpline(tensors["control_points"], tensors["knots"])
+        pairs = SolvedPairs(parquet.read_table(pa.BufferReader(table)), curve)
+    except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+        raise ValueError(f"part {number} is damaged: {stem}.*: {_line(error)}") from error
+    if len(pairs) != rows or curve.control_points.shape[0] != rows:
+        raise ValueError(f"part {number} is damaged: {stem}.* do not hold {rows} pairs")
+    return pairs
 
 
-def _read_part(folder: Path, number: int) -> SolvedPairs:
-    table, curves = _part_bytes(folder, number)
-    tensors = load(curves)
-    curve = CubicBSpline(tensors["control_points"], tensors["knots"])
-    return SolvedPairs(parquet.read_table(pa.BufferReader(table)), curve)
-
-
-def _whole_parts(folder: Path) -> Iterator[SolvedPairs]:
+def _whole_parts(folder: Path, run: str) -> Iterator[SolvedPairs]:
     for number in _part_numbers(folder):
         try:
-            yield _read_part(folder, number)
+            yield _read_part(folder, number, run)
         except ValueError as error:
             warnings.warn(f"{error}; its pairs are left out", stacklevel=3)
 

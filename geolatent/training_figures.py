@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from geolatent.checks import requirement
 from geolatent.models.checkpoint import read_tensors
-from geolatent.plotting import save_figure
+from geolatent.plotting import save_figures
 
 Array = NDArray[np.float64]
 
@@ -59,9 +59,7 @@ def draw_training(out_dir: str | os.PathLike[str]) -> list[Path]:
             stored.get("std"),
             stored.get("std_extent"),
         )
-    return [
-        save_figure(figure, folder / "figures" / f"{name}.png") for name, figure in figures.items()
-    ]
+    return save_figures(figures, folder)
 
 
 def loss_curves(summary: dict[str, Any]) -> Figure:

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import random
 import resource
@@ -30,6 +31,7 @@ from geolatent.files import FolderLock, write_file
 from geolatent.results import (
     CONFIG,
     CURVES,
+    ENVIRONMENT,
     PAIRS,
     PARTS,
     SUMMARY,
@@ -256,6 +258,67 @@ def test_every_damaged_file_is_found(tmp_path):
         assert whole == set(range(60)) - set(chosen)
         with pytest.raises(ValueError, match="is damaged"):
             folder.join()
+
+
+def copy_part(source, number, target, other):
+    for ending in ("parquet", "safetensors", "json"):
+        content = (source / PARTS / f"{number:05d}.{ending}").read_bytes()
+        write_file(target / PARTS / f"{other:05d}.{ending}", content)
+
+
+def test_parts_of_another_run_or_number_are_told_and_solved_again(
+    interrupted, expected, tmp_path, capsys, monkeypatch
+):
+    other = tmp_path / "other"
+    pairs = flat_pairs(2)
+    with RunFolder.create(other, "improvement", {"seed": 1}, seed=1, device="cpu") as folder:
+        for number in range(16):
+            folder.write_part(number, pairs)
+    copy_part(other, 0, interrupted, 0)
+    copy_part(interrupted, 1, interrupted, 2)
+    copy_part(other, 15, interrupted, 15)
+    with pytest.warns(UserWarning, match="its pairs are left out") as caught:
+        assert len(load_run(interrupted).pairs) == 2
+    assert len(caught) == 3
+    solved = []
+    solve = Shards.solve
+    monkeypatch.setattr(
+        Shards, "solve", lambda self, n, *args: solved.append(n) or solve(self, n, *args)
+    )
+    assert improvement(interrupted) == 0
+    printed = capsys.readouterr().out
+    assert "part 0 is damaged or of another run: " in printed
+    assert "part 2 is damaged or part 1 by another name: " in printed
+    assert "part 15 is none of the 5 parts of this run; it is left out" in printed
+    assert "1 of 5 shards are in" in printed
+    assert solved == [0, 2, 3, 4]
+    assert_same(interrupted, expected)
+    assert not (interrupted / PARTS).exists()
+
+
+def test_parts_of_other_numbers_of_rows_are_not_taken(tmp_path):
+    with RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu") as folder:
+        for number in range(3):
+            folder.write_part(number, flat_pairs(2))
+        assert folder.check_parts([2, 1]) == (
+            {0},
+            {
+                1: "part 1 has 2 rows and should have 1",
+                2: "part 2 is none of the 2 parts of this run",
+            },
+        )
+
+
+def test_parts_that_name_no_run_are_solved_again(interrupted, expected, capsys):
+    described = json.loads((interrupted / ENVIRONMENT).read_text())
+    del described["run"]
+    (interrupted / ENVIRONMENT).write_text(json.dumps(described))
+    for path in (interrupted / PARTS).glob("*.json"):
+        sealed = json.loads(path.read_text())
+        path.write_text(json.dumps({"sha256": sealed["sha256"]}, indent=2) + "\n")
+    assert improvement(interrupted) == 0
+    assert capsys.readouterr().out.count("is damaged or of another run") == 2
+    assert_same(interrupted, expected)
 
 
 def test_joining_files_equals_joining_in_memory(tmp_path):

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import geolatent as gl
+from geolatent.plotting import save_figures
 from geolatent.results import (
     ARRAYS,
     CONFIG,
@@ -192,18 +194,19 @@ def test_damage_of_every_kind_is_told_in_one_line(folder, name):
     damaged = [b"", b"[", b"[1]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000]
     damaged += [content[: len(content) // 2], content[:-3], content[3:], content + b"{"]
     damaged += [flip(content, generator) for _ in range(30)]
-    n_told = 0
+    told = []
     for other in damaged:
         file.write_bytes(other)
         try:
             load_run(folder.path)
         except ValueError as error:
-            n_told += 1
-            assert "\n" not in str(error)
-            assert str(folder.path / "") in str(error)
-            assert "--overwrite" in str(error)
+            told.append(str(error))
+    for text in told:
+        assert "\n" not in text
+        assert str(folder.path) in text
+        assert "--overwrite" in text
     # a changed number is no damage that can be seen
-    assert n_told >= (3 if name == SUMMARY else 6)
+    assert len(told) >= (3 if name == SUMMARY else 6)
 
 
 def test_yaml_that_grows_is_told(folder):
@@ -216,3 +219,188 @@ def test_yaml_that_grows_is_told(folder):
     folder.__exit__()
     with pytest.raises(ValueError, match="stands for more than"):
         RunFolder.create(folder.path, "test", {}, seed=0, device="cpu", resume=True)
+
+
+# what a run may remove
+
+
+def mine(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+
+
+def overwrite(path, command="test"):
+    with RunFolder.create(path, command, {}, seed=0, device="cpu", overwrite=True):
+        pass
+
+
+@pytest.mark.parametrize("name", [CONFIG, ENVIRONMENT, SUMMARY, ARRAYS, "geolatent-files.json"])
+def test_a_folder_that_is_not_of_a_run_is_refused(name, tmp_path):
+    # such as that of another program, which has a config of its own
+    mine(tmp_path / name, tmp_path / "figures" / "a.png", tmp_path / "parts.txt")
+    for given in (True, False):
+        with pytest.raises(FileExistsError, match=f"without one called `{name}` that is not of a"):
+            RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu", overwrite=given)
+        with pytest.raises(FileExistsError, match="that is not of a run"):
+            RunFolder.check(tmp_path, overwrite=given)
+    assert (tmp_path / name).read_text() == "mine"
+    assert (tmp_path / "figures" / "a.png").exists()
+
+
+def test_only_the_files_of_a_run_are_removed(folder):
+    path = folder.path
+    folder.write_part(0, solve(2)[1])
+    folder.finish({})
+    save_figures({"histogram": Figure(), "own": Figure()}, path)
+    folders = ("figures", "parts", "points", "points/0000/figures", "points/0001", "points/x")
+    others = [path / name / "mine.txt" for name in folders]
+    others += [path / "figures" / "steps.png", path / "parts" / "1.json", path / "notes.txt"]
+    with RunFolder.create(path / "points" / "0000", "test", {}, seed=0, device="cpu") as point:
+        point.write_part(0, solve(2)[1])
+    mine(*others)
+    overwrite(path)
+    left = {file for file in path.rglob("*") if file.is_file()}
+    assert left == {path / CONFIG, path / ENVIRONMENT, *others}
+
+
+def test_of_a_run_without_a_record_only_usual_names_are_removed(folder):
+    path = folder.path
+    folder.finish({})
+    described = json.loads((path / ENVIRONMENT).read_text())
+    del described["run"]
+    (path / ENVIRONMENT).write_text(json.dumps(described))
+    mine(path / "figures" / "histogram.png", path / "figures" / "own.png")
+    overwrite(path)
+    assert [file.name for file in (path / "figures").iterdir()] == ["own.png"]
+    # a run of today that drew no figures
+    mine(path / "figures" / "histogram.png")
+    overwrite(path)
+    assert len(list((path / "figures").iterdir())) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', '{"files": ["../../mine", "/mine"]}'])
+def test_a_damaged_or_evil_record_removes_nothing_else(folder, text):
+    path = folder.path
+    folder.finish({})
+    mine(path.parent / "mine", path / "figures" / "own.png", path / "figures" / "steps.png")
+    (path / "geolatent-files.json").write_text(text)
+    if "mine" in text:
+        overwrite(path)
+        assert (path / "figures" / "steps.png").exists()
+    else:
+        with pytest.warns(UserWarning, match=r"geolatent-files.json .*known by its usual names"):
+            overwrite(path)
+        assert not (path / "figures" / "steps.png").exists()
+    assert (path.parent / "mine").exists()
+    assert (path / "figures" / "own.png").exists()
+
+
+def test_a_damaged_run_can_be_overwritten(folder):
+    for name in (CONFIG, ENVIRONMENT):
+        folder.__exit__()
+        (folder.path / name).write_text("{")
+        overwrite(folder.path)
+        assert load_run(folder.path).command == "test"
+
+
+def test_no_link_is_followed_when_results_are_removed(folder):
+    path, other = folder.path, folder.path.parent / "other"
+    folder.finish({})
+    with RunFolder.create(other, "test", {}, seed=0, device="cpu") as elsewhere:
+        elsewhere.write_part(0, solve(2)[1])
+    before = {file for file in other.rglob("*") if file.is_file()}
+    (path / "points").mkdir()
+    (path / "points" / "0000").symlink_to(other)
+    with RunFolder.create(path / "points" / "0001", "test", {}, seed=0, device="cpu"):
+        (path / "points" / "0001" / "parts").symlink_to(other / "parts")
+    overwrite(path)
+    assert {file for file in other.rglob("*") if file.is_file()} == before
+    assert (path / "points" / "0000").is_symlink()
+
+
+def test_a_removal_that_is_killed_can_be_done_again(folder, monkeypatch):
+    path = folder.path
+    folder.write_part(0, solve(2)[1])
+    folder.finish({})
+    save_figures({"histogram": Figure()}, path)
+    with RunFolder.create(path / "points" / "0000", "test", {}, seed=0, device="cpu") as point:
+        point.write_part(0, solve(2)[1])
+    unlink, n_left = Path.unlink, 0
+
+    class KilledError(Exception):
+        pass
+
+    def stop(self, **options):
+        nonlocal n_left
+        if self.name != ".lock":
+            n_left -= 1
+            if n_left < 0:
+                raise KilledError
+        unlink(self, **options)
+
+    for n_files in range(30):
+        n_left = n_files
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", stop)
+            try:
+                overwrite(path)
+            except KilledError:
+                continue
+        break
+    assert 5 < n_files < 29
+    assert {file.name for file in path.rglob("*")} == {CONFIG, ENVIRONMENT}
+
+
+def test_a_training_is_not_overwritten_by_another_command(tmp_path):
+    with RunFolder.create(tmp_path, "train", {}, seed=0, device="cpu"):
+        pass
+    with pytest.raises(FileExistsError, match="another folder than that of a training"):
+        overwrite(tmp_path)
+
+
+def test_temporary_files_of_others_stay(folder):
+    others = [folder.path / ".mine.tmp", folder.path / ".x.yaml.abcdefgh.tmp"]
+    left = folder.path / ".config.yaml.abcdefgh.tmp"
+    mine(*others, left)
+    folder.__exit__()
+    overwrite(folder.path)
+    assert not left.exists()
+    assert all(path.exists() for path in others)
+
+
+# the files that options name
+
+
+def test_files_are_known_wherever_options_name_them(tmp_path):
+    paths = [tmp_path / f"{n}.safetensors" for n in range(4)]
+    mine(*paths, tmp_path / "0.json", tmp_path / "2.json")
+    first, second, third, last = map(str, paths)
+    config = {
+        "model": {"checkpoint": first, "init_args": {"weights": [second, {"deep": third}]}},
+        "sweep": {"model.checkpoint": [first, last]},
+        "text": "x" * 10_000,
+        "null": "a\0b",
+    }
+    with RunFolder.create(tmp_path / "run", "test", config, seed=0, device="cpu") as folder:
+        inputs = load_run(folder.path).environment["inputs"]
+    assert set(inputs) == {
+        "model.checkpoint",
+        "model.checkpoint (.json)",
+        "model.init_args.weights[0]",
+        "model.init_args.weights[1].deep",
+        "model.init_args.weights[1].deep (.json)",
+        "sweep.model.checkpoint[0]",
+        "sweep.model.checkpoint[0] (.json)",
+        "sweep.model.checkpoint[1]",
+    }
+    check = {"overwrite": False, "command": "test", "resume": config}
+    RunFolder.check(tmp_path / "run", **check)
+    for path in (*paths, tmp_path / "2.json"):
+        path.write_text("retrained")
+        with pytest.raises(FileExistsError, match=f"the file {path} is another than it was"):
+            RunFolder.check(tmp_path / "run", **check)
+        mine(path)
+    paths[1].unlink()
+    with pytest.raises(FileExistsError, match=r"weights\[0\]: the file that it names is another"):
+        RunFolder.check(tmp_path / "run", **check)

@@ -57,7 +57,7 @@ def run_shards(
     Parameters
     ----------
     folder
-        The folder. Damaged parts in it are told and solved again.
+        The folder. Parts in it that are damaged, or of another run, are told and solved again.
     shards
         All shards of the run.
     executor
@@ -79,9 +79,10 @@ def run_shards(
         If the user interrupts; parts that are stored stay so.
     """
     console = console if console is not None else Console()
-    whole, damaged = folder.check_parts()
-    for text in damaged.values():
-        _print(console, f"{text}; it is solved again")
+    whole, damaged = folder.check_parts([shards.n_rows(number) for number in range(len(shards))])
+    for found, text in damaged.items():
+        what = "it is solved again" if found < len(shards) else "it is left out"
+        _print(console, f"{text}; {what}")
     missing = [number for number in range(len(shards)) if number not in whole]
     if whole:
         _print(console, f"going on: {len(whole)} of {len(shards)} shards are in {folder.path}")

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import time
 from pathlib import Path
 from typing import Literal
@@ -24,9 +23,8 @@ from geolatent.data import DataOptions
 from geolatent.experiments.console import print_files, progress_bar
 from geolatent.experiments.pairs import draw_normal
 from geolatent.experiments.setup import Dataset, make_device, make_model
-from geolatent.results import Run, RunFolder
+from geolatent.results import IMAGES, Run, RunFolder
 
-IMAGES = "images"
 # images that the figure shows
 _SHOWN = 40
 
@@ -94,6 +92,7 @@ def sample(
     began = time.perf_counter()
     check_integer("n_samples", n_samples)
     RunFolder.check(out, overwrite=overwrite)
+    RunFolder.check_images(out)
     place = make_device(device)
     if source == "prior":
         codec = make_model(model, dtype, place)
@@ -110,9 +109,6 @@ def sample(
             images = codec.images(codec.encode(images))
     folder = RunFolder.create(out, "sample", config, seed=seed, device=place, overwrite=overwrite)
     target, unfinished = folder.path / IMAGES, folder.path / f"{IMAGES}.unfinished"
-    for earlier in (target, unfinished):
-        if earlier.exists():
-            shutil.rmtree(earlier)
     unfinished.mkdir()
     console = Console()
     with progress_bar(console) as progress:
