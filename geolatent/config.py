@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from geolatent.checks import check_integer, check_number, requirement
+from geolatent.checks import check_choice, check_integer, check_number, requirement
 
 PairSource = Literal["worst", "prior", "encoded", "codes"]
 
@@ -139,6 +139,14 @@ class MetricOptions:
         check_integer("n_probes", self.n_probes)
 
 
+# the options that a method does not have
+_LACKING = {
+    "preconditioned": (),
+    "michelis_becker": ("max_iterations",),
+    "georce": ("max_control_points",),
+}
+
+
 @dataclass(frozen=True)
 class SolverOptions:
     """How geodesics are found.
@@ -146,14 +154,18 @@ class SolverOptions:
     Attributes
     ----------
     method : str
-        "preconditioned" (metric-preconditioned L-BFGS or Gauss-Newton, coarse to fine), or
-        "michelis_becker" (Adam, one knot at a time, as in their paper).
-    tolerance : float
-        Predicted relative improvement in length at which a pair has converged.
-    max_control_points : int
-        Largest number of control points of a curve.
-    max_iterations : int
-        Largest number of steps for each pair ("preconditioned").
+        "preconditioned" (metric-preconditioned L-BFGS or Gauss-Newton, coarse to fine),
+        "michelis_becker" (Adam, one knot at a time, as in their paper), or "georce" (polylines, by
+        the method of that name).
+    tolerance : float or None
+        Predicted relative improvement in length at which a pair has converged; null takes the
+        method's own: 1e-4, 5e-4 and 3e-4.
+    max_control_points : int or None
+        Largest number of control points of a curve; null takes 67 ("preconditioned") or 10
+        ("michelis_becker"). "georce" has no such option.
+    max_iterations : int or None
+        Largest number of steps for each pair; null takes 200 ("preconditioned") or 100 ("georce").
+        "michelis_becker" has no such option.
     length_tolerance : float
         Relative tolerance of the reported lengths.
     batch_size : int
@@ -164,21 +176,30 @@ class SolverOptions:
     Raises
     ------
     TypeError, ValueError
-        If a number is out of its range.
+        If a number is out of its range, or given to a method that has no such option.
     """
 
-    method: Literal["preconditioned", "michelis_becker"] = "preconditioned"
-    tolerance: float = 1e-4
-    max_control_points: int = 67
-    max_iterations: int = 200
+    method: Literal["preconditioned", "michelis_becker", "georce"] = "preconditioned"
+    tolerance: float | None = None
+    max_control_points: int | None = None
+    max_iterations: int | None = None
     length_tolerance: float = 1e-4
     batch_size: int = 64
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, above=0.0)
-        check_integer("max_control_points", self.max_control_points, minimum=7)
-        check_integer("max_iterations", self.max_iterations)
+        check_choice("method", self.method, tuple(_LACKING))
+        for name in _LACKING[self.method]:
+            if getattr(self, name) is not None:
+                required = f"null for the method '{self.method}', which has no such option"
+                raise ValueError(requirement(name, required, getattr(self, name)))
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, above=0.0)
+        if self.max_control_points is not None:
+            least = 7 if self.method == "preconditioned" else 4
+            check_integer("max_control_points", self.max_control_points, minimum=least)
+        if self.max_iterations is not None:
+            check_integer("max_iterations", self.max_iterations)
         check_number("length_tolerance", self.length_tolerance, above=0.0)
         check_integer("batch_size", self.batch_size)
         if self.max_rows is not None:

@@ -129,7 +129,7 @@ def test_other_options_are_refused_by_name(interrupted, expected, capsys):
     assert improvement(interrupted, "--seed=1", "--solver.tolerance=0.5") == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "solver.tolerance: 0.0001 there, 0.5 here; seed: 0 there, 1 here." in told
+    assert "solver.tolerance: None there, 0.5 here; seed: 0 there, 1 here." in told
     assert run("interpolate", "--out", interrupted) == 1
     assert "command: improvement there, interpolate here" in capsys.readouterr().err
     # where and how fast does not matter

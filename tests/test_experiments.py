@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -202,8 +203,37 @@ def test_cases_have_to_be_equally_long():
 def test_solver_options_reach_the_solver():
     solver = make_solver(SolverOptions(tolerance=1e-2, max_control_points=9))
     assert (solver.tolerance, solver.max_control_points) == (1e-2, 9)
+    assert make_solver(SolverOptions()) == gl.PreconditionedSolver()
     recipe = make_solver(SolverOptions(method="michelis_becker"))
     assert recipe == gl.FirstOrderSolver.michelis_becker()
+    options = SolverOptions(method="michelis_becker", tolerance=1e-2, max_control_points=6)
+    expected = replace(recipe, tolerance=1e-2, max_control_points=6)
+    assert make_solver(options) == expected
+    assert make_solver(SolverOptions(method="georce")) == gl.GEORCESolver()
+    options = SolverOptions(method="georce", tolerance=1e-2, max_iterations=7)
+    assert make_solver(options) == gl.GEORCESolver(tolerance=1e-2, max_iterations=7)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("michelis_becker", "max_iterations"), ("georce", "max_control_points")]
+)
+def test_options_that_a_method_lacks_are_refused(method, name):
+    required = f"`{name}` should be null for the method '{method}'"
+    with pytest.raises(ValueError, match=required):
+        SolverOptions(method=method, **{name: 50})
+    with pytest.raises(ValueError, match="`method` should be one of preconditioned, michelis_bec"):
+        SolverOptions(method="adam")
+
+
+@pytest.mark.parametrize("method", ["preconditioned", "michelis_becker", "georce"])
+def test_shards_are_solved_by_every_method(method):
+    # polar coordinates: points of radius r, an angle of 1 apart, are 2 r sin(1/2) apart
+    metric = gl.PullbackMetric(lambda z: z[:, :1] * torch.cat([z[:, 1:].cos(), z[:, 1:].sin()], 1))
+    start = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    pairs = Pairs(start, start + torch.tensor([0.0, 1.0], dtype=torch.float64))
+    (solved,) = Shards([Case(metric, pairs)], SolverOptions(method=method))
+    expected = 2.0 * math.sin(0.5) * start[:, 0].numpy()
+    np.testing.assert_allclose(solved.column("length"), expected, rtol=1e-3)
 
 
 # measures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.first_order import FirstOrderSolver
+from geolatent.georce import GEORCESolver
 from geolatent.initial import LatentGraph
 from geolatent.metrics import Metric
 from geolatent.models.checkpoint import read_tensors
@@ -264,14 +265,22 @@ class Case:
 
 
 def make_solver(options: SolverOptions) -> Solver:
-    """Return the solver that the options name."""
+    """Return the solver that the options name; what they leave open is the solver's own.
+
+    Examples
+    --------
+    >>> make_solver(SolverOptions(method="michelis_becker", max_control_points=6)).steps
+    10
+    """
+    names = ("tolerance", "max_control_points", "max_iterations")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    solver: Solver = PreconditionedSolver()
     if options.method == "michelis_becker":
-        return FirstOrderSolver.michelis_becker()
-    return PreconditionedSolver(
-        tolerance=options.tolerance,
-        max_control_points=options.max_control_points,
-        max_iterations=options.max_iterations,
-    )
+        solver = FirstOrderSolver.michelis_becker()
+    elif options.method == "georce":
+        solver = GEORCESolver()
+    return replace(solver, **given)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
