@@ -392,6 +392,15 @@ class RunFolder:
     def _begin(self, config: Mapping[str, Any], described: Mapping[str, Any]) -> None:
         _remove_results(self.path)
         self._write_json(ENVIRONMENT, {**described, "run": uuid.uuid4().hex})
+        self._write_config(config)
+
+    def update(self, config: Mapping[str, Any]) -> None:
+        """Store the options of a sweep that goes on with other points than it began with."""
+        described = read_json(self.path / ENVIRONMENT)
+        self._write_json(ENVIRONMENT, {**described, "inputs": _inputs(config)})
+        self._write_config(config)
+
+    def _write_config(self, config: Mapping[str, Any]) -> None:
         text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
         head = f"{_HEAD}{self.command} --config {CONFIG}\n"
         write_file(self.path / CONFIG, (head + text).encode())
@@ -624,11 +633,15 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         raise ValueError(f"{requirement('out', required, folder)} {error}") from error
     old = _flat({"command": before["command"], **found})
     new = _flat({"command": command, **plain(resume)})
+    # the points of a sweep are compared one by one
+    swept = SWEEP in found and SWEEP in resume
     differences = [
         f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and not is_neutral(key)
-    ] or _changed_inputs(resume, before["inputs"])
+        if old.get(key) != new.get(key)
+        and not is_neutral(key)
+        and not (swept and key.startswith(f"{SWEEP}."))
+    ] or _changed_inputs(resume, before["inputs"], swept)
     if differences:
         required = "the folder of an unfinished run of the same options, or --overwrite be given"
         message = requirement("out", required, folder)
@@ -692,14 +705,56 @@ def _inputs(config: Mapping[str, Any]) -> dict[str, str]:
     return result
 
 
-def _changed_inputs(config: Mapping[str, Any], before: Mapping[str, str]) -> list[str]:
-    """Name the files that are not those whose checksums a run has."""
+def _changed_inputs(
+    config: Mapping[str, Any], before: Mapping[str, str], swept: bool = False
+) -> list[str]:
+    """Name the files that are not those whose checksums a run has; of a sweep, those of all."""
     now, paths = _inputs(config), _named_files(plain(config))
     return [
         f"{key}: the file {paths.get(key, 'that it names')} is another than it was"
         for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not (swept and key.startswith(f"{SWEEP}."))
     ]
+
+
+def options_key(command: str, config: Mapping[str, Any]) -> str:
+    """Return a text that is the same for runs whose options give the same results."""
+    options = _flat({"command": command, **plain(config)})
+    options = {key: value for key, value in options.items() if not is_neutral(key)}
+    return json.dumps(options, sort_keys=True)
+
+
+def find_points(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Find the run folders of a sweep's points.
+
+    Returns
+    -------
+    tuple
+        The folders by the `options_key` of what they were asked; and what is wrong with others.
+    """
+    found, damaged = {}, []
+    for place in _points(folder):
+        try:
+            config, described = _read_options(place)
+            found[options_key(described["command"], config)] = place
+        except (OSError, ValueError) as error:
+            damaged.append(_line(error))
+    return found, damaged
+
+
+def check_inputs(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise where files that options name are not those that a run was made of.
+
+    Raises
+    ------
+    FileExistsError
+        If they are others; the message names them.
+    """
+    _, described = _read_options(folder)
+    changed = _changed_inputs(config, described["inputs"])
+    if changed:
+        required = "a folder of runs of the same files, or --overwrite be given"
+        raise FileExistsError(f"{requirement('out', required, folder)} {'; '.join(changed)}.")
 
 
 def is_neutral(key: str) -> bool:

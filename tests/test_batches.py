@@ -1,6 +1,7 @@
 """Batch experiments: shards, resumed runs, damaged parts, locks, full disks, sweeps, Ray."""
 
 import ast
+import errno
 import io
 import json
 import os
@@ -484,10 +485,119 @@ def test_a_sweep_is_the_product_of_its_options(tmp_path, capsys, monkeypatch):
     assert printed.count("seed=3") == 2
     assert "0003" not in printed
     assert run("plot", out) == 0
-    # a sweep of other values
+    # other options than the swept ones
     (out / SUMMARY).unlink()
-    assert run("improvement", *words, "--sweep", '{"seed": [0, 4]}') == 1
-    assert "sweep.seed: [0, 3] there, [0, 4] here" in capsys.readouterr().err
+    assert run("improvement", *words, "--n_pairs=4") == 1
+    assert "n_pairs: 3 there, 4 here" in capsys.readouterr().err
+
+
+def point_calls(monkeypatch):
+    """Return the list of the points' folders in which shards are solved from now on."""
+    calls = []
+    shards = execution.run_shards
+
+    def tell(folder, *args, **options):
+        calls.append(folder.path.name)
+        return shards(folder, *args, **options)
+
+    monkeypatch.setattr("geolatent.experiments.improvement.run_shards", tell)
+    return calls
+
+
+def test_a_bad_point_does_not_end_a_sweep_which_goes_on_when_mended(tmp_path, capsys, monkeypatch):
+    codes = [str(tmp_path / f"{number}.npy") for number in range(4)]
+    for number, path in enumerate(codes):
+        np.save(path, np.random.default_rng(number).standard_normal((2, 2, 2)))
+    bad = str(tmp_path / "bad.npy")
+    np.save(bad, np.zeros((2, 2, 3)))
+    out = tmp_path / "run"
+    words = ["--out", out, "--pairs=codes", *SMALL[1:], "--alignment=false"]
+
+    def sweep(*paths):
+        return run("improvement", *words, "--sweep", json.dumps({"codes": paths}))
+
+    calls = point_calls(monkeypatch)
+    assert sweep(codes[0], bad, codes[1], str(tmp_path / "missing.npy")) == 1
+    captured = capsys.readouterr()
+    assert calls == ["0000", "0002"]
+    assert "point 2 of 4: codes=" in captured.out
+    assert "bad.npy: Parameter `start` should be" in captured.out
+    assert "missing.npy: Parameter `codes` should be an existing file" in captured.out
+    assert captured.err.count("\n") == 1
+    assert "2 of 4 points are not finished (codes=" in captured.err
+    assert "Traceback" not in captured.out
+    # in another order, mended, with one more and one less
+    calls.clear()
+    kept = (out / "points" / "0002" / PAIRS).read_bytes()
+    assert sweep(codes[3], codes[1], codes[2]) == 0
+    assert calls == ["0001", "0003"]
+    assert (out / "points" / "0002" / PAIRS).read_bytes() == kept
+    read = load_run(out)
+    assert read.config["sweep"] == {"codes": [codes[3], codes[1], codes[2]]}
+    assert read.summary["points"] == ["0001", "0002", "0003"]
+    assert read.pairs.column("codes").tolist() == 2 * [codes[3]] + 2 * [codes[1]] + 2 * [codes[2]]
+    for number in (1, 2, 3):
+        start = read.pairs.where("codes", codes[number]).column("start")
+        np.testing.assert_allclose(start, np.load(codes[number])[:, 0], rtol=1e-6)
+    # the finished point that is no longer asked for stays
+    assert load_run(out / "points" / "0000").finished
+    capsys.readouterr()
+    assert run("plot", out) == 0
+    assert "0000" not in capsys.readouterr().out
+    # a finished point of a file that is another by now
+    (out / SUMMARY).unlink()
+    np.save(codes[1], np.ones((2, 2, 2)))
+    calls.clear()
+    assert sweep(codes[3], codes[1]) == 1
+    assert calls == []
+    assert f"codes: the file {codes[1]} is another than it was" in capsys.readouterr().err
+    assert sweep(codes[3], codes[2]) == 0
+    assert calls == []
+
+
+def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    words = ["--out", out, *SMALL, "--n_pairs=2", "--sweep", '{"seed": [0, 1]}']
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "geolatent.experiments.improvement.make_initial",
+            lambda *_, seed, **__: None if seed else 1 / 0,
+        )
+        assert run("improvement", *words) == 1
+    captured = capsys.readouterr()
+    assert "ZeroDivisionError" in captured.out
+    assert "1 of 2 points are not finished (seed=0)" in captured.err
+    point = out / "points" / "0001"
+    content = (point / PAIRS).read_bytes()
+    (point / PAIRS).write_bytes(content[:100])
+    assert run("improvement", *words) == 1
+    captured = capsys.readouterr()
+    assert f"{point / PAIRS} is damaged: " in captured.out
+    assert f"Remove {point} to run it again" in captured.out
+    (point / PAIRS).write_bytes(content)
+    (point / CONFIG).write_text("a: [")
+    assert run("improvement", *words) == 0
+    assert "config.yaml is no readable YAML" in capsys.readouterr().out
+    assert load_run(out).summary["points"] == ["0000", "0002"]
+
+
+def test_a_full_disk_ends_a_sweep(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    words = ["--out", out, *SMALL, "--n_pairs=2", "--sweep", '{"seed": [0, 1]}']
+    calls = point_calls(monkeypatch)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "table")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("geolatent.results.RunFolder.write_part", full)
+        assert run("improvement", *words) == 1
+    assert calls == ["0000"]
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "No space left on device: 'table'. 0 of 1 shards are stored in" in told
+    assert run("improvement", *words) == 0
+    assert calls == ["0000", "0000", "0001"]
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,9 @@ def plot(run_dir: Path) -> None:
         found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
         raise ValueError(requirement("run_dir", required, found))
     if SWEEP in (run.summary or {}):
-        for folder in sorted((run_dir / POINTS).iterdir()):
-            plot(folder)
+        every = sorted(path.name for path in (run_dir / POINTS).iterdir())
+        for name in (run.summary or {}).get("points", every):
+            plot(run_dir / POINTS / name)
         return
     drawn = FIGURES[run.command](run)
     print_files(console, run_dir, plotting.save_figures(drawn, run_dir))

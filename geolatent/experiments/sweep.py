@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,20 @@ from geolatent.checks import requirement
 from geolatent.experiments.console import print_files, statistics_table
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
-from geolatent.results import POINTS, SUMMARY, RunFolder, SolvedPairs, is_neutral, load_run
+from geolatent.results import (
+    POINTS,
+    SUMMARY,
+    RunFolder,
+    SolvedPairs,
+    check_inputs,
+    find_points,
+    is_neutral,
+    load_run,
+    options_key,
+)
+
+# no room on the disk: the other points would fail too
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -45,9 +61,53 @@ def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
 
-def point_folder(out: Path, number: int) -> Path:
-    """Return the run folder of a point of a sweep."""
-    return out / POINTS / f"{number:04d}"
+def _place_points(
+    out: Path,
+    command: str,
+    function: Callable[..., None],
+    arguments: Sequence[Mapping[str, Any]],
+    console: Console,
+) -> list[Path]:
+    """Return the run folder of each point: the one that has its options, or a new one.
+
+    Raises
+    ------
+    FileExistsError
+        If a point was run with other files than those that its options name now.
+    """
+    found, damaged = find_points(out)
+    for text in damaged:
+        _print(console, f"{text} Its point is run anew.")
+    taken = {path.name for path in (out / POINTS).iterdir()} if (out / POINTS).is_dir() else set()
+    free = (name for name in map("{:04d}".format, count()) if name not in taken)
+    places = []
+    for options in arguments:
+        bound = inspect.signature(function).bind(**options)
+        bound.apply_defaults()
+        key = options_key(command, bound.arguments)
+        if key not in found:
+            found[key] = out / POINTS / next(free)
+        elif found[key].name in taken:
+            check_inputs(found[key], bound.arguments)
+        places.append(found[key])
+    return places
+
+
+def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str | None:
+    """Run a command for a point; where it fails, return what to say of it."""
+    try:
+        function(**options)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        return " ".join([str(error), *getattr(error, "__notes__", ())])
+    except Exception:  # whatever it is, the other points are to be run
+        return traceback.format_exc()
+    return None
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def run_sweep(
@@ -61,7 +121,8 @@ def run_sweep(
 
     Each point has a run folder of its own in ``points/``; the folder above holds one table of all
     pairs, which begins with the columns of the swept options. Points that are finished are not
-    run again.
+    run again: they are known by their options, so that a sweep whose points were mended goes on. A
+    point that fails does not stop the others.
 
     Parameters
     ----------
@@ -77,60 +138,77 @@ def run_sweep(
     Raises
     ------
     UnfinishedError
-        If shards of a point failed; the other points are done.
+        If points failed; their errors have been printed, and the other points are done.
+    FileExistsError
+        If the folder holds other results, or points of files that have changed since.
+    OSError
+        If the disk is full.
     """
     out, overwrite = Path(values["out"]), bool(values["overwrite"])
     points = sweep_points(sweep)
     config = {**values, "sweep": sweep}
-    RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
     console = Console()
+    device = make_device(values["device"])
+    RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
+    if not overwrite:  # to refuse it before anything is written
+        _place_points(out, command, function, arguments, console)
     with RunFolder.create(
         out,
         command,
         config,
         seed=values["seed"],
-        device=make_device(values["device"]),
+        device=device,
         overwrite=overwrite,
         resume=True,
     ) as folder:
-        unfinished = 0
+        folder.update(config)
+        places = _place_points(out, command, function, arguments, Console(quiet=True))
+        runs: dict[int, dict[str, Any]] = {}
         for number, (point, options) in enumerate(zip(points, arguments, strict=True)):
-            place = point_folder(out, number)
+            place = places[number]
             title = f"point {number + 1} of {len(points)}: {_text(point)}"
-            if (place / SUMMARY).exists():
-                console.print(f"{title}: done before", highlight=False, markup=False)
-                continue
-            console.print(title, highlight=False, markup=False)
+            finished = (place / SUMMARY).exists()
+            _print(console, f"{title}: done before" if finished else title)
+            given = {**options, "out": place, "overwrite": False}
+            failed = None if finished else _run_point(function, given)
             try:
-                function(**{**options, "out": place, "overwrite": False})
-            except UnfinishedError as error:
-                unfinished += 1
-                console.print(f"{title}: {error}", highlight=False, markup=False)
+                if failed is None:
+                    runs[number] = load_run(place).summary or {}
+            except ValueError as error:
+                failed = f"{error} Remove {place} to run it again."
+            if failed is not None:
+                _print(console, f"{title}: {failed}")
+        unfinished = [_text(point) for n, point in enumerate(points) if n not in runs]
         if unfinished:
             raise UnfinishedError(
-                f"{unfinished} of {len(points)} points are not finished; run the same command "
+                f"{len(unfinished)} of {len(points)} points are not finished "
+                f"({'; '.join(unfinished)}); mend what is told above and run the same command "
                 "again to go on."
             )
-        summaries = [load_run(point_folder(out, n)).summary or {} for n in range(len(points))]
-        folder.join([partial(_point_pairs, out, n, point) for n, point in enumerate(points)])
+        folder.join([partial(_point_pairs, *pair) for pair in zip(places, points, strict=True)])
         groups = {
             _label(command, point, label): group
-            for point, summary in zip(points, summaries, strict=True)
+            for point, summary in zip(points, runs.values(), strict=True)
             for label, group in summary["groups"].items()
         }
-        seconds = sum(summary["seconds"] for summary in summaries)
-        folder.finish({"sweep": sweep, "groups": groups, "seconds": round(seconds, 1)})
+        summary = {
+            "sweep": sweep,
+            "points": [place.name for place in places],
+            "groups": groups,
+            "seconds": round(sum(summary["seconds"] for summary in runs.values()), 1),
+        }
+        folder.finish(summary)
     # wide enough for the labels, in a file or a log too
     wide = Console(width=max(console.width, 150))
     wide.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
     print_files(console, out, [])
 
 
-def _point_pairs(out: Path, number: int, point: Mapping[str, Any]) -> SolvedPairs:
+def _point_pairs(place: Path, point: Mapping[str, Any]) -> SolvedPairs:
     """Return the pairs of a point, the swept options as their first columns."""
-    pairs = load_run(point_folder(out, number)).pairs
+    pairs = load_run(place).pairs
     if pairs is None:
-        raise ValueError(requirement("out", "a sweep of a command that solves pairs", out))
+        raise ValueError(requirement("out", "a sweep of a command that solves pairs", place))
     columns = {
         name: [json.dumps(value) if isinstance(value, list) else value] * len(pairs)
         for name, value in point.items()
