@@ -80,7 +80,10 @@ IMAGES = "images"
 SWEEP = "sweep"
 
 # options that say where and how fast results are made, and do not change them
-NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
+NEUTRAL_OPTIONS = (
+    *("out", "out_dir", "overwrite", "resume", "executor", "ray", "solver.max_rows"),
+    *("training.accelerator", "training.progress"),
+)
 
 # by their places in the folder, the files that a run names by number
 _NUMBERED = {
@@ -326,7 +329,7 @@ class RunFolder:
         own = _NUMBERED[IMAGES].fullmatch
         for name in (IMAGES, f"{IMAGES}.unfinished"):
             folder = Path(path) / name
-            of_run = _run_command(Path(path)) == "sample"
+            of_run = run_command(Path(path)) == "sample"
             if folder.is_dir() and not (of_run and all(own(p.name) for p in folder.iterdir())):
                 required = f"a folder whose `{name}` holds images of the command sample alone"
                 raise FileExistsError(requirement("out", required, path))
@@ -502,8 +505,8 @@ class RunFolder:
         write_file(self.path / name, text.encode())
 
 
-def _run_command(folder: Path) -> str | None:
-    """Return the command whose run a folder is, by either of the files that tell it, or None."""
+def run_command(folder: Path) -> str | None:
+    """Return the name of the command whose run a folder is, or None where it is of none."""
     try:
         described = read_json(folder / ENVIRONMENT)
         if isinstance(described.get("command"), str) and "geolatent" in described:
@@ -533,7 +536,7 @@ def _check_folders(folder: Path, command: str) -> None:
     for name in folders:
         if (folder / name).is_symlink():
             raise ValueError(requirement("out", f"a folder without a link `{name}`", folder))
-    owner = _run_command(folder)
+    owner = run_command(folder)
     if owner == "train" != command:
         required = "another folder than that of a training"
         raise FileExistsError(requirement("out", required, folder))
@@ -556,7 +559,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _remove_results(folder: Path) -> None:
     """Remove the results of a run, if there is one; what else lies in its folders stays there."""
-    if _run_command(folder) is None:
+    if run_command(folder) is None:
         return
     # the summary first: what is left of an interrupted removal is an unfinished run
     for name in (SUMMARY, PAIRS, CURVES, ARRAYS):
@@ -589,7 +592,7 @@ def _points(folder: Path) -> list[Path]:
         if _POINT.fullmatch(place.name)
         and not place.is_symlink()
         and not any((place / name).is_symlink() for name in (*_NUMBERED, FIGURES, POINTS))
-        and _run_command(place) is not None
+        and run_command(place) is not None
     )
 
 
@@ -623,13 +626,15 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
     held = [name for name in (SUMMARY, CONFIG, PAIRS) if (folder / name).exists()]
     if not held:
         return
-    required = f"a folder without results ({held[0]} is in it), or --overwrite be given"
+    # a training is not overwritten
+    else_ = "or another folder" if command == "train" else "or --overwrite be given"
+    required = f"a folder without results ({held[0]} is in it), {else_}"
     if resume is None or held[0] != CONFIG:
         raise FileExistsError(requirement("out", required, folder))
     try:
         found, before = _read_options(folder)
     except (OSError, ValueError) as error:
-        required = "a readable run folder, or --overwrite be given"
+        required = f"a readable run folder, {else_}"
         raise ValueError(f"{requirement('out', required, folder)} {error}") from error
     old = _flat({"command": before["command"], **found})
     new = _flat({"command": command, **plain(resume)})
@@ -643,7 +648,7 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         and not (swept and key.startswith(f"{SWEEP}."))
     ] or _changed_inputs(resume, before["inputs"], swept)
     if differences:
-        required = "the folder of an unfinished run of the same options, or --overwrite be given"
+        required = f"the folder of an unfinished run of the same options, {else_}"
         message = requirement("out", required, folder)
         raise FileExistsError(f"{message} The options differ: {'; '.join(differences)}.")
 
@@ -1000,7 +1005,7 @@ def environment(command: str, seed: int, device: torch.device) -> dict[str, Any]
         "geolatent": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "packages": {package: metadata.version(package) for package in _PACKAGES},
+        "packages": _versions(),
         "platform": f"{platform.system()} {platform.release()}",
         "device": device.type,
         "device_name": name,
@@ -1008,6 +1013,14 @@ def environment(command: str, seed: int, device: torch.device) -> dict[str, Any]
         "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _versions() -> dict[str, str]:
+    versions = {package: metadata.version(package) for package in _PACKAGES}
+    try:
+        return {**versions, "lightning": metadata.version("lightning")}
+    except metadata.PackageNotFoundError:  # it comes with an extra
+        return versions
 
 
 def _git_commit() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -10,21 +9,24 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
 from geolatent.data import DataOptions, digits, load
+from geolatent.experiments.console import work_progress
 from geolatent.files import write_file
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.vae import MLPVAE, VAE
+from geolatent.results import SUMMARY, RunFolder, run_command
 from geolatent.training_figures import draw_training
 
 try:
@@ -33,7 +35,6 @@ try:
         Callback,
         EarlyStopping,
         ModelCheckpoint,
-        RichProgressBar,
     )
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -383,6 +384,32 @@ class _History(Callback):
         self.batches.order.set_state(state["order"])
 
 
+class _EpochProgress(Callback):
+    """Shows how many epochs are done, those before an interruption among them."""
+
+    def __init__(self) -> None:
+        self._shown = ExitStack()
+
+    def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
+        total, found = int(trainer.max_epochs or 0), trainer.current_epoch
+        progress = work_progress(Console(), "epochs", total, found)
+        self._tell = self._shown.enter_context(progress)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any) -> None:
+        index = arguments[-1]
+        # the whole epoch is told when it has been validated
+        self._tell(trainer.current_epoch + index / int(trainer.num_training_batches))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        self._tell(trainer.current_epoch + 1)
+
+    def on_train_end(self, *_: object) -> None:
+        self._shown.close()
+
+    def on_exception(self, *_: object) -> None:
+        self._shown.close()
+
+
 def train_vae(
     model: VAE,
     images: Tensor,
@@ -524,7 +551,7 @@ def _fit(
     if options.patience is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=options.patience))
     if options.progress:
-        callbacks.append(RichProgressBar())
+        callbacks.append(_EpochProgress())
     resumed = None
     if state_dir is not None:
         state = Path(state_dir) / STATE_FILE
@@ -546,7 +573,7 @@ def _fit(
             accelerator=options.accelerator,
             devices=1,
             callbacks=callbacks,
-            enable_progress_bar=options.progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=state_dir is not None,
             logger=False,
@@ -618,7 +645,8 @@ def train(
 ) -> TrainingSummary:
     """Train one of the package's models on a data set and write it, with figures, to a folder.
 
-    The folder receives ``model.safetensors`` and ``model.json`` (for
+    The folder is a run folder, see `geolatent.results`: ``config.yaml`` and ``environment.json``
+    stand in it from the beginning. It receives ``model.safetensors`` and ``model.json`` (for
     :func:`geolatent.models.load_model`), ``training.safetensors`` (some test images, their
     reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
     ``reconstructions.png`` and, for a 2-d latent space, ``latent.png`` in ``figures``. Each file is
@@ -653,7 +681,10 @@ def train(
     Raises
     ------
     FileExistsError
-        If the folder holds a finished training, or an interrupted one without ``resume``.
+        If the folder holds a finished training, an interrupted one without ``resume`` or of other
+        options, or files of the same names that are not of a training.
+    BlockingIOError
+        If another process is writing the folder.
     FileNotFoundError
         If the data are missing, or with ``resume`` the state of an interrupted training.
     ValueError
@@ -670,28 +701,68 @@ def train(
     ...         TrainingOptions(epochs=1, accelerator="cpu", progress=False),
     ...     )
     ...     files = sorted(path.name for path in Path(folder).iterdir())
-    >>> files
-    ['figures', 'model.json', 'model.safetensors', 'summary.json', 'training.safetensors']
+    >>> files[:4]
+    ['config.yaml', 'environment.json', 'figures', 'geolatent-files.json']
+    >>> files[4:]
+    ['model.json', 'model.safetensors', 'summary.json', 'training.safetensors']
     """
     folder = Path(out_dir)
     state = folder / "checkpoints" / STATE_FILE
-    if (folder / "summary.json").exists():
+    if (folder / SUMMARY).exists():
         required = "a folder without a finished training"
         raise FileExistsError(requirement("out_dir", required, folder))
     if state.exists() and not resume:
         required = "a folder without an interrupted training; set `resume` to go on with it"
         raise FileExistsError(requirement("out_dir", required, folder))
     if resume and not state.exists():
-        required = f"the folder of an interrupted training, with {state}"
+        required = f"the folder of an interrupted training, with {state}; others begin without it"
         raise FileNotFoundError(requirement("out_dir", required, folder))
     started = time.monotonic()
     network = _untrained(model, precision, training.seed)
+    config = {
+        "model": {"class_path": _class_path(network), "init_args": network.arguments},
+        "out_dir": folder,
+        "data": data,
+        "training": training,
+        "precision": precision,
+    }
+    if test_data is not None:
+        config["test_data"] = test_data
+    # one that was interrupted in its first epoch begins again
+    fresh = not state.exists() and run_command(folder) == "train"
+    RunFolder.check(folder, overwrite=fresh, command="train", resume=config)
     images, _ = load(data)
     test_images, test_labels = load(test_data or replace(data, split="test"))
     for name, found in (("data", images), ("test_data", test_images)):
         if found.shape[1:] != network.image_shape:
             required = f"images of the model's shape, {network.image_shape}"
             raise ValueError(requirement(name, required, describe(found)))
+    device = "cuda" if training.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    with RunFolder.create(
+        folder,
+        "train",
+        config,
+        seed=training.seed,
+        device=device,
+        overwrite=fresh,
+        resume=True,
+    ) as run:
+        return _train(run, network, images, test_images, test_labels, training, precision, started)
+
+
+def _train(
+    run: RunFolder,
+    network: VAE | BiGAN,
+    images: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor | None,
+    training: TrainingOptions,
+    precision: PrecisionOptions | None,
+    started: float,
+) -> TrainingSummary:
+    """Train a model, and write it and what it gives to a folder; see :func:`train`."""
+    folder = run.path
+    state = folder / "checkpoints" / STATE_FILE
     if isinstance(network, BiGAN):
         record = train_bigan(network, images, training, state_dir=state.parent)
     else:
@@ -701,7 +772,7 @@ def train(
     seconds = time.monotonic() - started
     stored, test_error = _reconstruct(network, test_images, test_labels)
     summary = TrainingSummary(
-        class_path=f"{type(network).__module__}.{type(network).__qualname__}",
+        class_path=_class_path(network),
         init_args=network.arguments,
         n_train=len(images),
         n_test=len(test_images),
@@ -712,12 +783,15 @@ def train(
     )
     save_model(network, folder / "model.safetensors")
     write_file(folder / "training.safetensors", save(stored))
-    text = json.dumps(asdict(summary), indent=2) + "\n"
-    write_file(folder / "summary.json", text.encode())
+    run.finish(asdict(summary))
     draw_training(folder)
     state.unlink()
     state.parent.rmdir()
     return summary
+
+
+def _class_path(network: nn.Module) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
 
 
 def _untrained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geolatent.checks import requirement
+from geolatent.files import read_json
 from geolatent.models.checkpoint import read_tensors
 from geolatent.plotting import save_figures
 
@@ -37,17 +37,31 @@ def draw_training(out_dir: str | os.PathLike[str]) -> list[Path]:
     ------
     FileNotFoundError
         If the folder holds no finished training run.
+    ValueError
+        If one of its files is damaged.
     """
     folder = Path(out_dir)
     summary_path = folder / "summary.json"
     if not summary_path.is_file():
         required = "the folder of a finished training run, with summary.json"
         raise FileNotFoundError(requirement("out_dir", required, folder))
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    summary = read_json(summary_path)
     stored = {
         name: value.double().numpy()
         for name, value in read_tensors(folder / "training.safetensors").items()
     }
+    try:
+        figures = _figures(summary, stored)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        required = "the folder of a training with all of its results"
+        raise ValueError(f"{requirement('out_dir', required, folder)} {error!r}") from error
+    return save_figures(figures, folder)
+
+
+def _figures(summary: dict[str, Any], stored: dict[str, Array]) -> dict[str, Figure]:
+    for name in ("train_loss", "validation_loss", "discriminator_loss"):
+        # JSON has no NaN
+        summary[name] = [np.nan if loss is None else loss for loss in summary[name]]
     figures = {
         "losses": loss_curves(summary),
         "reconstructions": reconstructions(stored["images"], stored["reconstructions"]),
@@ -59,7 +73,7 @@ def draw_training(out_dir: str | os.PathLike[str]) -> list[Path]:
             stored.get("std"),
             stored.get("std_extent"),
         )
-    return save_figures(figures, folder)
+    return figures
 
 
 def loss_curves(summary: dict[str, Any]) -> Figure:

@@ -1,8 +1,10 @@
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from argparse import ArgumentError
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 
 pytest.importorskip("lightning", reason="training needs the extra `train`")
 
+from geolatent.cli import main
 from geolatent.data import DataOptions, digits, load
 from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
+from geolatent.results import RunFolder, load_run
 from geolatent.training import (
     Batches,
     PrecisionOptions,
@@ -350,9 +354,12 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
+BEGUN = ["config.yaml", "environment.json"]
 WRITTEN = [
+    *BEGUN,
     "figures/losses.png",
     "figures/reconstructions.png",
+    "geolatent-files.json",
     "model.json",
     "model.safetensors",
     "summary.json",
@@ -367,7 +374,7 @@ def test_train_writes_model_figures_and_summary(tmp_path):
     assert isinstance(loaded, MLPVAE)
     assert len(loaded.precision.centers) == 5
     stored = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert stored == json.loads(json.dumps(asdict(summary)))
+    assert stored == json.loads(json.dumps({"command": "train", **asdict(summary)}))
     assert summary.class_path == "geolatent.models.vae.MLPVAE"
     assert (summary.n_train, summary.n_test) == (120, 120)
     images, _ = load(DataOptions("digits", split="test", per_class=12))
@@ -433,7 +440,7 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
         interrupt_after(patch, epochs=1)
         with pytest.raises(InterruptionError):
             run(tmp_path / "part", training=options(epochs=3))
-    assert files(tmp_path / "part") == ["checkpoints/last.ckpt"]
+    assert files(tmp_path / "part") == ["checkpoints/last.ckpt", *BEGUN]
     with pytest.raises(FileExistsError, match="set `resume` to go on with it"):
         run(tmp_path / "part", training=options(epochs=3))
     run(tmp_path / "part", training=options(epochs=3), resume=True)
@@ -454,9 +461,109 @@ def test_a_train_that_fails_at_the_end_can_be_finished(tmp_path, monkeypatch):
         )
         with pytest.raises(OSError, match="disk full"):
             run(tmp_path)
-    assert files(tmp_path) == ["checkpoints/last.ckpt"]
+    assert files(tmp_path) == ["checkpoints/last.ckpt", *BEGUN]
     run(tmp_path, resume=True)
     assert files(tmp_path) == sorted([*WRITTEN, "figures/latent.png"])
+
+
+def test_train_says_what_was_asked_and_where_it_ran(tmp_path, capsys):
+    np.save(tmp_path / "own.npy", digits("train")[0][:60].numpy())
+    data = DataOptions("file", path=str(tmp_path / "own.npy"), low=-1.0, high=1.0)
+    precision = PrecisionOptions(n_centers=3, iterations=2)
+    run(tmp_path / "one", data=data, precision=precision)
+    read = load_run(tmp_path / "one")
+    assert read.finished
+    assert read.command == "train"
+    assert read.config["model"]["class_path"] == "geolatent.models.vae.MLPVAE"
+    assert read.config["model"]["init_args"]["n_centers"] == 0
+    assert read.config["training"]["epochs"] == 2
+    assert read.environment["seed"] == 0
+    assert {"lightning", "torch"} <= read.environment["packages"].keys()
+    assert {"git_commit", "geolatent", "device", "started"} <= read.environment.keys()
+    content = (tmp_path / "own.npy").read_bytes()
+    assert read.environment["inputs"]["data.path"] == hashlib.sha256(content).hexdigest()
+    # the same again
+    config = ["--config", str(tmp_path / "one" / "config.yaml")]
+    assert main(["train", *config, "--out_dir", str(tmp_path / "two")]) == 0
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert main(["plot", str(tmp_path / "one")]) == 0
+    assert "latent.png" in capsys.readouterr().out
+
+
+def test_an_interrupted_train_is_seen_as_such(tmp_path, monkeypatch, capsys):
+    for epochs in (0, 1):
+        folder = tmp_path / str(epochs)
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, epochs=epochs)
+            with pytest.raises(InterruptionError):
+                run(folder)
+        assert not load_run(folder).finished
+        assert main(["plot", str(folder)]) == 1
+        assert "interrupted" in capsys.readouterr().err
+    run(tmp_path / "whole")
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "0: not finished" in printed
+    assert "1: not finished" in printed
+    # with nothing to go on from it begins again; of other options it does not go on
+    run(tmp_path / "0", training=options(seed=3))
+    assert load_run(tmp_path / "0").config["training"]["seed"] == 3
+    with pytest.raises(FileExistsError, match=r"training\.seed: 0 there, 3 here"):
+        run(tmp_path / "1", training=options(seed=3), resume=True)
+
+
+def test_train_leaves_other_folders_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(FileExistsError, match="that is not of a run"):
+        run(tmp_path)
+    with RunFolder.create(tmp_path / "other", "improvement", {}, seed=0, device="cpu") as folder:
+        with pytest.raises(BlockingIOError, match="another process"):
+            run(tmp_path / "other")
+        folder.__exit__()
+        with pytest.raises(FileExistsError, match="command: improvement there, train here"):
+            run(tmp_path / "other")
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+def test_a_damaged_training_is_told(tmp_path):
+    run(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"with all of its results.*KeyError\('train_loss'\)"):
+        draw_training(tmp_path)
+    (tmp_path / "summary.json").write_text("[")
+    with pytest.raises(ValueError, match=r"summary.json is no readable JSON"):
+        draw_training(tmp_path)
+
+
+# Progress
+
+
+def test_progress_counts_epochs_that_are_done(images, tmp_path, monkeypatch):
+    told = []
+
+    @contextmanager
+    def spy(console, what, total, found):
+        told.append((what, total, found))
+        yield told.append
+
+    monkeypatch.setattr("geolatent.training.work_progress", spy)
+    settings = options(epochs=4, progress=True, batch_size=27)  # four batches of 108 images
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=2)
+        with pytest.raises(InterruptionError):
+            train_vae(model(), images, settings, state_dir=tmp_path)
+    epoch = [0.0, 0.25, 0.5, 0.75, 1.0]
+    expected = [*epoch, *(1 + done for done in epoch)]
+    assert told == [("epochs", 4, 0), *expected, 2.0]
+    told.clear()
+    train_vae(model(), images, settings, state_dir=tmp_path)
+    assert told == [("epochs", 4, 2), *(2 + done for done in epoch), *(3 + done for done in epoch)]
+
+
+def test_progress_is_printed_as_whole_epochs(images, capsys):
+    train_vae(model(), images, options(epochs=2, progress=True))
+    assert "2 of 2 epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

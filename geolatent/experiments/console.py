@@ -55,7 +55,7 @@ def work_progress(
 
     def text(done: float) -> str:
         rate = (done - found) / max(time.monotonic() - began, 1e-9)
-        share = f"{done:.0f} of {total} {what}"
+        share = f"{int(done)} of {total} {what}"
         if rate <= 0:
             return share
         left = timedelta(seconds=round((total - done) / rate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from geolatent.experiments import (
     walk,
 )
 from geolatent.experiments.console import make_table, print_files
-from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run
+from geolatent.files import read_json
+from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
 from geolatent.training_figures import draw_training
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
@@ -47,14 +47,18 @@ def plot(run_dir: Path) -> None:
     if not run_dir.is_dir():
         raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
     console = Console()
-    # the folder of a training has a summary, and no config of its own
+    # a training of before they had one has no config
     if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
         print_files(console, run_dir, draw_training(run_dir))
         return
     run = load_run(run_dir)
+    if run.finished and run.command == "train":
+        print_files(console, run_dir, draw_training(run_dir))
+        return
     if not run.finished:
         n_pairs = len(run.pairs) if run.pairs is not None else 0
-        required = "a finished run; run the same command again to finish it"
+        again = "train with --resume true" if run.command == "train" else "run the same command"
+        required = f"a finished run; {again} again to finish it"
         found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
         raise ValueError(requirement("run_dir", required, found))
     if SWEEP in (run.summary or {}):
@@ -62,12 +66,18 @@ def plot(run_dir: Path) -> None:
         for name in (run.summary or {}).get("points", every):
             plot(run_dir / POINTS / name)
         return
-    drawn = FIGURES[run.command](run)
+    try:
+        drawn = FIGURES[run.command](run)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        required = "a run with all of its results; --overwrite makes a damaged one anew"
+        raise ValueError(f"{requirement('run_dir', required, run_dir)} {error!r}") from error
     print_files(console, run_dir, plotting.save_figures(drawn, run_dir))
 
 
 def report(runs_dir: Path) -> None:
     """Print one table of all finished runs in a folder and its sub-folders.
+
+    Runs that are not finished, or damaged, are named below it.
 
     Args:
         runs_dir: A folder of run folders.
@@ -89,17 +99,36 @@ def report(runs_dir: Path) -> None:
         ],
         n_text=3,
     )
-    found = sorted(path.parent for path in runs_dir.rglob(SUMMARY))
+    found = sorted({path.parent for name in (SUMMARY, CONFIG) for path in runs_dir.rglob(name)})
     # the points of a finished sweep are rows of the sweep
-    found = [folder for folder in found if not _is_point(folder)]
+    found = [folder for folder in found if _is_run(folder) and not _is_point(folder)]
     if not found:
         required = f"a folder of runs, with {SUMMARY} in them"
         raise FileNotFoundError(requirement("runs_dir", required, runs_dir))
+    notes = []
     for folder in found:
-        for row in _rows(folder, folder.relative_to(runs_dir)):
+        name = folder.relative_to(runs_dir)
+        if not (folder / SUMMARY).is_file():
+            notes.append(f"{name}: not finished")
+            continue
+        try:
+            rows = _rows(folder, name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, OSError | ValueError) else repr(error)
+            notes.append(f"{name}: {SUMMARY} is damaged: {reason}")
+            continue
+        for row in rows:
             table.add_row(*row)
     # wide enough for the table, in a file or a log too
-    Console(width=max(Console().width, 150)).print(table)
+    console = Console(width=max(Console().width, 150))
+    console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is of a run, or of a training of before they had a config."""
+    return (folder / SUMMARY).is_file() or run_command(folder) is not None
 
 
 def _is_point(folder: Path) -> bool:
@@ -108,7 +137,7 @@ def _is_point(folder: Path) -> bool:
 
 def _rows(folder: Path, name: Path) -> list[list[str]]:
     """Return the rows of one run: one for each group of its pairs, or one."""
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = read_json(folder / SUMMARY)
     seconds = f"{summary['seconds']:.0f}"
     if "class_path" in summary:
         error, variance = summary["test_error"], summary["test_variance"]
