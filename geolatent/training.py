@@ -580,8 +580,15 @@ def _fit(
             num_sanity_val_steps=0,
             limit_val_batches=None if held_out else 0,
         )
-        # With weights_only nothing is unpickled.
-        trainer.fit(module, training, validation, ckpt_path=resumed, weights_only=True)
+        try:
+            # With weights_only nothing is unpickled.
+            trainer.fit(module, training, validation, ckpt_path=resumed, weights_only=True)
+        except OSError as error:
+            # Lightning's message names no file where the disk is full.
+            if state_dir is None or error.filename is not None:
+                raise
+            file = str(Path(state_dir) / STATE_FILE)
+            raise OSError(error.errno, error.strerror or str(error), file) from error
     model.cpu()
     if history.best is not None:
         model.load_state_dict(history.best)
@@ -747,7 +754,15 @@ def train(
         overwrite=fresh,
         resume=True,
     ) as run:
-        return _train(run, network, images, test_images, test_labels, training, precision, started)
+        try:
+            return _train(
+                run, network, images, test_images, test_labels, training, precision, started
+            )
+        except (OSError, KeyboardInterrupt) as error:
+            if not (folder / SUMMARY).exists():
+                again = "with `resume`" if state.exists() else "again"
+                error.add_note(f"Train {again} to go on with the training in {folder}.")
+            raise
 
 
 def _train(

@@ -526,6 +526,27 @@ def test_train_leaves_other_folders_alone(tmp_path):
     assert (tmp_path / "config.yaml").read_text() == "mine"
 
 
+@pytest.mark.parametrize("room", [100, 3000])
+def test_a_full_disk_is_told_and_the_training_goes_on(tmp_path, capsys, room):
+    # no room for the config, or for the state of the training
+    resource = pytest.importorskip("resource")
+    words = ["train", "--model=MLPVAE", "--model.hidden=[4]", "--data.name=digits"]
+    words += ["--data.per_class=12", "--training.epochs=1", "--training.accelerator=cpu"]
+    words += ["--training.progress=false", "--out_dir", str(tmp_path / "run")]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        status = main(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    told = capsys.readouterr().err
+    assert status == 1
+    assert told.count("\n") == 1
+    assert f"{tmp_path / 'run'}" in told
+    assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
+    assert main(words) == 0
+
+
 def test_a_damaged_training_is_told(tmp_path):
     run(tmp_path)
     (tmp_path / "summary.json").write_text("{}")
