@@ -1030,7 +1030,8 @@ def _git_commit() -> str | None:
     def git(*words: str) -> str | None:
         try:
             result = subprocess.run(
-                ["git", "-C", str(here.parent), *words],
+                # reading takes no lock: a process that dies here leaves none in the checkout
+                ["git", "--no-optional-locks", "-C", str(here.parent), *words],
                 capture_output=True,
                 text=True,
                 timeout=10,

@@ -1,6 +1,7 @@
 """Run folders: written whole, read back as written, readable when interrupted."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import geolatent as gl
+from geolatent.cli import main
 from geolatent.plotting import save_figures
 from geolatent.results import (
     ARRAYS,
@@ -162,6 +164,17 @@ def test_environment_names_no_folder_or_user():
     text = json.dumps(found)
     assert str(Path.home()) not in text
     assert str(Path.cwd()) not in text
+
+
+def test_describing_a_run_takes_no_lock_in_the_checkout(monkeypatch):
+    calls = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **o: calls.append(words) or run(words, **o)
+    )
+    environment("test", 0, torch.device("cpu"))
+    assert calls
+    assert all(words[:2] == ["git", "--no-optional-locks"] for words in calls)
 
 
 @dataclass(frozen=True)
@@ -396,7 +409,8 @@ def test_files_are_known_wherever_options_name_them(tmp_path):
     }
     check = {"overwrite": False, "command": "test", "resume": config}
     RunFolder.check(tmp_path / "run", **check)
-    for path in (*paths, tmp_path / "2.json"):
+    # those of a sweep alone are compared point by point
+    for path in (*paths[:3], tmp_path / "2.json"):
         path.write_text("retrained")
         with pytest.raises(FileExistsError, match=f"the file {path} is another than it was"):
             RunFolder.check(tmp_path / "run", **check)
@@ -404,3 +418,42 @@ def test_files_are_known_wherever_options_name_them(tmp_path):
     paths[1].unlink()
     with pytest.raises(FileExistsError, match=r"weights\[0\]: the file that it names is another"):
         RunFolder.check(tmp_path / "run", **check)
+
+
+# reports
+
+
+def test_a_report_goes_on_past_damaged_runs(tmp_path, capsys):
+    summary = {"n_images": 3, "seconds": 1.0}
+    for name in ("a", "b", "c", "d", "e"):
+        with RunFolder.create(tmp_path / name, "sample", {}, seed=0, device="cpu") as folder:
+            if name != "e":
+                folder.finish(summary)
+    (tmp_path / "b" / SUMMARY).write_text("[" * 100_000)
+    (tmp_path / "c" / SUMMARY).write_text("{}")
+    mine(tmp_path / "other" / CONFIG)
+    assert main(["report", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("3 images") == 2
+    assert "b: summary.json is damaged: " in printed
+    assert "c: summary.json is damaged: KeyError('seconds')" in printed
+    assert "e: not finished" in printed
+    assert "other" not in printed
+    assert main(["plot", str(tmp_path / "c")]) == 0
+
+
+def test_images_of_others_are_left_alone(tmp_path):
+    words = ["sample", "--out", str(tmp_path), "--n_samples=2"]
+    mine(tmp_path / "images" / "000000.png")
+    for more in ([], ["--overwrite"]):
+        assert main([*words, *more]) == 1
+    assert (tmp_path / "images" / "000000.png").read_text() == "mine"
+    (tmp_path / "images" / "000000.png").unlink()
+    (tmp_path / "images").rmdir()
+    assert main(words) == 0
+    mine(tmp_path / "images" / "holiday.png")
+    assert main([*words, "--overwrite"]) == 1
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    (tmp_path / "images" / "holiday.png").unlink()
+    assert main([*words, "--overwrite", "--seed=1"]) == 0
+    assert len(list((tmp_path / "images").iterdir())) == 2
