@@ -62,7 +62,7 @@ POINTS = "points"
 SWEEP = "sweep"
 
 # options that say where and how fast results are made, and do not change them
-NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
+NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows", "format")
 
 # rows of a table that are written at once
 _ROW_GROUP = 65_536
