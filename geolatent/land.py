@@ -238,6 +238,9 @@ class LandMixture(DensityMixin, BaseEstimator):
         the codes lie around them, with a fifth of the codes' standard deviation.
     integrator
         How geodesics are shot; by default ``RungeKutta(tolerance=1e-3)``.
+    callback
+        Called by ``fit`` after the start and every iteration with the iterations done and the mean
+        log-likelihood; minutes may pass between two calls.
     random_state
         Seed or `numpy.random.RandomState`.
 
@@ -287,6 +290,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         graph: LatentGraph | None = None,
         n_nodes: int | None = None,
         integrator: Integrator | None = None,
+        callback: Callable[[int, float], None] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.metric = metric
@@ -297,6 +301,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         self.graph = graph
         self.n_nodes = n_nodes
         self.integrator = integrator
+        self.callback = callback
         self.random_state = random_state
 
     def fit(self, X: ArrayLike | Tensor, y: object = None) -> Self:  # noqa: ARG002
@@ -348,6 +353,8 @@ class LandMixture(DensityMixin, BaseEstimator):
             settled = all(part.moved or part.step < _SMALLEST_STEP for part in parts)
             self.converged_ = self.n_iter_ > 0 and settled and new_bound - bound <= tol
             bound = max(bound, new_bound)
+            if self.callback is not None:
+                self.callback(self.n_iter_, new_bound)
             if self.converged_ or self.n_iter_ >= max_iter:
                 break
             self.n_iter_ += 1

@@ -83,6 +83,21 @@ def test_in_flat_space_it_is_the_normal_distribution():
     np.testing.assert_allclose(model.score_samples(codes) - volume, factor)
 
 
+def test_fit_tells_how_far_it_is():
+    told = []
+    codes = line((0.0, 20))
+    model = LandMixture(
+        PLANE,
+        n_samples=50,
+        n_nodes=50,
+        max_iter=2,
+        random_state=0,
+        callback=lambda *step: told.append(step),
+    ).fit(codes)
+    assert [number for number, _ in told] == list(range(model.n_iter_ + 1))
+    assert max(bound for _, bound in told) == model.lower_bound_
+
+
 def test_density_integrates_to_one():
     metric = TensorMetric(lambda z: (1 + z**2).square()[:, :, None], dim=1)
     generator = torch.Generator().manual_seed(0)
