@@ -69,6 +69,8 @@ COMMANDS = {
 
 
 _SWEEP = "sweep"
+# arguments that are given without a name
+_FOLDERS = ("run_dir", "runs_dir")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,9 +123,9 @@ def _told(error: BaseException) -> str:
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     """Return the parser of a command: the function's arguments are its options.
 
-    A command's only argument needs no name.
+    The folder that a command reads needs no name.
     """
-    alone = len(inspect.signature(function).parameters) == 1
+    alone = next(iter(inspect.signature(function).parameters)) in _FOLDERS
     parser = ArgumentParser(
         prog=f"geolatent {command}", description=_summary(function.__doc__), allow_abbrev=False
     )

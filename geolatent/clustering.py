@@ -97,7 +97,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     n_clusters
         Number of centres K.
     graph
-        The graph; by default one on the codes that ``fit`` gets.
+        The graph, one of the metric; by default one on the codes that ``fit`` gets.
     n_nodes
         Nodes of the default graph; by default four times the codes, 2,000 at least. Those beyond
         the codes lie around them, with a fifth of the codes' standard deviation.
@@ -182,14 +182,16 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            Where a parameter is out of its range or the codes are not good.
+            Where a parameter is out of its range, the graph is of another metric or the codes are
+            not good.
         """
         n_clusters = check_integer("n_clusters", self.n_clusters)
         check_integer("n_init", self.n_init)
         check_integer("max_iter", self.max_iter)
         check_integer("n_landmarks", self.n_landmarks)
         random = check_random_state(self.random_state)
-        metric, graph = check_metric(self.metric), check_graph(self.graph)
+        metric = check_metric(self.metric)
+        graph = check_graph(self.graph, metric)
         codes = as_codes("X", X, None if graph is None else graph.codes)
         n = codes.shape[0]
         if n < n_clusters:
@@ -264,7 +266,7 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
     weights
         ``"uniform"``, or ``"distance"``: votes count by inverse distance.
     graph
-        The graph; by default one on the codes that ``fit`` gets.
+        The graph, one of the metric; by default one on the codes that ``fit`` gets.
     n_nodes
         Nodes of the default graph; by default four times the codes, 2,000 at least. Those beyond
         the codes lie around them, with a fifth of the codes' standard deviation.
@@ -316,11 +318,13 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            Where a parameter is out of its range, or codes and classes do not fit.
+            Where a parameter is out of its range, the graph is of another metric, or codes and
+            classes do not fit.
         """
         n_neighbors = check_integer("n_neighbors", self.n_neighbors)
         check_choice("weights", self.weights, ("uniform", "distance"))
-        metric, graph = check_metric(self.metric), check_graph(self.graph)
+        metric = check_metric(self.metric)
+        graph = check_graph(self.graph, metric)
         codes = as_codes("X", X, None if graph is None else graph.codes)
         labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
         if labels.shape != (codes.shape[0],):

@@ -52,7 +52,8 @@ def brownian_motion(
     -------
     Tensor
         Shape (B, n_steps + 1, d), the start included. A walk that runs into a place where the
-        metric is not finite or singular is NaN from there on, with a warning.
+        metric is not finite or singular, or where the integrator cannot follow the geodesic of a
+        step (shorter steps may help), is NaN from there on, with a warning.
 
     Raises
     ------
@@ -115,8 +116,8 @@ def brownian_motion(
     lost = b - alive.numel()
     if lost:
         warnings.warn(
-            f"{lost} of {b} walks ran into a place where the metric is not finite or singular and "
-            "are NaN from there on",
+            f"{lost} of {b} walks ran into a place where the metric is not finite or singular, or "
+            "where the geodesic of a step could not be followed, and are NaN from there on",
             stacklevel=2,
         )
     return walk.to(codes.dtype)

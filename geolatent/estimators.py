@@ -11,6 +11,9 @@ from geolatent.checks import check_codes, describe, requirement
 from geolatent.initial import LatentGraph
 from geolatent.metrics import Metric
 
+# nodes at which two metrics are compared
+_COMPARED = 16
+
 
 def as_codes(name: str, values: ArrayLike | Tensor, like: Tensor | None = None) -> Tensor:
     """Return an array or tensor as codes (n, d), of another tensor's dtype and device if given."""
@@ -20,11 +23,35 @@ def as_codes(name: str, values: ArrayLike | Tensor, like: Tensor | None = None) 
     return check_codes(name, codes, None if like is None else like.shape[1]).detach()
 
 
-def check_graph(graph: object) -> LatentGraph | None:
-    """Return the graph, or None for none."""
-    if graph is not None and not isinstance(graph, LatentGraph):
+def check_graph(graph: object, metric: Metric | None = None) -> LatentGraph | None:
+    """Return the graph, or None for none; of that metric where one is given.
+
+    Copies of a metric are the same: their tensors at some nodes of the graph are compared.
+    """
+    if graph is None:
+        return None
+    if not isinstance(graph, LatentGraph):
         raise TypeError(requirement("graph", "a geolatent LatentGraph or None", describe(graph)))
+    if metric is not None and metric is not graph.metric and not _agree(graph, metric):
+        found = f"one of another {type(graph.metric).__name__}, whose tensors differ"
+        required = f"a graph of the metric, a {type(metric).__name__}"
+        raise ValueError(requirement("graph", required, found))
     return graph
+
+
+def _agree(graph: LatentGraph, metric: Metric) -> bool:
+    """Whether a metric has the tensors of the graph's own at some of its nodes."""
+    if metric.dim not in (None, graph.codes.shape[1]):
+        return False
+    nodes = graph.codes[:: -(-graph.n_nodes // _COMPARED)]
+    metric.check("graph", nodes[:1])
+    with torch.no_grad():
+        tensors, own = (each._tensor(nodes).double() for each in (metric, graph.metric))
+    error = torch.finfo(nodes.dtype).eps ** 0.5
+    scale = own.abs().amax((1, 2), keepdim=True)
+    # not finite in the same places, or equal up to rounding
+    same = (tensors - own).abs() <= error * scale
+    return bool((same | ~(tensors.isfinite() | own.isfinite())).all())
 
 
 def default_graph(

@@ -158,6 +158,24 @@ def _scatter(weight: Tensor, logs: Tensor) -> Tensor:
     return scatter + floor * torch.eye(len(scatter)).to(scatter)
 
 
+def _reached(logs: Tensor) -> Tensor:
+    """Return whether there is a logarithm, (..., d) -> (...)."""
+    return logs.isfinite().all(-1)
+
+
+def _exponent(logs: Tensor, precision: Tensor) -> Tensor:
+    """Return -v^T P v / 2, (..., n), for P (..., d, d); minus infinity where there is no v."""
+    square = torch.einsum("...ni,...ij,...nj->...n", logs, precision, logs)
+    return torch.where(_reached(logs), -0.5 * square, -torch.inf)
+
+
+def _shares_of_reached(responsibility: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights of sum 1 of the points that have a logarithm, (m,), and those, (m, d)."""
+    reached = _reached(logs)
+    weight = responsibility[reached]
+    return weight / weight.sum(), logs[reached]
+
+
 @dataclass
 class _Component:
     """One component while it is fitted; float64."""
@@ -166,14 +184,13 @@ class _Component:
     precision: Tensor
     sample: TangentSample
     log_normalizer: Tensor
-    logs: Tensor  # logarithms of all points at the mean, (n, d)
+    logs: Tensor  # logarithms of all points at the mean, (n, d); NaN where there is none
     step: float = 1.0
     moved: bool = False
 
     def log_density(self) -> Tensor:
         """Return the log density of all points by the volume measure, (n,)."""
-        square = torch.einsum("ni,ij,nj->n", self.logs, self.precision, self.logs)
-        return -0.5 * square - self.log_normalizer
+        return _exponent(self.logs, self.precision) - self.log_normalizer
 
 
 class LandMixture(DensityMixin, BaseEstimator):
@@ -197,12 +214,17 @@ class LandMixture(DensityMixin, BaseEstimator):
     difference of the data's and the model's mean tangent vector, by a step that raises the
     likelihood. Random numbers are drawn once, so that steps can be compared.
 
+    A code that no finite geodesic reaches from a mean is infinitely far from it: its density under
+    that component is 0, so that it pulls at other components alone. ``fit`` leaves codes that no
+    mean reaches out, weight and all, and drops components that have no code left; both are told by
+    a warning. A step that would lose a code of its component is turned down.
+
     Parameters
     ----------
     metric
         The metric.
     n_components
-        Number of components K; one is the LAND itself.
+        Number of components; one is the LAND itself.
     n_samples
         Tangent vectors for each constant while fitting; four times as many at the end.
     max_iter
@@ -216,19 +238,23 @@ class LandMixture(DensityMixin, BaseEstimator):
         the codes lie around them, with a fifth of the codes' standard deviation.
     integrator
         How geodesics are shot; by default ``RungeKutta(tolerance=1e-3)``.
+    callback
+        Called by ``fit`` after the start and every iteration with the iterations done and the mean
+        log-likelihood; minutes may pass between two calls.
     random_state
         Seed or `numpy.random.RandomState`.
 
     Attributes
     ----------
     weights_, means_, precisions_
-        Shapes (K,), (K, d) and (K, d, d).
+        Shapes (K,), (K, d) and (K, d, d), K the components that were not dropped; the weights have
+        the sum 1.
     log_normalizers_
         log C of each component, (K,).
     normalizer_error_
         Relative standard errors of the constants, (K,).
     lower_bound_
-        Mean log-likelihood of the codes of ``fit`` by the volume measure.
+        Mean log-likelihood of the codes of ``fit`` that were not left out, by the volume measure.
     n_iter_
         Iterations.
     converged_
@@ -264,6 +290,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         graph: LatentGraph | None = None,
         n_nodes: int | None = None,
         integrator: Integrator | None = None,
+        callback: Callable[[int, float], None] | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.metric = metric
@@ -274,6 +301,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         self.graph = graph
         self.n_nodes = n_nodes
         self.integrator = integrator
+        self.callback = callback
         self.random_state = random_state
 
     def fit(self, X: ArrayLike | Tensor, y: object = None) -> Self:  # noqa: ARG002
@@ -300,14 +328,22 @@ class LandMixture(DensityMixin, BaseEstimator):
         logarithms = self._logarithms(codes.repeat(k, 1))
         means, responsibilities = self._begin(codes, k, random)
 
-        def logs_at(means: Tensor) -> Tensor:
-            at = means.to(codes.dtype).repeat_interleave(n, dim=0)
-            everything = torch.arange(k * n, device=codes.device)
-            return logarithms(at, everything)[0].reshape(k, n, d)
+        numbers = torch.arange(k * n, device=codes.device).reshape(k, n)
+        logs = self._logs_at(logarithms, codes, means, numbers)
+        alive, kept = self._usable(logs, responsibilities)
+        numbers, responsibilities = numbers[alive][:, kept], responsibilities[alive][:, kept]
 
-        logs = logs_at(means)
-        parts = [self._component(means[j], logs[j], responsibilities[j], noise) for j in range(k)]
-        shares = responsibilities.mean(1)
+        def logs_at(means: Tensor) -> Tensor:
+            return self._logs_at(logarithms, codes[kept], means, numbers)
+
+        parts = [
+            self._component(mean, log, responsibility, noise)
+            for mean, log, responsibility in zip(
+                means[alive], logs[alive][:, kept], responsibilities, strict=True
+            )
+        ]
+        # a code of a dropped component counts once the first densities are known
+        shares = responsibilities.sum(1) / responsibilities.sum()
         bound, self.converged_, self.n_iter_ = -math.inf, False, 0
         while True:
             joint = torch.stack([part.log_density() for part in parts]) + shares.log()[:, None]
@@ -317,6 +353,8 @@ class LandMixture(DensityMixin, BaseEstimator):
             settled = all(part.moved or part.step < _SMALLEST_STEP for part in parts)
             self.converged_ = self.n_iter_ > 0 and settled and new_bound - bound <= tol
             bound = max(bound, new_bound)
+            if self.callback is not None:
+                self.callback(self.n_iter_, new_bound)
             if self.converged_ or self.n_iter_ >= max_iter:
                 break
             self.n_iter_ += 1
@@ -341,6 +379,39 @@ class LandMixture(DensityMixin, BaseEstimator):
         solver = PreconditionedSolver(tolerance=1e-3)
         return Logarithms(self.metric, points, solver, self.graph_, None, None)
 
+    def _logs_at(
+        self, logarithms: Logarithms, codes: Tensor, means: Tensor, numbers: Tensor
+    ) -> Tensor:
+        """Return the logarithms of codes (n, d) at means (K, d), (K, n, d), NaN where none is.
+
+        ``numbers`` (K, n) are those of the pairs among the points of ``logarithms``.
+        """
+        at = means.to(codes.dtype).repeat_interleave(len(codes), dim=0)
+        logs, lengths, _ = logarithms(at, numbers.flatten())
+        logs = torch.where(lengths.isfinite()[:, None], logs, torch.nan)
+        return logs.reshape(*numbers.shape, -1)
+
+    def _usable(self, logs: Tensor, responsibilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which components have a code they reach, (K,), and which codes are reached, (n,).
+
+        Warns where any are not.
+        """
+        reached = _reached(logs)
+        alive = (reached & (responsibilities > 0)).any(1)
+        if not bool(alive.any()):
+            required = "within reach of finite geodesics from where the means start"
+            raise ValueError(requirement("X", required, "means that reach none of their codes"))
+        kept = reached[alive].any(0)
+        if not bool(reached.all()):
+            warnings.warn(
+                f"{int((~reached).sum())} of {reached.numel()} geodesics from the means are not "
+                f"finite: density 0. {int((~kept).sum())} of {kept.numel()} codes, which no mean "
+                f"reaches, are left out and {int((~alive).sum())} of {alive.numel()} components, "
+                "which have no code left, are dropped",
+                stacklevel=3,
+            )
+        return alive, kept
+
     def _begin(self, codes: Tensor, k: int, random: np.random.RandomState) -> tuple[Tensor, Tensor]:
         """Return the codes nearest to k-means centres, and hard assignments (K, n)."""
         from sklearn.cluster import KMeans
@@ -356,21 +427,11 @@ class LandMixture(DensityMixin, BaseEstimator):
         self, mean: Tensor, logs: Tensor, responsibility: Tensor, noise: Tensor
     ) -> _Component:
         """Return the best component with a given mean."""
-        weight = responsibility / responsibility.sum()
-        finite = logs.isfinite().all(1)
-        if not bool(finite.all()):
-            warnings.warn(
-                f"{int((~finite).sum())} geodesics from a mean are not finite; their points are "
-                "left out of its precision",
-                stacklevel=4,
-            )
-            weight = torch.where(finite, weight, 0.0)
-        safe = torch.where(finite[:, None], logs, 0.0)
-        scatter = _scatter(weight, safe)
+        scatter = _scatter(*_shares_of_reached(responsibility, logs))
         # proposals a little wider than the data, so that weights stay bounded
         sample = sample_tangents(self._flow, mean, 1.5 * scatter, noise, self._integrator)
         precision = fit_precision(scatter, sample)
-        return _Component(mean, precision, sample, sample.log_normalizer(precision), safe)
+        return _Component(mean, precision, sample, sample.log_normalizer(precision), logs)
 
     def _step(
         self,
@@ -382,28 +443,30 @@ class LandMixture(DensityMixin, BaseEstimator):
         """Move every mean, where that raises its share of the likelihood."""
         directions = []
         for part, responsibility in zip(parts, responsibilities, strict=True):
-            weight = responsibility / responsibility.sum()
-            directions.append(weight @ part.logs - part.sample.mean(part.precision))
+            weight, logs = _shares_of_reached(responsibility, part.logs)
+            directions.append(weight @ logs - part.sample.mean(part.precision))
         trial = torch.stack(
             [part.mean + part.step * way for part, way in zip(parts, directions, strict=True)]
         )
-        logs = logs_at(trial)
+        found = logs_at(trial)
         for number, responsibility in enumerate(responsibilities):
-            part = parts[number]
-            weight = responsibility / responsibility.sum()
+            part, own = parts[number], responsibility > 0
             # the old mean with the new responsibilities, and the new one
-            stay = self._at_place(part, weight)
-            move = self._component(trial[number], logs[number], responsibility, noise)
-            if float(weight @ move.log_density()) > float(weight @ stay.log_density()):
-                move.step, move.moved = min(1.0, 2.0 * part.step), True
-                parts[number] = move
-            else:
-                stay.step = part.step / 2.0
-                parts[number] = stay
+            stay = self._at_place(part, responsibility)
+            if bool(_reached(found[number])[own].all()):
+                move = self._component(trial[number], found[number], responsibility, noise)
+                weight = responsibility[own]
+                if float(weight @ (move.log_density() - stay.log_density())[own]) > 0.0:
+                    move.step, move.moved = min(1.0, 2.0 * part.step), True
+                    parts[number] = move
+                    continue
+            stay.step = part.step / 2.0
+            parts[number] = stay
 
-    def _at_place(self, part: _Component, weight: Tensor) -> _Component:
+    def _at_place(self, part: _Component, responsibility: Tensor) -> _Component:
         """Return the component with the precision for new weights, its mean and sample kept."""
-        precision = fit_precision(_scatter(weight, part.logs), part.sample)
+        scatter = _scatter(*_shares_of_reached(responsibility, part.logs))
+        precision = fit_precision(scatter, part.sample)
         log_normalizer = part.sample.log_normalizer(precision)
         return _Component(part.mean, precision, part.sample, log_normalizer, part.logs)
 
@@ -432,16 +495,24 @@ class LandMixture(DensityMixin, BaseEstimator):
         self.normalizer_error_ = np.array(errors)
 
     def _joint(self, codes: Tensor) -> Tensor:
-        """Return log w_k p_k by the volume measure, (K, n)."""
+        """Return log w_k p_k by the volume measure, (K, n); warns where all are minus infinity."""
         k, n = len(self._means), len(codes)
-        logarithms = self._logarithms(codes.repeat(k, 1))
-        at = self._means.to(codes.dtype).repeat_interleave(n, dim=0)
-        logs = logarithms(at, torch.arange(k * n, device=codes.device))[0].reshape(k, n, -1)
-        square = torch.einsum("kni,kij,knj->kn", logs, self._precisions, logs)
-        return -0.5 * square + (self._shares.log() - self._log_normalizers)[:, None]
+        numbers = torch.arange(k * n, device=codes.device).reshape(k, n)
+        logs = self._logs_at(self._logarithms(codes.repeat(k, 1)), codes, self._means, numbers)
+        lost = ~_reached(logs).any(0)
+        if bool(lost.any()):
+            warnings.warn(
+                f"{int(lost.sum())} of {n} codes have density 0: no finite geodesic reaches them "
+                "from a mean",
+                stacklevel=3,
+            )
+        scale = self._shares.log() - self._log_normalizers
+        return _exponent(logs, self._precisions) + scale[:, None]
 
     def score_samples(self, X: ArrayLike | Tensor, measure: str = "latent") -> NDArray[np.float64]:
         """Return log densities of codes (n, d), in nats, (n,).
+
+        Minus infinity where no finite geodesic reaches a code from a mean, with a warning.
 
         Parameters
         ----------
@@ -456,19 +527,24 @@ class LandMixture(DensityMixin, BaseEstimator):
         codes = as_codes("X", X, self._means.to(self._dtype))
         values = torch.logsumexp(self._joint(codes), 0)
         if measure == "latent":
-            values = values + 0.5 * torch.linalg.slogdet(self._flow.tensors(codes.double()))[1]
+            factor = 0.5 * torch.linalg.slogdet(self._flow.tensors(codes.double()))[1]
+            values = torch.where(values.isfinite(), values + factor, values)
         return values.cpu().numpy()
 
     def score(self, X: ArrayLike | Tensor, y: object = None) -> float:  # noqa: ARG002
-        """Return the mean log density of codes by the latent coordinates, in nats."""
+        """Return the mean log density of codes by the latent coordinates, in nats.
+
+        Minus infinity where one of them is not reached; see `score_samples`.
+        """
         return float(self.score_samples(X).mean())
 
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
-        """Return the components' shares in each code's density, (n, K)."""
+        """Return the components' shares in each code's density, (n, K); NaN where that is 0."""
         check_is_fitted(self)
         joint = self._joint(as_codes("X", X, self._means.to(self._dtype)))
         return torch.softmax(joint, 0).mT.cpu().numpy()
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.int64]:
-        """Return the component with the largest share, (n,)."""
-        return self.predict_proba(X).argmax(1)
+        """Return the component with the largest share, (n,); -1 where the density is 0."""
+        shares = self.predict_proba(X)
+        return np.where(np.isnan(shares).any(1), -1, shares.argmax(1))

@@ -5,34 +5,97 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from geolatent.checks import describe, requirement
+from geolatent.checks import check_choice, describe, requirement
 from geolatent.files import record_files, write_file
 
 Array = NDArray[np.float64]
 
+Format = Literal["png", "pdf", "svg"]
+Formats = Format | list[Format]
+
 STRAIGHT_COLOR = "#ffffff"
 GEODESIC_COLOR = "#ff4d6d"
 
+# sqrt(det G), the same everywhere
+MAGNIFICATION = "magnification factor √det G (output unitsᵈ per latent unitᵈ)"
+_MAGNIFICATION_LABEL = (
+    "magnification factor $\\sqrt{\\det G}$\n(output units$^d$ per latent unit$^d$)"
+)
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 130) -> Path:
-    """Render a figure to a PNG file, which is written whole or not at all."""
+# inches: what strips of images fit into
+_PAGE = (7.4, 10.4)
+_LARGEST_IMAGE, _SMALLEST_IMAGE = 0.62, 0.28
+_IMAGES_IN_A_LINE = 13
+# points beyond which a scatter is pixels in PDF and SVG files
+_RASTERIZED = 3000
+# of what is not finite
+_UNKNOWN = "#c8c8c8"
+# groups of pairs, curves, models: Okabe and Ito's colours, told apart by all eyes
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b0a500")
+
+
+def check_formats(formats: Formats) -> list[Format]:
+    """Return formats as a list without doubles.
+
+    Raises
+    ------
+    ValueError
+        If one is not png, pdf or svg, or there is none.
+    """
+    chosen = [formats] if isinstance(formats, str) else list(formats)
+    for name in chosen:
+        check_choice("format", name, ("png", "pdf", "svg"))
+    if not chosen:
+        raise ValueError(requirement("format", "png, pdf, svg or a list of them", formats))
+    return list(dict.fromkeys(chosen))
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+    """Render a figure to a PNG, PDF or SVG file, which is written whole or not at all.
+
+    The file's ending says which. In PDF and SVG text stays text and images are pixels.
+    """
+    kind = Path(path).suffix.lstrip(".").lower()
+    check_choice("path", kind, ("png", "pdf", "svg"))
+    # the same figure makes the same file
+    metadata = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "geolatent"}
+    ):
+        figure.savefig(
+            buffer,
+            format=kind,
+            dpi=dpi,
+            bbox_inches="tight",
+            pad_inches=0.08,
+            facecolor="white",
+            metadata=metadata,
+        )
     return write_file(path, buffer.getvalue())
 
 
-def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
-    """Render figures to ``folder/figures/NAME.png``, recorded there, and return their paths."""
-    paths = {f"figures/{name}.png": figure for name, figure in figures.items()}
+def save_figures(
+    figures: Mapping[str, Figure], folder: str | Path, formats: Formats = "png"
+) -> list[Path]:
+    """Render figures to ``folder/figures/NAME.FORMAT``, recorded there; return their paths."""
+    paths = {
+        f"figures/{name}.{ending}": figure
+        for name, figure in figures.items()
+        for ending in check_formats(formats)
+    }
     record_files(Path(folder), paths)
     return [save_figure(figure, Path(folder) / path) for path, figure in paths.items()]
 
@@ -54,60 +117,105 @@ def grey_or_colour(images: Array) -> Array:
     return images[..., 0, :, :] if channels == 1 else np.moveaxis(images, -3, -1)
 
 
-def _show(axes: Axes, image: Array, value_range: tuple[float, float]) -> None:
-    """Draw an image, (height, width) or (height, width, 3), without ticks."""
+def _show(axes: Axes, images: Sequence[Array], value_range: tuple[float, float]) -> None:
+    """Draw images beside one another, (height, width) or (height, width, 3), centred at 0, 1, ...
+
+    One that is not finite is a grey field with a cross.
+    """
     low, high = value_range
-    if image.ndim == 3:
-        axes.imshow(np.clip((image - low) / (high - low), 0.0, 1.0))
-    else:
-        axes.imshow(image, cmap="gray", vmin=low, vmax=high)
+    height, width = images[0].shape[:2]
+    for place, image in enumerate(images):
+        extent = (place - 0.49, place + 0.49, -0.49 * height / width, 0.49 * height / width)
+        if not np.isfinite(image).all():
+            axes.imshow([[0.0]], cmap=_plain(_UNKNOWN), extent=extent)
+            axes.plot(place, 0.0, "x", color="#5a5a5a", ms=9, mew=1.6)
+        elif image.ndim == 3:
+            shown = np.clip((image - low) / (high - low), 0.0, 1.0)
+            axes.imshow(shown, extent=extent, interpolation="nearest")
+        else:
+            axes.imshow(
+                image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest"
+            )
+    axes.set_xlim(-0.5, len(images) - 0.5)
+    axes.set_ylim(-0.5 * height / width, 0.5 * height / width)
+    axes.set_aspect("equal")
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _plain(color: str) -> matplotlib.colors.ListedColormap:
+    return matplotlib.colors.ListedColormap([color])
 
 
 def image_strips(
-    sequences: Mapping[str, Array], titles: Sequence[str], value_range: tuple[float, float]
+    sequences: Mapping[str, Array],
+    titles: Sequence[str],
+    value_range: tuple[float, float],
+    place: Array | None = None,
+    place_name: str = "curve parameter t",
 ) -> Figure:
     """Draw sequences of images of each pair below one another, from start to end.
+
+    Long sequences go on in another line. As many pairs as an experiment shows by default fit a
+    page.
 
     Parameters
     ----------
     sequences
-        Images by the name of the curve, (B, T, height, width) or (B, T, height, width, 3).
+        Images by the name of the curve, (B, T, height, width) or (B, T, height, width, 3). Those
+        that are not finite are grey fields with a cross.
     titles
         One line for each pair.
     value_range
         Values drawn black and white.
+    place, place_name
+        Where each image is on its curve, (T,), equal steps from 0 to 1 by default; and what that
+        is called.
     """
-    n_pairs, n_images = next(iter(sequences.values())).shape[:2]
-    n_rows = len(sequences)
-    height = (0.78 * n_rows + 0.4) * n_pairs + 0.8
-    label_width = 0.085 * max(map(len, sequences)) + 0.5
-    width = 0.78 * n_images + label_width
-    figure = Figure(figsize=(width, height))
-    outer = figure.add_gridspec(
-        n_pairs,
-        1,
-        hspace=0.38 / (0.78 * n_rows),
-        top=1.0 - 0.35 / height,
-        bottom=0.55 / height,
-        left=label_width / width,
-        right=0.99,
+    first = next(iter(sequences.values()))
+    n_pairs, n_images = first.shape[:2]
+    place = np.linspace(0.0, 1.0, n_images) if place is None else place
+    n_lines = -(-n_images // _IMAGES_IN_A_LINE)
+    columns = -(-n_images // n_lines)
+    blocks = [range(i, min(i + columns, n_images)) for i in range(0, n_images, columns)]
+    n_rows, ratio = len(sequences), first.shape[2] / first.shape[3]
+    # inches: names left of the images, a title above each pair, numbers below
+    beside, above, below, at_end = 0.075 * max(map(len, sequences)) + 0.2, 0.27, 0.2, 0.25
+    n_numbers = 1 if n_lines == 1 else n_pairs * n_lines
+    rest = n_pairs * above + n_numbers * below + at_end
+    size = min(
+        _LARGEST_IMAGE,
+        (_PAGE[0] - beside) / columns,
+        (_PAGE[1] - rest) / (n_pairs * n_lines * n_rows * ratio),
     )
+    size = max(size, _SMALLEST_IMAGE)
+    width = beside + columns * size
+    height = rest + n_pairs * n_lines * n_rows * size * ratio
+    figure = Figure(figsize=(width, height))
+    top = height
     for pair, title in enumerate(titles):
-        inner = outer[pair].subgridspec(n_rows, n_images, wspace=0.04, hspace=0.04)
-        for row, (name, images) in enumerate(sequences.items()):
-            for column in range(n_images):
-                axes = figure.add_subplot(inner[row, column])
-                _show(axes, images[pair, column], value_range)
-                if column == 0:
-                    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-                    if row == 0:
-                        axes.set_title(title, loc="left", fontsize=10)
-                if row == n_rows - 1 and pair == n_pairs - 1:
-                    axes.set_xlabel(f"{column / (n_images - 1):.2f}", fontsize=8)
-    center = (label_width + 0.39 * n_images) / width
-    figure.text(center, 0.14 / height, "curve parameter t", ha="center", va="center", fontsize=9)
+        figure.text(0.02 / width, (top - 0.17) / height, title, fontsize=9)
+        top -= above
+        for block in blocks:
+            for row, (name, images) in enumerate(sequences.items()):
+                top -= size * ratio
+                box = (
+                    beside / width,
+                    top / height,
+                    len(block) * size / width,
+                    size * ratio / height,
+                )
+                axes = figure.add_axes(box)
+                _show(axes, list(images[pair, block.start : block.stop]), value_range)
+                axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+                if row == n_rows - 1 and (n_lines > 1 or pair == n_pairs - 1):
+                    numbers = [f"{place[number]:.3g}" for number in block]
+                    axes.set_xticks(range(len(block)), numbers, fontsize=8)
+                    axes.tick_params(length=0, pad=2)
+                    top -= below
+    center = (beside + 0.5 * columns * size) / width
+    figure.text(center, 0.1 / height, place_name, ha="center", va="center", fontsize=9)
     return figure
 
 
@@ -118,46 +226,63 @@ def image_grid(images: Array, value_range: tuple[float, float], columns: int = 1
     figure = Figure(figsize=(0.9 * columns, 0.9 * rows))
     grid = figure.add_gridspec(rows, columns, wspace=0.05, hspace=0.05)
     for number, image in enumerate(images):
-        _show(figure.add_subplot(grid[number // columns, number % columns]), image, value_range)
+        _show(figure.add_subplot(grid[number // columns, number % columns]), [image], value_range)
     return figure
+
+
+def _known(values: Array) -> Array:
+    return values[np.isfinite(values)]
+
+
+def _counted(values: Array) -> str:
+    """Return how many pairs there are, and how many of them are not known."""
+    lost = int((~np.isfinite(values)).sum())
+    return f"{len(values)} pairs" + (f", {lost} of them not finite" if lost else "")
 
 
 def improvement_histograms(groups: Mapping[str, Array]) -> Figure:
     """Draw the histograms of the relative improvements of groups of pairs below one another."""
     n_groups = len(groups)
-    figure = Figure(figsize=(7.0, 1.2 + 1.7 * n_groups), layout="constrained")
+    figure = Figure(figsize=(7.0, 0.7 + 1.8 * n_groups), layout="constrained")
     panels = figure.subplots(n_groups, 1, squeeze=False, sharex=True)[:, 0]
-    highest = max(float(np.nanmax(values)) for values in groups.values())
+    highest = max(float(_known(values).max(initial=0.0)) for values in groups.values())
     bins = np.linspace(0.0, 100.0 * max(highest, 1e-3), 31)
     for number, (axes, (name, values)) in enumerate(zip(panels, groups.items(), strict=True)):
-        percent = 100.0 * values
-        axes.hist(percent, bins=bins, color=f"C{number % 10}", alpha=0.85)
-        mean = float(np.nanmean(percent))
-        std = float(np.nanstd(percent, ddof=1)) if len(values) > 1 else 0.0
-        axes.axvline(mean, color="black", lw=1.4)
-        text = f"{name}\nmean {mean:.2f} %, std {std:.2f} %\n{len(values)} pairs"
-        axes.text(0.98, 0.92, text, ha="right", va="top", transform=axes.transAxes, fontsize=9)
+        percent = 100.0 * _known(values)
+        text = f"{name}: {_counted(values)}"
+        if percent.size:
+            axes.hist(percent, bins=bins, color=COLORS[number % len(COLORS)], alpha=0.85)
+            std = float(percent.std(ddof=1)) if percent.size > 1 else 0.0
+            axes.axvline(percent.mean(), color="black", lw=1.4)
+            text += f"; mean {percent.mean():.2f} % (line), std {std:.2f} %"
+        axes.set_title(text, loc="left", fontsize=9)
         axes.set_ylabel("pairs")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     panels[-1].set_xlabel("relative length improvement over the straight line (%)")
     return figure
 
 
 def improvement_by_step(groups: Mapping[float, Array]) -> Figure:
     """Draw the relative improvement against the step size: mean, quartiles, 5 and 95 %."""
-    steps = sorted(groups)
+    percent = {step: 100.0 * _known(groups[step]) for step in sorted(groups)}
+    steps = [step for step, values in percent.items() if values.size]
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    levels = np.array([np.quantile(100.0 * groups[s], (0.05, 0.25, 0.75, 0.95)) for s in steps])
-    means = [100.0 * float(np.mean(groups[s])) for s in steps]
-    axes.fill_between(steps, levels[:, 0], levels[:, 3], color="C0", alpha=0.15, label="5 to 95 %")
-    axes.fill_between(steps, levels[:, 1], levels[:, 2], color="C0", alpha=0.3, label="25 to 75 %")
-    axes.plot(steps, means, "o-", color="C0", label="mean")
+    quantiles = (0.05, 0.25, 0.75, 0.95)
+    levels = np.array([np.quantile(percent[s], quantiles) for s in steps]).reshape(-1, 4)
+    means = [float(percent[s].mean()) for s in steps]
+    axes.fill_between(
+        steps, levels[:, 0], levels[:, 3], color=COLORS[0], alpha=0.15, label="5 to 95 %"
+    )
+    axes.fill_between(
+        steps, levels[:, 1], levels[:, 2], color=COLORS[0], alpha=0.3, label="25 to 75 %"
+    )
+    axes.plot(steps, means, "o-", color=COLORS[0], label="mean")
     for step, mean in zip(steps, means, strict=True):
         text = f"{mean:.1f} %"
         axes.annotate(text, (step, mean), (0, 8), textcoords="offset points", ha="center")
     axes.margins(x=0.1)
-    axes.set_xticks(steps)
+    axes.set_xticks(list(percent))
     axes.set_xlabel("step along the largest eigenvector of the metric (latent units)")
     axes.set_ylabel("relative length improvement (%)")
     axes.set_ylim(bottom=0.0)
@@ -172,18 +297,19 @@ def before_and_after(straight: Array, geodesic: Array, quantity: str) -> Figure:
     axes = figure.add_subplot()
     known = np.isfinite(straight) & np.isfinite(geodesic)
     first, second = straight[known], geodesic[known]
-    axes.scatter(first, second, s=18, alpha=0.7, linewidths=0)
+    axes.scatter(first, second, s=20, alpha=0.7, linewidths=0, color=COLORS[0], label="pairs")
     if first.size:
         both = np.concatenate([first, second])
         margin = 0.05 * max(float(np.ptp(both)), 1e-9)
         limits = (float(both.min()) - margin, float(both.max()) + margin)
         axes.plot(limits, limits, color="0.4", lw=1.0, ls="--", label="equal")
-        axes.plot(first.mean(), second.mean(), "x", color="C3", ms=10, mew=2.5, label="mean")
+        axes.plot(first.mean(), second.mean(), "x", color=COLORS[1], ms=10, mew=2.5, label="mean")
         axes.set_xlim(limits)
         axes.set_ylim(limits)
         axes.legend(loc="best")
     axes.set_aspect("equal")
-    axes.set_title(quantity, fontsize=10)
+    lost = "" if known.all() else f"\n{int((~known).sum())} of {known.size} pairs not known"
+    axes.set_title(quantity + lost, fontsize=10)
     axes.set_xlabel("straight line")
     axes.set_ylabel("geodesic")
     axes.grid(alpha=0.3)
@@ -203,7 +329,8 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
     n_pairs, n_sequences = matrices.shape[:2]
     figure = Figure(figsize=(2.7 * n_sequences + 1.1, 2.7 * n_pairs + 0.5), layout="constrained")
     panels = figure.subplots(n_pairs, n_sequences, squeeze=False, sharex=True, sharey=True)
-    lowest = float(matrices.min())
+    lowest = float(_known(matrices).min(initial=1.0))
+    lowest = min(lowest, 0.99)
     for pair in range(n_pairs):
         for number, name in enumerate(sequences):
             axes: Axes = panels[pair, number]
@@ -211,7 +338,9 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
             image = axes.imshow(
                 matrix, extent=(0, 1, 0, 1), origin="lower", cmap="viridis", vmin=lowest, vmax=1.0
             )
-            text = f"variance {matrix.var():.3f}"
+            axes.set_facecolor(_UNKNOWN)
+            known = np.isfinite(matrix).all()
+            text = f"variance {matrix.var():.3f}" if known else "images not finite (grey)"
             axes.set_title(f"{name}\n{text}" if pair == 0 else text, fontsize=9)
             if number == 0:
                 axes.set_ylabel(f"{pairs[pair]}\ncurve parameter t")
@@ -243,8 +372,10 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     label = f"prior: {mean:.2f} ± {deviation:.2f}\n(bands: 1 and 2 std)"
     axes.axhline(mean, color="0.3", lw=1.0, ls="--", label=label)
     for number, (name, values) in enumerate(norms.items()):
-        axes.plot(times, values[:12].T, color=f"C{number}", lw=0.6, alpha=0.35)
-        axes.plot(times, values.mean(0), color=f"C{number}", lw=2.4, label=f"{name}: mean")
+        color = COLORS[number % len(COLORS)]
+        axes.plot(times, values[:12].T, color=color, lw=0.6, alpha=0.35)
+        style = ("-", "--", "-.", ":")[number % 4]
+        axes.plot(times, values.mean(0), style, color=color, lw=2.4, label=f"{name}: mean")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("curve parameter t")
@@ -253,17 +384,19 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     return figure
 
 
-def count_bars(counts: Mapping[str, NDArray[np.int64]], quantity: str) -> Figure:
-    """Draw how many pairs have each count, one bar for each group."""
+def count_bars(counts: Mapping[str, Array], quantity: str) -> Figure:
+    """Draw how many pairs have each count, one bar for each group; counts may be NaN."""
     figure = Figure(figsize=(7.0, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    most = max(int(values.max()) for values in counts.values())
+    known = {name: _known(values).astype(np.int64) for name, values in counts.items()}
+    most = max(int(values.max(initial=0)) for values in known.values())
     width = 0.8 / len(counts)
-    for number, (name, values) in enumerate(counts.items()):
+    for number, (name, values) in enumerate(known.items()):
         heights = np.bincount(values, minlength=most + 1)
         places = np.arange(most + 1) + (number - (len(counts) - 1) / 2) * width
-        label = f"{name}: mean {values.mean():.2f}"
-        axes.bar(places, heights, width=0.95 * width, label=label)
+        label = f"{name}: " + (f"mean {values.mean():.2f}" if values.size else "not known")
+        color = COLORS[number % len(COLORS)]
+        axes.bar(places, heights, width=0.95 * width, label=label, color=color)
     axes.set_xticks(np.arange(0, most + 1, max(1, most // 12)))
     axes.set_xlabel(quantity)
     axes.set_ylabel("pairs")
@@ -290,18 +423,23 @@ def improvements_compared(
     panels_wide = len(others)
     figure = Figure(figsize=(4.9 * panels_wide + 0.4, 5.4), layout="constrained")
     panels = figure.subplots(1, panels_wide, squeeze=False)[0]
-    top = 105.0 * max(float(np.nanmax(value)) for value in values.values())
+    top = 105.0 * max(float(_known(value).max(initial=0.0)) for value in values.values())
     limits = np.array([-0.02 * top, max(top, 1e-3)])
     band = 100.0 * threshold
     for axes, name in zip(panels, others, strict=True):
-        axes.fill_between(limits, limits - band, limits + band, color="C2", alpha=0.15, linewidth=0)
+        axes.fill_between(limits, limits - band, limits + band, color=COLORS[2], alpha=0.15, lw=0)
         axes.plot(limits, limits, color="0.4", lw=1.0, ls="--", label="equal")
-        for chosen, color, label in ((comparable, "C2", "comparable"), (~comparable, "C0", "not")):
+        groups = (
+            (comparable, COLORS[2], "o", "comparable"),
+            (~comparable, COLORS[1], "^", "not comparable"),
+        )
+        for chosen, color, marker, label in groups:
             axes.scatter(
                 100.0 * values[first][chosen],
                 100.0 * values[name][chosen],
-                s=20,
+                s=26,
                 color=color,
+                marker=marker,
                 alpha=0.8,
                 linewidths=0,
                 label=f"{label}: {int(chosen.sum())} pairs",
@@ -340,39 +478,26 @@ def landscape_maps(
     """
     first, second = axes_values
     ratio = (second[-1] - second[0]) / (first[-1] - first[0])
-    figure = Figure(figsize=(16.5, 4.6 * float(np.clip(ratio, 0.5, 1.6)) + 1.6))
-    panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.38})
+    height = 3.1 * float(np.clip(ratio, 0.5, 1.6)) + 0.9
+    figure = Figure(figsize=(13.6, height), layout="constrained")
+    panels = figure.subplots(1, 3)
     maps = (
-        ("magnification factor", magnification, r"$\log_{10}\sqrt{\det G}$ (output / latent area)"),
-        ("condition number", condition, r"$\log_{10}(\lambda_2 / \lambda_1)$"),
+        ("magnification factor", magnification, _MAGNIFICATION_LABEL),
+        ("condition number", condition, r"condition number $\lambda_2 / \lambda_1$"),
         (
-            "largest stretch and its direction (lines)",
+            "largest stretch (lines: its direction)",
             stretch,
-            r"$\log_{10}\sqrt{\lambda_2}$ (output / latent units)",
+            "largest stretch $\\sqrt{\\lambda_2}$\n(output units per latent unit)",
         ),
     )
     for axes, (title, values, name) in zip(panels, maps, strict=True):
-        axes.set_title(title)
-        image = axes.imshow(
-            np.log10(np.maximum(values, np.finfo(np.float64).tiny)),
-            extent=(first[0], first[-1], second[0], second[-1]),
-            origin="lower",
-            aspect="equal",
-            cmap="viridis",
-            interpolation="bilinear",
-        )
-        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-        bar.set_label(name)
+        axes.set_title(title, fontsize=11)
+        image = _map(axes, axes_values, values)
+        _colorbar(figure, image, name)
         axes.set_xlabel("latent coordinate $z_1$")
         axes.set_ylabel("latent coordinate $z_2$")
-        axes.set_xlim(first[0], first[-1])
-        axes.set_ylim(second[0], second[-1])
-    colors = _class_colors()
-    for label in np.unique(labels):
-        chosen = codes[labels == label]
-        color = colors[int(label) % len(colors)]
-        for axes in panels[:2]:
-            axes.scatter(*chosen.T, s=6, color=color, alpha=0.7, linewidths=0, label=str(label))
+    for axes in panels[:2]:
+        _classes_on_map(axes, codes, labels)
     spacing = max(1, len(first) // 26)
     some = (slice(spacing // 2, None, spacing),) * 2
     columns, rows = np.meshgrid(first, second)
@@ -389,15 +514,82 @@ def landscape_maps(
         scale=34,
         width=0.0025,
     )
-    panels[0].legend(
-        loc="center right",
-        bbox_to_anchor=(-0.18, 0.5),
-        fontsize=9,
-        facecolor="#4a5568",
-        labelcolor="white",
-        markerscale=4.0,
-    )
+    _legend_of_map(figure, panels[0], "class")
     return figure
+
+
+def _map(axes: Axes, axes_values: tuple[Array, Array], values: Array) -> AxesImage:
+    """Draw positive values on a grid by a logarithmic scale; grey where they are not finite."""
+    first, second = axes_values
+    positive = values[np.isfinite(values) & (values > 0)]
+    top = float(positive.max()) if positive.size else 1.0
+    # a few nearly singular places must not take the scale
+    low = max(float(positive.min(initial=top)), 1e-12 * top)
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad=_UNKNOWN)
+    axes.set_xlim(first[0], first[-1])
+    axes.set_ylim(second[0], second[-1])
+    return axes.imshow(
+        np.where(values > 0, np.maximum(values, low), np.where(values == 0, low, np.nan)),
+        extent=(first[0], first[-1], second[0], second[-1]),
+        origin="lower",
+        aspect="equal",
+        cmap=colors,
+        norm=LogNorm(low, top if top > low else 1.01 * low),
+        interpolation="bilinear" if np.isfinite(values).all() else "nearest",
+    )
+
+
+def _colorbar(figure: Figure, image: AxesImage, name: str) -> None:
+    """Draw the scale of a map, as high as the map."""
+    place = image.axes.inset_axes((1.03, 0.0, 0.045, 1.0))
+    figure.colorbar(image, cax=place).set_label(name)
+
+
+def _classes_on_map(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
+    """Draw codes (n, 2) on a dark map, one colour for each class, and its name amid them."""
+    colors = _class_colors()
+    for label in np.unique(labels):
+        chosen = codes[labels == label]
+        axes.scatter(
+            chosen[:, 0],
+            chosen[:, 1],
+            s=7,
+            color=colors[int(label) % len(colors)],
+            alpha=0.75,
+            linewidths=0,
+            label=str(label),
+            rasterized=len(codes) > _RASTERIZED,
+        )
+        x, y = np.median(chosen, axis=0)
+        axes.text(
+            x,
+            y,
+            str(label),
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=10,
+            fontweight="bold",
+            path_effects=[withStroke(linewidth=2.5, foreground="black")],
+            clip_on=True,
+        )
+
+
+def _legend_of_map(figure: Figure, axes: Axes, title: str) -> None:
+    """Draw the legend of a map on a dark ground below it, as its colours are light."""
+    handles, names = axes.get_legend_handles_labels()
+    legend = figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=min(len(names), 10 if len(figure.axes) > 1 else 6),
+        fontsize=9,
+        facecolor="#3b4252",
+        labelcolor="white",
+        title=title,
+        markerscale=3.0,
+    )
+    legend.get_title().set_color("white")
 
 
 def latent_plane(
@@ -421,31 +613,11 @@ def latent_plane(
     straight, geodesic
         Points along the curves, (B, T, 2).
     """
-    figure = Figure(figsize=(9.2, 7.4))
+    figure = Figure(figsize=(8.6, 6.4), layout="constrained")
     axes = figure.add_subplot()
-    first, second = axes_values
-    image = axes.imshow(
-        np.log10(np.maximum(magnification, np.finfo(np.float64).tiny)),
-        extent=(first[0], first[-1], second[0], second[-1]),
-        origin="lower",
-        aspect="equal",
-        cmap="viridis",
-        interpolation="bilinear",
-    )
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-    bar.set_label(r"magnification factor $\log_{10}\sqrt{\det G}$ (output units squared)")
-    colors = _class_colors()
-    for label in np.unique(labels):
-        chosen = codes[labels == label]
-        axes.scatter(
-            chosen[:, 0],
-            chosen[:, 1],
-            s=7,
-            color=colors[int(label) % len(colors)],
-            alpha=0.75,
-            linewidths=0,
-            label=str(label),
-        )
+    image = _map(axes, axes_values, magnification)
+    _colorbar(figure, image, _MAGNIFICATION_LABEL)
+    _classes_on_map(axes, codes, labels)
     for number, (line, curve) in enumerate(zip(straight, geodesic, strict=True)):
         names = ("straight line", "geodesic") if number == 0 else ("", "")
         axes.plot(*line.T, color=STRAIGHT_COLOR, lw=1.3, ls="--", label=names[0] or None)
@@ -460,21 +632,9 @@ def latent_plane(
             linewidths=0.8,
             zorder=5,
         )
-    axes.set_xlim(first[0], first[-1])
-    axes.set_ylim(second[0], second[-1])
     axes.set_xlabel("latent coordinate $z_1$")
     axes.set_ylabel("latent coordinate $z_2$")
-    legend = axes.legend(
-        loc="center right",
-        bbox_to_anchor=(-0.1, 0.5),
-        fontsize=9,
-        frameon=True,
-        facecolor="#4a5568",
-        labelcolor="white",
-        title="class, curve",
-        markerscale=2.0,
-    )
-    legend.get_title().set_color("white")
+    _legend_of_map(figure, axes, "class, curve")
     return figure
 
 

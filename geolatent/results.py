@@ -82,7 +82,7 @@ SWEEP = "sweep"
 # options that say where and how fast results are made, and do not change them
 NEUTRAL_OPTIONS = (
     *("out", "out_dir", "overwrite", "resume", "executor", "ray", "solver.max_rows"),
-    *("training.accelerator", "training.progress"),
+    *("training.accelerator", "training.progress", "format"),
 )
 
 # by their places in the folder, the files that a run names by number

@@ -14,23 +14,26 @@ from numpy.typing import NDArray
 from geolatent.checks import requirement
 from geolatent.files import read_json
 from geolatent.models.checkpoint import read_tensors
-from geolatent.plotting import save_figures
+from geolatent.plotting import COLORS, Formats, save_figures
+from geolatent.plotting_statistics import scatter_classes
 
 Array = NDArray[np.float64]
 
 
-def draw_training(out_dir: str | os.PathLike[str]) -> list[Path]:
+def draw_training(out_dir: str | os.PathLike[str], formats: Formats = "png") -> list[Path]:
     """Draw a training run's figures again from ``summary.json`` and ``training.safetensors``.
 
     Parameters
     ----------
     out_dir : path
         The folder that :func:`geolatent.training.train` wrote.
+    formats
+        ``"png"``, ``"pdf"`` or ``"svg"``, or a list of them.
 
     Returns
     -------
     list of Path
-        The PNG files in ``out_dir/figures``: the losses, test images above their reconstructions
+        The files in ``out_dir/figures``: the losses, test images above their reconstructions
         and, for a 2-d latent space, the test images' codes.
 
     Raises
@@ -55,7 +58,7 @@ def draw_training(out_dir: str | os.PathLike[str]) -> list[Path]:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         required = "the folder of a training with all of its results"
         raise ValueError(f"{requirement('out_dir', required, folder)} {error!r}") from error
-    return save_figures(figures, folder)
+    return save_figures(figures, folder, formats)
 
 
 def _figures(summary: dict[str, Any], stored: dict[str, Array]) -> dict[str, Figure]:
@@ -96,9 +99,9 @@ def loss_curves(summary: dict[str, Any]) -> Figure:
     if held_out:
         last: Axes = panels[-1]
         label = "held-out images"
-        last.plot(np.arange(1, len(held_out) + 1), held_out, label=label, color="tab:red")
+        last.plot(np.arange(1, len(held_out) + 1), held_out, label=label, color=COLORS[1])
         best = summary["best_epoch"]
-        last.plot(best + 1, held_out[best], "o", color="tab:red", label="epoch that was kept")
+        last.plot(best + 1, held_out[best], "o", color=COLORS[1], label="epoch that was kept")
         if adversarial:
             last.set_ylabel("mean squared reconstruction error")
     for axes in panels:
@@ -161,7 +164,7 @@ def latent_codes(
     std_extent
         Left, right, bottom and top of that grid.
     """
-    figure = Figure(figsize=(7.6, 6.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
     axes = figure.add_subplot()
     if std is not None and std_extent is not None:
         left, right, bottom, top = (float(side) for side in std_extent)
@@ -173,19 +176,15 @@ def latent_codes(
             aspect="equal",
             interpolation="bilinear",
         )
-        bar = figure.colorbar(image, ax=axes, shrink=0.9)
+        bar = figure.colorbar(image, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)))
         bar.set_label(r"mean standard deviation of the decoder, $\log_{10}$ (pixel units)")
-    classes = np.zeros(len(codes)) if labels is None else labels
-    for number, label in enumerate(np.unique(classes)):
-        chosen = codes[classes == label]
-        color = f"C{number % 10}"
-        name = str(int(label)) if labels is not None else None
-        axes.scatter(
-            chosen[:, 0], chosen[:, 1], s=6, color=color, alpha=0.7, linewidths=0, label=name
-        )
+    if labels is None:
+        axes.scatter(codes[:, 0], codes[:, 1], s=8, color=COLORS[0], alpha=0.7, linewidths=0)
+    else:
+        scatter_classes(axes, codes, labels.astype(np.int64), size=9, alpha=0.7)
     axes.set_xlabel("latent coordinate $z_1$")
     axes.set_ylabel("latent coordinate $z_2$")
     axes.set_aspect("equal")
     if labels is not None:
-        axes.legend(title="class", markerscale=3.0, loc="upper left", fontsize=9)
+        figure.legend(title="class", markerscale=2.0, loc="outside left center", fontsize=9)
     return figure

@@ -45,7 +45,7 @@ def _eigenvalues(metric: Metric, z: Tensor, max_rows: int | None) -> Tensor:
 
 
 def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
-    """Return the magnification factor sqrt(det G(z)): output volume per latent volume.
+    """Return the magnification factor sqrt(det G(z)), in output units^d per latent unit^d.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = No
     Returns
     -------
     Tensor
-        Shape (n,), in units of the decoder's output to the power d; NaN where G is not finite.
+        Shape (n,); NaN where G is not finite.
 
     Raises
     ------

@@ -83,6 +83,21 @@ def test_in_flat_space_it_is_the_normal_distribution():
     np.testing.assert_allclose(model.score_samples(codes) - volume, factor)
 
 
+def test_fit_tells_how_far_it_is():
+    told = []
+    codes = line((0.0, 20))
+    model = LandMixture(
+        PLANE,
+        n_samples=50,
+        n_nodes=50,
+        max_iter=2,
+        random_state=0,
+        callback=lambda *step: told.append(step),
+    ).fit(codes)
+    assert [number for number, _ in told] == list(range(model.n_iter_ + 1))
+    assert max(bound for _, bound in told) == model.lower_bound_
+
+
 def test_density_integrates_to_one():
     metric = TensorMetric(lambda z: (1 + z**2).square()[:, :, None], dim=1)
     generator = torch.Generator().manual_seed(0)
@@ -132,3 +147,68 @@ def test_estimator_interface():
     assert again.get_params()["n_samples"] == 77
     with pytest.raises(ValueError, match="not fitted"):
         model.score_samples(torch.rand(3, 2))
+
+
+def walled(z):
+    """A flat metric that is not finite beyond z_1 = 5."""
+    return torch.where(
+        z[:, :1, None] > 5.0, torch.nan, torch.eye(z.shape[1]).expand(len(z), -1, -1)
+    )
+
+
+def line(*clusters):
+    """Codes (n, 1): normal clusters of (centre, number)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([c + torch.randn(n, 1, generator=generator) for c, n in clusters])
+
+
+@pytest.fixture
+def behind_a_wall():
+    """One component on codes around 0, three of which lie where there is no metric."""
+    codes = torch.cat([0.5 * line((0.0, 40)), torch.tensor([[6.0], [6.5], [7.0]])])
+    metric = TensorMetric(walled, dim=1)
+    model = LandMixture(metric, random_state=0, max_iter=3, n_samples=200, n_nodes=100)
+    with pytest.warns(UserWarning, match="3 of 43 codes, which no mean reaches, are left out"):
+        return model.fit(codes), codes
+
+
+def test_codes_out_of_reach_have_no_density(behind_a_wall):
+    model, codes = behind_a_wall
+    with pytest.warns(UserWarning, match="3 of 43 codes have density 0"):
+        values = model.score_samples(codes)
+    assert (values[-3:] == -np.inf).all()
+    assert np.isfinite(values[:-3]).all()
+    with pytest.warns(UserWarning, match="density 0"):
+        assert (model.predict(codes) == np.r_[np.zeros(40), [-1] * 3]).all()
+    with pytest.warns(UserWarning, match="density 0"):
+        assert np.isnan(model.predict_proba(codes)[-3:]).all()
+
+
+def test_codes_out_of_reach_do_not_pull_at_the_fit(behind_a_wall):
+    model, codes = behind_a_wall
+    near = codes[:-3]
+    assert model.means_[0, 0] == pytest.approx(near.mean().item(), abs=0.05)
+    variance = near.var(correction=0).item()
+    assert 1.0 / model.precisions_[0, 0, 0] == pytest.approx(variance, rel=0.1)
+    assert math.isfinite(model.lower_bound_)
+
+
+@pytest.mark.filterwarnings("ignore:the graph has no path")
+def test_a_component_without_codes_is_dropped():
+    codes = line((0.0, 30), (3.0, 30), (12.0, 20))
+    metric = TensorMetric(walled, dim=1)
+    model = LandMixture(metric, 3, random_state=0, max_iter=2, n_samples=200, n_nodes=200)
+    with pytest.warns(UserWarning, match="1 of 3 components, which have no code left, are dropped"):
+        model.fit(codes)
+    assert model.means_.shape == (2, 1)
+    assert model.weights_.sum() == pytest.approx(1.0, abs=1e-12)
+    grid = torch.linspace(-6, 4.99, 201)[:, None]
+    density = np.exp(model.score_samples(grid))
+    assert np.trapezoid(density, grid[:, 0].numpy()) == pytest.approx(1.0, abs=0.04)
+
+
+@pytest.mark.filterwarnings("ignore:the graph has no path")
+def test_no_component_that_reaches_a_code():
+    metric = TensorMetric(lambda z: torch.nan * z[:, :, None], dim=1)
+    with pytest.raises(ValueError, match="`X` should be within reach of finite geodesics"):
+        LandMixture(metric, n_nodes=20).fit(torch.randn(10, 1))

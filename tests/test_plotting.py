@@ -1,10 +1,14 @@
 """Figures: every one can be drawn and saved, with named axes, also from awkward values."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from geolatent import plotting, plotting_statistics
+from geolatent.experiments import landscape, walk
 
 GENERATOR = np.random.default_rng(0)
 
@@ -39,8 +43,173 @@ def test_image_strips(tmp_path, shape, n_pairs):
     titles = [f"pair {pair}" for pair in range(n_pairs)]
     figure = plotting.image_strips(sequences, titles, (-1.0, 1.0))
     panels = drawn(figure, tmp_path)
-    assert len(panels) == 3 * 5 * n_pairs
-    assert [axes.get_ylabel() for axes in panels[::5]] == list(sequences) * n_pairs
+    assert [axes.get_ylabel() for axes in panels] == list(sequences) * n_pairs
+    assert all(len(axes.images) == 5 for axes in panels)
+    assert [text.get_text() for text in panels[-1].get_xticklabels()] == [
+        "0",
+        "0.25",
+        "0.5",
+        "0.75",
+        "1",
+    ]
+
+
+@pytest.mark.parametrize(("n_pairs", "n_images"), [(6, 11), (6, 13), (2, 30), (1, 60)])
+def test_image_strips_fit_a_page(n_pairs, n_images):
+    """A4 less margins; long strips go on in another line."""
+    images = np.zeros((n_pairs, n_images, 8, 8))
+    sequences = {"straight": images, "slerp": images, "geodesic": images, "features": images}
+    figure = plotting.image_strips(sequences, [f"pair {i}" for i in range(n_pairs)], (-1.0, 1.0))
+    width, height = figure.get_size_inches()
+    assert width <= 7.5
+    assert height <= 11.0
+    assert sum(len(axes.images) for axes in figure.axes) == 4 * n_pairs * n_images
+    # nothing lies over anything else, nor off the page
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert all(box.y0 > 0.0 and box.y1 < 1.0 and box.x1 <= 1.0 + 1e-9 for box in boxes)
+    assert all(below.y1 <= above.y0 + 1e-9 for above, below in pairwise(boxes))
+
+
+def test_images_that_are_not_finite_are_marked(tmp_path):
+    images = np.zeros((1, 3, 4, 4))
+    images[0, 2] = np.nan
+    figure = plotting.image_strips({"walk 1": images}, ["walks"], (-1.0, 1.0))
+    (axes,) = drawn(figure, tmp_path)
+    assert [line.get_xdata()[0] for line in axes.lines] == [2]
+    pixels = imread(tmp_path / "figure.png")
+    # black images, a white page, and the grey field of the third
+    greys = (np.abs(pixels[:, :, 0] - 0.784) < 0.01).mean()
+    assert greys > 0.08
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_formats(tmp_path, ending):
+    grid, axes = GENERATOR.uniform(1, 5, (12, 12)), (np.linspace(-2, 2, 12),) * 2
+    codes, labels = GENERATOR.standard_normal((30, 2)), np.arange(30) % 3
+    lines = GENERATOR.standard_normal((2, 5, 2))
+
+    def draw(folder):
+        figure = plotting.latent_plane(axes, grid, codes, labels, lines, lines)
+        (path,) = plotting.save_figures({"plane": figure}, folder, [ending, ending])
+        return path.read_bytes()
+
+    content = draw(tmp_path)
+    assert (tmp_path / "figures" / f"plane.{ending}").is_file()
+    begins = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert content.startswith(begins[ending])
+    assert content == draw(tmp_path / "again")
+    if ending == "svg":  # text is text, the map is pixels
+        assert b"latent coordinate" in content
+        assert content.count(b"<image") >= 1
+    if ending == "pdf":
+        assert b"/TrueType" in content or b"/Type0" in content
+        assert b"/Subtype /Image" in content
+
+
+def test_formats_that_are_not_known_are_told():
+    for wrong in ("jpg", ["png", "gif"]):
+        with pytest.raises(ValueError, match="`format` should be one of png, pdf, svg"):
+            plotting.check_formats(wrong)
+    with pytest.raises(ValueError, match="`format` should be png, pdf, svg or a list"):
+        plotting.check_formats([])
+    assert plotting.check_formats(["pdf", "svg", "pdf"]) == ["pdf", "svg"]
+
+
+def test_one_name_and_unit_of_the_magnification_factor(tmp_path):
+    grid, axes = GENERATOR.uniform(1, 5, (12, 12)), (np.linspace(-2, 2, 12),) * 2
+    codes, labels = GENERATOR.standard_normal((30, 2)), np.arange(30) % 3
+    lines = GENERATOR.standard_normal((2, 5, 2))
+    direction = GENERATOR.standard_normal((12, 12, 2))
+    maps = plotting.landscape_maps(axes, grid, grid, direction, grid, codes, labels)
+    plane = plotting.latent_plane(axes, grid, codes, labels, lines, lines)
+    labels = [figure.axes[0].child_axes[0].get_ylabel() for figure in (maps, plane)]
+    assert labels[0] == labels[1]
+    assert "magnification factor" in labels[0]
+    assert "per latent unit" in labels[0]
+    for name in (walk._NAMES["magnification"], landscape._NAMES["magnification"]):
+        assert name == plotting.MAGNIFICATION
+    assert "output units" in plotting.MAGNIFICATION
+
+
+def test_a_map_of_nothing_finite(tmp_path):
+    axes = (np.linspace(-2, 2, 5),) * 2
+    nothing, direction = np.full((5, 5), np.nan), np.full((5, 5, 2), np.nan)
+    codes, labels = GENERATOR.standard_normal((9, 2)), np.arange(9) % 3
+    figure = plotting.landscape_maps(axes, nothing, nothing, direction, nothing, codes, labels)
+    assert all_named(drawn(figure, tmp_path))
+
+
+def test_values_that_are_not_known(tmp_path):
+    some = np.where(np.arange(20) % 3 == 0, np.nan, improvements())
+    nothing = np.full(20, np.nan)
+    for values in (some, nothing):
+        for figure in (
+            plotting.improvement_histograms({"step 1": values, "step 2": nothing}),
+            plotting.improvement_by_step({1.0: values, 2.0: nothing}),
+            plotting.before_and_after(values, values, "alignment"),
+            plotting.count_bars({"straight": np.round(10 * values), "slerp": nothing}, "crossings"),
+            plotting.improvements_compared({"a": values, "b": values}, some > 0, 0.02),
+            plotting.correlation_matrices(
+                np.where(np.isnan(values[:16]), np.nan, 0.5).reshape(1, 1, 4, 4), ["a"], ["pair"]
+            ),
+            plotting_statistics.distances_compared(
+                values, {"graph": (values, "output units"), "latent": (values, "latent units")}
+            ),
+        ):
+            drawn(figure, tmp_path)
+    figure = plotting.improvement_histograms({"step 1": some})
+    assert "20 pairs, 7 of them not finite" in figure.axes[0].get_title(loc="left")
+
+
+def test_histogram_texts_do_not_touch(tmp_path):
+    groups = {f"step {number}": improvements(200) for number in range(3)}
+    figure = plotting.improvement_histograms(groups)
+    panels = drawn(figure, tmp_path)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [axes.get_window_extent(renderer) for axes in panels]
+    for axes in panels:
+        title = axes._left_title.get_window_extent(renderer)
+        assert not any(title.overlaps(box) for box in boxes)
+
+
+def test_distances_compared_are_excesses(tmp_path):
+    geodesic = np.array([1.0, 2.0, 4.0])
+    others = {"graph": (1.1 * geodesic, "output units"), "Euclidean": (geodesic, "latent units")}
+    excess, plain = drawn(plotting_statistics.distances_compared(geodesic, others), tmp_path)
+    np.testing.assert_allclose(excess.collections[0].get_offsets()[:, 1], 10.0)
+    assert "excess" in excess.get_ylabel()
+    assert "%" in excess.get_ylabel()
+    np.testing.assert_allclose(plain.collections[0].get_offsets()[:, 1], geodesic)
+
+
+def test_clusters_have_the_colours_of_their_classes(tmp_path):
+    codes = GENERATOR.standard_normal((60, 2))
+    classes = np.arange(60) % 3
+    renamed = np.array([2, 0, 1])[classes]
+    figure = plotting_statistics.cluster_maps(codes, {"classes": classes, "k-means": renamed}, {})
+    first, second = drawn(figure, tmp_path)
+    for one, other in zip(first.collections, second.collections, strict=True):
+        np.testing.assert_array_equal(one.get_offsets(), other.get_offsets())
+        np.testing.assert_array_equal(one.get_facecolor(), other.get_facecolor())
+
+
+def test_walks_are_drawn_whole(tmp_path):
+    curves = {"norm (latent units)": GENERATOR.random((9, 5)), "mean": GENERATOR.random((9, 5))}
+    names = [f"walk {number}" for number in range(9)]
+    figure = plotting_statistics.walk_curves(
+        np.linspace(0, 1, 5), "time (squared output units)", curves, (1.2, 0.3), names
+    )
+    panels = drawn(figure, tmp_path)
+    assert panels[-1].get_xlabel() == "time (squared output units)"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][1:] == names
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    box, whole = legend.get_window_extent(renderer), figure.bbox
+    assert box.y0 >= whole.y0
+    assert box.x1 <= whole.x1
+    assert not any(box.overlaps(axes.get_window_extent(renderer)) for axes in panels)
 
 
 def test_channels_are_moved_or_dropped():

@@ -350,3 +350,14 @@ def test_bad_walks():
         brownian_motion(SPHERE, torch.zeros(2), -1.0)
     with pytest.raises(TypeError, match="`metric`"):
         brownian_motion(sphere, torch.zeros(2), 1.0)
+
+
+@pytest.mark.parametrize("estimator", [GeodesicKMeans, GeodesicKNeighborsClassifier])
+def test_a_graph_of_another_metric_is_refused(estimator, ring_graph):
+    codes, labels, graph = ring_graph
+    for other in (PullbackMetric(nn.Identity()), PullbackMetric(lambda z: fence(z) * 1.001)):
+        with pytest.raises(ValueError, match="`graph` should be a graph of the metric"):
+            estimator(other, 2, graph=graph).fit(codes, labels)
+    # another object of the same metric
+    estimator(PullbackMetric(fence), 2, graph=graph).fit(codes, labels)
+    clone(estimator(graph.metric, 2, graph=graph)).fit(codes, labels)

@@ -143,3 +143,18 @@ def test_walks_of_a_higher_dimension_have_no_plane():
     walks, t = walk.walk_codes("brownian", metric, codes, length=1.0, n_steps=4)
     assert walks.shape == (3, 5, 4)
     assert t[-1] == pytest.approx(0.25)
+
+
+def test_figures_in_the_formats_that_are_asked_for(tmp_path, capsys):
+    few = ["--kind=radial", "--n_walks=1", "--n_steps=2", "--device=cpu"]
+    assert main(["walk", f"--out={tmp_path}", *few, "--format=[pdf, svg]"]) == 0
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    names = ("curves", "images", "outputs", "plane")
+    assert drawn == {f"{name}.{ending}" for name in names for ending in ("pdf", "svg")}
+    assert main(["plot", str(tmp_path), "--format=svg"]) == 0
+    assert "curves.svg" in capsys.readouterr().out
+    assert main(["plot", str(tmp_path), "--format=jpg"]) == 2
+    # nothing is computed before a format is refused
+    with pytest.raises(ValueError, match="`format`"):
+        walk.walk(out=tmp_path / "other", format="jpg")
+    assert not (tmp_path / "other").exists()

@@ -58,8 +58,9 @@ def cluster_codes(
     # searched once; every seed uses the same distances
     squares = graph_distance_matrix(graph, codes).cpu().double().numpy() ** 2
     if not np.isfinite(squares).all():
-        required = "a connected graph (more neighbours, or more nodes)"
-        raise ValueError(requirement("n_neighbors", required, "one with separate parts"))
+        required = "enough for a connected graph, and the metric finite at its nodes"
+        lost = f"{(~np.isfinite(squares)).sum()} of {squares.size} distances that are not finite"
+        raise ValueError(requirement("n_neighbors", required, lost))
     points = codes.double().cpu().numpy()
     nodes = graph.codes.double().cpu().numpy()
     plain, geodesic = [], []
@@ -91,6 +92,7 @@ def cluster(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Cluster the codes of images by geodesic distance, against Euclidean k-means.
 
@@ -112,11 +114,13 @@ def cluster(
         dtype: Floating-point type of model and codes.
         device: "auto", "cpu", "cuda" or another device of torch.
         overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_integer("n_seeds", n_seeds)
     check_integer("n_init", n_init)
     check_integer("n_nodes", n_nodes, minimum=2)
@@ -161,7 +165,7 @@ def cluster(
     summary["seconds"] = round(time.perf_counter() - began, 1)
     run = folder.finish(summary, arrays)
     _print(console, run)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def _print(console: Console, run: Run) -> None:

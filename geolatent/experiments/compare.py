@@ -28,7 +28,7 @@ from geolatent.config import (
     SolverOptions,
 )
 from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.console import print_files, print_statuses, statistics_table
 from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import (
@@ -126,6 +126,7 @@ def compare(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Compare models on the same pairs of images, each through its own encoder.
 
@@ -154,9 +155,11 @@ def compare(
         ray: Options of Ray.
         overwrite: Replace the results of an earlier run in the folder. Without it, the same options
             on the folder of an unfinished run do what is missing there.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     if len(models) < 2:
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
         raise ValueError(requirement("models", required, list(models)))
@@ -223,11 +226,12 @@ def compare(
         run = folder.finish(summary)
     title = "Relative length improvement on the same pairs of images"
     console.print(statistics_table(title, run.summary["groups"], "model"))  # type: ignore[index]
+    print_statuses(console, run.summary["groups"])  # type: ignore[index]
     console.print(
         f"{len(comparable)} of {n_pairs} pairs are comparable: their improvements differ by at "
         f"most {100 * threshold:g} percentage points."
     )
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def figures(run: Run) -> dict[str, Figure]:

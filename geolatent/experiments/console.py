@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from geolatent.experiments.summary import SURE
+from geolatent.solution import Status
 
 
 def progress_bar(console: Console) -> Progress:
@@ -88,6 +92,28 @@ def make_table(title: str, columns: Sequence[str], n_text: int = 1) -> Table:
     return table
 
 
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    """Return a number as text, and a dash for one that is not known: NaN, or None for it.
+
+    Examples
+    --------
+    >>> number(0.123, ".1f", 100.0), number(None, ".1f")
+    ('12.3', '-')
+    """
+    return "-" if value is None or math.isnan(value) else format(scale * value, form)
+
+
+def print_statuses(console: Console, groups: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say how many pairs ended without a certificate, and what their statuses mean."""
+    counts: dict[str, int] = {}
+    for group in groups.values():
+        for name, count in group["statuses"].items():
+            if name not in SURE:
+                counts[name] = counts.get(name, 0) + count
+    for name, count in counts.items():
+        console.print(f"{count} {name}: {Status[name].explanation}", highlight=False)
+
+
 def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: str) -> Table:
     """Tabulate the improvement of groups of pairs, as `geolatent.experiments.summary` gives it."""
     columns = (
@@ -107,10 +133,10 @@ def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: 
         table.add_row(
             label,
             str(group["n_pairs"]),
-            f"{group['straight_length']['mean']:.3f}",
-            *(f"{100 * improvement[key]:.2f}" for key in ("mean", "std", "min", "max")),
-            f"{100 * group['converged']:.0f}",
-            f"{group['equivalents']['mean']:.0f}",
+            number(group["straight_length"]["mean"], ".3f"),
+            *(number(improvement[key], ".2f", 100) for key in ("mean", "std", "min", "max")),
+            number(group["converged"], ".0f", 100),
+            number(group["equivalents"]["mean"], ".0f"),
         )
     return table
 

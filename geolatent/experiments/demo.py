@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -105,7 +106,12 @@ def digit_pairs(n_pairs: int, seed: int = 0) -> DigitPairs:
     )
 
 
-def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) -> None:
+def demo(
+    out: Path = Path("geolatent-demo"),
+    n_pairs: int = 8,
+    seed: int = 0,
+    format: plotting.Formats = "png",
+) -> None:
     """Find geodesics between handwritten digits and draw them.
 
     Encodes pairs of scikit-learn's test digits with the model that comes with the package, solves
@@ -116,7 +122,9 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
         out: Folder for the figures; it is made where it does not exist.
         n_pairs: Number of pairs of digits, at most 225.
         seed: Seed of the choice of digits.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
+    formats = plotting.check_formats(format)
     began = time.perf_counter()
     console = Console()
     pairs = digit_pairs(n_pairs, seed)
@@ -134,10 +142,11 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
             pairs.metric, pairs.start, pairs.end, initial=graph, callback=tell
         )
         task = progress.add_task("drawing", total=2.0)
-        files = [_draw_strips(pairs, solution, out)]
-        progress.advance(task)
-        files.append(_draw_plane(pairs, solution, out))
-        progress.advance(task)
+        files = []
+        for name, draw in (("interpolations", _strips), ("latent_plane", _plane)):
+            figure = draw(pairs, solution)
+            files += [plotting.save_figure(figure, out / f"{name}.{each}") for each in formats]
+            progress.advance(task)
     console.print(_table(pairs, solution))
     console.print(solution.summary())
     mean = 100.0 * float(solution.relative_improvement.mean())
@@ -176,7 +185,7 @@ def _table(pairs: DigitPairs, solution: GeodesicSolution) -> Table:
     return table
 
 
-def _draw_strips(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Path:
+def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
     """Decode both curves of the first pairs at equal steps of t."""
     shown = min(6, len(pairs.start))
     t = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)
@@ -193,11 +202,10 @@ def _draw_strips(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Pa
         for i in range(shown)
     ]
     strips = {"straight": images[0], "geodesic": images[1]}
-    figure = plotting.image_strips(strips, titles, (-1.0, 1.0))
-    return plotting.save_figure(figure, out / "interpolations.png")
+    return plotting.image_strips(strips, titles, (-1.0, 1.0))
 
 
-def _draw_plane(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Path:
+def _plane(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
     low, high = pairs.bounds
     axes = [
         torch.linspace(float(a), float(b), 201, dtype=torch.float64)
@@ -208,7 +216,7 @@ def _draw_plane(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Pat
         tensors = torch.cat([pairs.metric.tensor(part) for part in grid.split(8192)])
     factor = torch.linalg.det(tensors).clamp_min(0.0).sqrt().reshape(201, 201).T
     t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
-    figure = plotting.latent_plane(
+    return plotting.latent_plane(
         (axes[0].numpy(), axes[1].numpy()),
         factor.numpy(),
         pairs.codes.numpy(),
@@ -216,4 +224,3 @@ def _draw_plane(pairs: DigitPairs, solution: GeodesicSolution, out: Path) -> Pat
         CubicBSpline.straight(pairs.start, pairs.end)(t).numpy(),
         solution.curve(t).numpy(),
     )
-    return plotting.save_figure(figure, out / "latent_plane.png")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from geolatent.config import MetricOptions, ModelOptions, SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
 from geolatent.distances import graph_distance_matrix, pairwise_distances
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_table, number, print_files, progress_bar
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
@@ -32,10 +33,11 @@ from geolatent.results import Run, RunFolder
 _UNITS = {"latent": "latent units"}
 
 
-def separation(matrix: Tensor, labels: Tensor) -> dict[str, float]:
+def separation(matrix: Tensor, labels: Tensor) -> dict[str, float | int]:
     """Return mean distances within and between classes, their ratio, and the accuracy of 1-NN.
 
-    NaN where there are no two codes of a class, or no two classes.
+    Distances that are not finite are left out; ``unknown`` is the number of such pairs. NaN where
+    there are no two codes of a class, or no two classes.
 
     Parameters
     ----------
@@ -52,16 +54,18 @@ def separation(matrix: Tensor, labels: Tensor) -> dict[str, float]:
     """
     n = len(matrix)
     apart = ~torch.eye(n, dtype=torch.bool, device=matrix.device)
-    same = (labels[:, None] == labels) & apart
-    within = float(matrix[same].double().mean())
-    between = float(matrix[~same & apart].double().mean())
-    nearest = torch.where(apart, matrix, torch.inf).argmin(1)
-    accuracy = float((labels[nearest] == labels).double().mean())
+    known = matrix.isfinite() & apart
+    same = labels[:, None] == labels
+    within = float(matrix[same & known].double().mean())
+    between = float(matrix[~same & known].double().mean())
+    nearest = torch.where(known, matrix, torch.inf).argmin(1)
+    accuracy = float((labels[nearest] == labels)[known.any(1)].double().mean())
     return {
         "within": within,
         "between": between,
         "ratio": between / within,
         "nearest_neighbour_accuracy": accuracy,
+        "unknown": int((apart & ~known).sum()) // 2,
     }
 
 
@@ -77,6 +81,7 @@ def distances(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Measure the geodesic distances between all pairs of some images.
 
@@ -96,9 +101,11 @@ def distances(
         dtype: Floating-point type of model and codes.
         device: "auto", "cpu", "cuda" or another device of torch.
         overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_integer("n_nodes", n_nodes, minimum=2)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -162,15 +169,20 @@ def distances(
     for name, matrix in matrices.items():
         values = matrix[first, last].double().cpu()
         entry: dict[str, Any] = separation(matrix.cpu(), labels)
-        entry["correlation"] = float(np.corrcoef(reference, values)[0, 1])
+        known = reference.isfinite() & values.isfinite()
+        entry["correlation"] = (
+            float(np.corrcoef(reference[known], values[known])[0, 1])
+            if int(known.sum()) > 1
+            else math.nan
+        )
         if name in ("graph", "straight"):
-            entry["excess"] = statistics(values / reference - 1.0)
+            entry["excess"] = statistics((values / reference - 1.0)[known])
         summary["distances"][name] = entry
     summary["seconds"] = round(time.perf_counter() - began, 1)
     arrays = {name: matrix.float() for name, matrix in matrices.items()}
     run = folder.finish(summary, {**arrays, "labels": labels, "codes": codes.float()})
     _print(console, run)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def _print(console: Console, run: Run) -> None:
@@ -188,17 +200,27 @@ def _print(console: Console, run: Run) -> None:
     )
     for name, entry in (run.summary or {})["distances"].items():
         excess = entry.get("excess")
-        text = f"{100 * excess['mean']:.2f} ± {100 * excess['std']:.2f}" if excess else ""
+        text = ""
+        if excess:
+            text = " ± ".join(number(excess[key], ".2f", 100) for key in ("mean", "std"))
         # nothing is between classes where there is one, nor within where none has two codes
         apart = (entry[key] for key in ("within", "between", "ratio"))
         table.add_row(
             _NAMES[name],
-            *("" if value is None else f"{value:.3f}" for value in apart),
-            f"{100 * entry['nearest_neighbour_accuracy']:.1f}",
-            f"{entry['correlation']:.3f}",
+            *(number(value, ".3f") for value in apart),
+            number(entry["nearest_neighbour_accuracy"], ".1f", 100),
+            number(entry["correlation"], ".3f"),
             text,
         )
     console.print(table)
+    n = (run.summary or {})["n_images"]
+    for name, entry in (run.summary or {})["distances"].items():
+        if entry["unknown"]:
+            console.print(
+                f"{_NAMES[name]}: {entry['unknown']} of {n * (n - 1) // 2} distances are not "
+                "finite and are left out.",
+                highlight=False,
+            )
 
 
 _NAMES = {

@@ -26,7 +26,7 @@ from geolatent.config import (
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.console import print_files, print_statuses, statistics_table
 from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import alignment
@@ -164,6 +164,7 @@ def improvement(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Measure how much shorter than straight lines geodesics are, over many pairs of codes.
 
@@ -195,9 +196,11 @@ def improvement(
         ray: Options of Ray.
         overwrite: Replace the results of an earlier run in the folder. Without it, the same options
             on the folder of an unfinished run do what is missing there.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     if steps is not None and pairs != "worst":
         raise ValueError(requirement("steps", "None where `pairs` is not 'worst'", steps))
     RunFolder.check(out, overwrite=overwrite, command="improvement", resume=config)
@@ -243,7 +246,8 @@ def improvement(
     name = "step" if pairs == "worst" else "pairs"
     title = f"Relative length improvement, pairs: {pairs}"
     console.print(statistics_table(title, run.summary["groups"], name))  # type: ignore[index]
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_statuses(console, run.summary["groups"])  # type: ignore[index]
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def _groups(solved: SolvedPairs) -> dict[str, SolvedPairs]:

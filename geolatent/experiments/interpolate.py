@@ -28,7 +28,7 @@ from geolatent.config import (
 )
 from geolatent.curves import CubicBSpline
 from geolatent.data import DataOptions
-from geolatent.experiments.console import make_table, print_files
+from geolatent.experiments.console import make_table, number, print_files, print_statuses
 from geolatent.experiments.execution import Executor, check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
@@ -102,7 +102,7 @@ def measure_slerp(metric: Metric, solver: SolverOptions) -> Measure:
             budget=RowBudget(solver.max_rows),
         )
         straight, length = measured.length
-        improvement = torch.where(straight > 0, (straight - length) / straight, 0.0)
+        improvement = torch.where(straight == 0, 0.0, (straight - length) / straight)
         return {"slerp_length": length, "slerp_relative_improvement": improvement}
 
     return measure
@@ -127,11 +127,16 @@ def correlations(model: LatentModel, n_images: int = _CORRELATED) -> Quantity:
 
 
 def classes(model: LatentModel, classifier: nn.Module, n_points: int = 128) -> Quantity:
-    """Return what gives the ``crossings`` (changes of class) and ``classes`` (different ones)."""
+    """Return what gives the ``crossings`` (changes of class) and ``classes`` (different ones).
+
+    NaN where an image on the way is not finite.
+    """
 
     def quantity(curve: CubicBSpline) -> Mapping[str, Tensor]:
         along = classes_along(model, classifier, curve, n_points)
-        return {"crossings": class_crossings(along), "classes": classes_visited(along)}
+        counts = {"crossings": class_crossings(along), "classes": classes_visited(along)}
+        known = (along >= 0).all(1)
+        return {name: torch.where(known, count, torch.nan) for name, count in counts.items()}
 
     return quantity
 
@@ -190,6 +195,7 @@ def interpolate(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Interpolate between codes along straight lines, slerp and geodesics, and compare them.
 
@@ -226,9 +232,11 @@ def interpolate(
         ray: Options of Ray.
         overwrite: Replace the results of an earlier run in the folder. Without it, the same options
             on the folder of an unfinished run do what is missing there.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_integer("n_images", n_images, minimum=2)
     check_integer("n_shown", n_shown)
     RunFolder.check(out, overwrite=overwrite, command="interpolate", resume=config)
@@ -290,7 +298,7 @@ def interpolate(
         }
         run = folder.finish(summary, _frames(codec, solved, list(metrics), n_images, n_shown))
     _print(console, run)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def _frames(
@@ -338,17 +346,17 @@ def _print(console: Console, run: Run) -> None:
     for name, group in groups.items():
         space = "output" if name == PLAIN else "features"
         rows = {"straight line": ("straight_", "", ""), "slerp": ("slerp_", None, "")}
-        rows[name] = ("", None, f"{100 * group['converged']:.0f}")
+        rows[name] = ("", None, number(group["converged"], ".0f", 100))
         for curve, (prefix, gain, converged) in rows.items():
             if gain is None:
-                gain = f"{100 * group[f'{prefix}relative_improvement']['mean']:.2f}"
+                gain = number(group[f"{prefix}relative_improvement"]["mean"], ".2f", 100)
             lengths.add_row(
                 curve,
                 space,
-                f"{group[f'{prefix}length']['mean']:.3f}",
+                number(group[f"{prefix}length"]["mean"], ".3f"),
                 gain,
                 converged,
-                *(f"{group[prefix + key]['mean']:.2f}" for key in DENSITIES),
+                *(number(group[prefix + key]["mean"], ".2f") for key in DENSITIES),
             )
         lengths.add_section()
     console.print(lengths)
@@ -366,10 +374,11 @@ def _print(console: Console, run: Run) -> None:
     keys = ["data_distance", "correlation_variance", "alignment"]
     keys += ["crossings"] if with_classes else []
     for curve, prefix in (("straight line", "straight_"), ("slerp", "slerp_")):
-        table.add_row(curve, *(f"{first[prefix + key]['mean']:.3f}" for key in keys))
+        table.add_row(curve, *(number(first[prefix + key]["mean"], ".3f") for key in keys))
     for name, group in groups.items():
-        table.add_row(name, *(f"{group[key]['mean']:.3f}" for key in keys))
+        table.add_row(name, *(number(group[key]["mean"], ".3f") for key in keys))
     console.print(table)
+    print_statuses(console, groups)
     accuracy = (run.summary or {})["classifier_accuracy"]
     if accuracy is not None:
         console.print(
@@ -394,7 +403,7 @@ def figures(run: Run) -> dict[str, Figure]:
         if "start_label" in first.table.column_names:
             ends = [int(first.column(f"{end}_label")[pair]) for end in ("start", "end")]
             text += f", class {ends[0]} to {ends[1]}"
-        shorter = ", ".join(f"{name} {100 * gain:.1f} %" for name, gain in gains.items())
+        shorter = ", ".join(f"{name} {number(g, '.1f', 100)} %" for name, g in gains.items())
         titles.append(f"{text}; shorter than straight: {shorter}")
     sequences = ["straight", "slerp", *names]
     strips = {

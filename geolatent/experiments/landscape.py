@@ -19,7 +19,7 @@ from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
 from geolatent.config import FeatureOptions, MetricOptions, ModelOptions
 from geolatent.data import DataOptions
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_table, number, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_features, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.metrics import Metric
@@ -35,13 +35,13 @@ class Landscape:
     first, second
         Values of z_1 (columns) and z_2 (rows) of the grid, (R,) each.
     magnification
-        Magnification factor sqrt(det G), area of the output per area of the plane, (R, R).
+        Magnification factor sqrt(det G), in output units^2 per latent unit^2, (R, R).
     condition
         Condition number l_2 / l_1 of G, (R, R).
     direction
         Unit eigenvector of the largest eigenvalue, its first component not negative, (R, R, 2).
     stretch
-        sqrt(l_2), length of the output per latent unit in that direction, (R, R).
+        sqrt(l_2), in output units per latent unit in that direction, (R, R).
     """
 
     first: Tensor
@@ -145,6 +145,7 @@ def landscape(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Draw the metric of a model with a 2-d latent space, with the data.
 
@@ -164,9 +165,11 @@ def landscape(
         dtype: Floating-point type of model and codes.
         device: "auto", "cpu", "cuda" or another device of torch.
         overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_number("margin", margin, at_least=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -222,15 +225,17 @@ def landscape(
     for name, entry in (run.summary or {})["maps"].items():
         grid, at = entry["on_the_grid"], entry["at_the_data"]
         numbers = (grid["median"], grid["max"], at["median"], at["max"])
-        table.add_row(_NAMES[name], *(f"{number:.3g}" for number in numbers))
+        table.add_row(
+            _NAMES[name].replace(" (", "\n("), *(number(value, ".3g") for value in numbers)
+        )
     console.print(table)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 _NAMES = {
-    "magnification": "magnification (output units²)",
+    "magnification": plotting.MAGNIFICATION,
     "condition": "condition number",
-    "stretch": "largest stretch (output / latent unit)",
+    "stretch": "largest stretch (output units per latent unit)",
 }
 
 

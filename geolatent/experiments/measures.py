@@ -180,6 +180,8 @@ def classes_along(
 ) -> Tensor:
     """Return the most probable class at equal steps of t, (B, T), as positions of the outputs.
 
+    -1 where the decoded image is not finite.
+
     Parameters
     ----------
     model
@@ -195,7 +197,8 @@ def classes_along(
     for number in range(curve.batch_size):
         images = decode_along(model, curve[number], n_points)[0]
         with torch.no_grad():
-            classes.append(classifier(images).argmax(1))
+            known = images.flatten(1).isfinite().all(1)
+            classes.append(torch.where(known, classifier(images).argmax(1), -1))
     return torch.stack(classes)
 
 
@@ -238,13 +241,16 @@ def correlation_matrices(images: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B, T, T), in [-1, 1], float64; 0 beside an image of one grey value.
+        Shape (B, T, T), in [-1, 1], float64; 0 beside an image of one grey value, NaN beside one
+        that is not finite.
 
     References
     ----------
     Michelis, Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
     2021, https://arxiv.org/abs/2105.03663; their code leaves the mean in.
     """
+    known = images.flatten(2).isfinite().all(2)
+    images = torch.where(images.isfinite(), images, 0.0)
     check_tensor("images", images, "of shape (B, T, ...)", (3, 4, 5))
     if images.shape[1] < 2:
         raise ValueError(requirement("images", "sequences of two or more", describe(images)))
@@ -252,4 +258,5 @@ def correlation_matrices(images: Tensor) -> Tensor:
     flat = flat - flat.mean(2, keepdim=True)
     norms = flat.norm(dim=2, keepdim=True)
     flat = torch.where(norms > 0, flat / norms.clamp_min(torch.finfo(flat.dtype).tiny), 0.0)
-    return (flat @ flat.mT).clamp(-1.0, 1.0)
+    correlations = (flat @ flat.mT).clamp(-1.0, 1.0)
+    return torch.where(known[:, :, None] & known[:, None], correlations, torch.nan)

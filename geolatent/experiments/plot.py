@@ -21,7 +21,7 @@ from geolatent.experiments import (
     sample,
     walk,
 )
-from geolatent.experiments.console import make_table, print_files
+from geolatent.experiments.console import make_table, number, print_files
 from geolatent.files import read_json
 from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
 from geolatent.training_figures import draw_training
@@ -38,22 +38,24 @@ FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
 }
 
 
-def plot(run_dir: Path) -> None:
+def plot(run_dir: Path, format: plotting.Formats = "png") -> None:
     """Draw the figures of a run again, from its stored results alone.
 
     Args:
         run_dir: The folder that a command wrote, as its `out`.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
+    plotting.check_formats(format)
     if not run_dir.is_dir():
         raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
     console = Console()
     # a training of before they had one has no config
     if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
-        print_files(console, run_dir, draw_training(run_dir))
+        print_files(console, run_dir, draw_training(run_dir, format))
         return
     run = load_run(run_dir)
     if run.finished and run.command == "train":
-        print_files(console, run_dir, draw_training(run_dir))
+        print_files(console, run_dir, draw_training(run_dir, format))
         return
     if not run.finished:
         n_pairs = len(run.pairs) if run.pairs is not None else 0
@@ -64,14 +66,14 @@ def plot(run_dir: Path) -> None:
     if SWEEP in (run.summary or {}):
         every = sorted(path.name for path in (run_dir / POINTS).iterdir())
         for name in (run.summary or {}).get("points", every):
-            plot(run_dir / POINTS / name)
+            plot(run_dir / POINTS / name, format)
         return
     try:
         drawn = FIGURES[run.command](run)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         required = "a run with all of its results; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, run_dir)} {error!r}") from error
-    print_files(console, run_dir, plotting.save_figures(drawn, run_dir))
+    print_files(console, run_dir, plotting.save_figures(drawn, run_dir, format))
 
 
 def report(runs_dir: Path) -> None:
@@ -141,7 +143,7 @@ def _rows(folder: Path, name: Path) -> list[list[str]]:
     seconds = f"{summary['seconds']:.0f}"
     if "class_path" in summary:
         error, variance = summary["test_error"], summary["test_variance"]
-        text = f"test error {error:.4f}, of the mean image {variance:.4f}"
+        text = f"test error {number(error, '.4f')}, of the mean image {number(variance, '.4f')}"
         kind = summary["class_path"].rpartition(".")[2]
         return [[str(name), kind, text, str(summary["n_train"]), "", "", "", "", seconds]]
     if "groups" not in summary:
@@ -156,10 +158,10 @@ def _rows(folder: Path, name: Path) -> list[list[str]]:
                 _label(summary, label),
                 _further(summary, group),
                 str(group["n_pairs"]),
-                f"{group['straight_length']['mean']:.2f}",
-                f"{100 * gain['mean']:.2f} ± {100 * gain['std']:.2f}",
-                f"{100 * gain['min']:.2f}",
-                f"{100 * group['converged']:.0f}",
+                number(group["straight_length"]["mean"], ".2f"),
+                " ± ".join(number(gain[key], ".2f", 100) for key in ("mean", "std")),
+                number(gain["min"], ".2f", 100),
+                number(group["converged"], ".0f", 100),
                 seconds if not rows else "",
             ]
         )
@@ -181,8 +183,8 @@ def _further(summary: dict[str, object], group: dict[str, dict[str, float]]) -> 
         ("alignment", "alignment"),
     ):
         if key in group:
-            before, after = group[f"straight_{key}"]["mean"], group[key]["mean"]
-            parts.append(f"{text} {before:.2f} → {after:.2f}")
+            both = (number(group[f"{name}{key}"]["mean"], ".2f") for name in ("straight_", ""))
+            parts.append(f"{text} {' → '.join(both)}")
     if "comparable" in summary:
         comparable = summary["comparable"]
         parts.append(f"{comparable['n_pairs']} comparable")  # type: ignore[index]
@@ -191,7 +193,7 @@ def _further(summary: dict[str, object], group: dict[str, dict[str, float]]) -> 
 
 def _landscape_text(summary: dict[str, Any]) -> str:
     at_data = summary["maps"]["condition"]["at_the_data"]["median"]
-    return f"median condition number at the data {at_data:.3g}"
+    return f"median condition number at the data {number(at_data, '.3g')}"
 
 
 def _cluster_text(summary: dict[str, Any]) -> str:
@@ -204,17 +206,16 @@ def _cluster_text(summary: dict[str, Any]) -> str:
 
 def _distances_text(summary: dict[str, Any]) -> str:
     ratios = {name: summary["distances"][name]["ratio"] for name in ("geodesic", "latent")}
-    if None in ratios.values():  # images without classes
+    if all(ratio is None for ratio in ratios.values()):  # images without classes
         return f"{summary['n_images']} images"
-    text = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    text = ", ".join(f"{name} {number(ratio, '.2f')}" for name, ratio in ratios.items())
     return f"{summary['n_images']} images; between over within classes: {text}"
 
 
 def _walk_text(summary: dict[str, Any]) -> str:
     norm = summary["quantities"]["norm"]
-    return (
-        f"{summary['n_walks']} {summary['kind']} walks, norms {norm['min']:.2f}-{norm['max']:.2f}"
-    )
+    ends = "-".join(number(norm[key], ".2f") for key in ("min", "max"))
+    return f"{summary['n_walks']} {summary['kind']} walks, norms {ends}"
 
 
 _TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -70,6 +70,7 @@ def sample(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Write decoded samples, reconstructions or images of the data as PNG files.
 
@@ -87,9 +88,11 @@ def sample(
         dtype: Floating-point type of model and codes.
         device: "auto", "cpu", "cuda" or another device of torch.
         overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_integer("n_samples", n_samples)
     RunFolder.check(out, overwrite=overwrite)
     RunFolder.check_images(out)
@@ -126,7 +129,7 @@ def sample(
     }
     run = folder.finish(summary, {"samples": images[:_SHOWN].float()})
     console.print(f"{n_samples} images in {target}", soft_wrap=True, highlight=False)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 def figures(run: Run) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ from geolatent.results import SolvedPairs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # statuses that mean that the solver is sure of its result
-_SURE = ("CONVERGED", "EQUAL_END_POINTS")
+SURE = ("CONVERGED", "EQUAL_END_POINTS")
 
 
 def statistics(values: ArrayLike) -> dict[str, Any]:
@@ -72,6 +72,6 @@ def summarise(pairs: SolvedPairs, columns: Sequence[str] = ()) -> dict[str, Any]
     return {
         "n_pairs": len(pairs),
         "statuses": {str(name): int(count) for name, count in zip(names, counts, strict=True)},
-        "converged": float(np.isin(statuses, _SURE).mean()),
+        "converged": float(np.isin(statuses, SURE).mean()),
         **{name: statistics(pairs.column(name)) for name in measured},
     }

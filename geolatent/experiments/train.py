@@ -11,8 +11,10 @@ from rich.console import Console
 
 from geolatent.data import DataOptions
 from geolatent.models import VAE, BiGAN
+from geolatent.plotting import Format, Formats, check_formats
 from geolatent.training import PrecisionOptions, TrainingOptions
 from geolatent.training import train as train_model
+from geolatent.training_figures import draw_training
 
 
 def train(
@@ -22,6 +24,7 @@ def train(
     training: TrainingOptions = TrainingOptions(),
     precision: PrecisionOptions | None = None,
     resume: bool = False,
+    format: Formats = "png",
 ) -> None:
     """Train a variational autoencoder or a BiGAN on images; figures and losses beside it.
 
@@ -37,7 +40,10 @@ def train(
         precision: How to fit the decoder's standard deviation (an RBF network) after training;
             without it the standard deviation is one number.
         resume: Go on with an interrupted training of the same options.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them; PNG files are
+            always written.
     """
+    others: list[Format] = [each for each in check_formats(format) if each != "png"]
     summary = train_model(model, data, out_dir, training, precision, resume=resume)
     console = Console()
     console.print(
@@ -46,5 +52,7 @@ def train(
         f"(their mean image instead: {summary.test_variance:.4f})."
     )
     console.print(f"Model: {out_dir / 'model.safetensors'}", soft_wrap=True, highlight=False)
-    for file in sorted((out_dir / "figures").glob("*.png")):
+    if others:
+        draw_training(out_dir, others)
+    for file in sorted((out_dir / "figures").iterdir()):
         console.print(f"  {file}", soft_wrap=True, highlight=False)

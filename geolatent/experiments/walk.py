@@ -15,11 +15,12 @@ from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
+from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.config import MetricOptions, ModelOptions
 from geolatent.data import DataOptions
 from geolatent.diffusion import brownian_motion
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_table, number, print_files, progress_bar
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
@@ -71,6 +72,29 @@ def walk_codes(
     return walks, end * share
 
 
+def endings(metric: Metric, walks: Tensor) -> dict[str, int]:
+    """Count the walks (B, T, d) that ended before the last step, by reason.
+
+    The reason is what the metric is at the last code of such a walk: ``"metric not finite"``,
+    ``"metric singular"`` or, where it is regular there, that the geodesic of the next step could
+    not be followed.
+    """
+    known = walks.isfinite().all(2)
+    ended = ~known[:, -1] & known[:, 0]
+    last = walks[ended, known[ended].sum(1) - 1]
+    reasons = {"start not finite": int((~known[:, 0]).sum())}
+    if len(last):
+        tensors = metric_tensors(metric, last[:, None], RowBudget())[:, 0].double()
+        finite = tensors.isfinite().flatten(1).all(1)
+        regular = torch.linalg.cholesky_ex(tensors[finite])[1] == 0
+        reasons |= {
+            "metric not finite": int((~finite).sum()),
+            "metric singular": int((~regular).sum()),
+            "the next step's geodesic could not be followed": int(regular.sum()),
+        }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
 def walk(
     out: Path = Path("runs/walk"),
     kind: Literal["brownian", "radial", "circle"] = "brownian",
@@ -85,6 +109,7 @@ def walk(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
+    format: plotting.Formats = "png",
 ) -> None:
     """Walk through the latent space from the codes of images, and decode on the way.
 
@@ -107,9 +132,11 @@ def walk(
         dtype: Floating-point type of model and codes.
         device: "auto", "cpu", "cuda" or another device of torch.
         overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
+    plotting.check_formats(format)
     check_integer("n_walks", n_walks, minimum=2 if kind == "circle" else 1)
     check_integer("n_steps", n_steps)
     check_number("length", length, above=0.0)
@@ -144,10 +171,13 @@ def walk(
         "codes": codes.float(),
         "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
     }
+    lost = int(arrays.pop("lost"))
     mean, deviation = prior_norm(codec.dim, prior)
     summary: dict[str, Any] = {
         "kind": kind,
         "n_walks": n_walks,
+        "ended": endings(pulled_back, walks),
+        "images_not_finite": lost,
         "prior_norm": {"mean": mean, "std": deviation},
         "quantities": {
             name: statistics(arrays[name].flatten().cpu()) for name in _NAMES if name in arrays
@@ -160,21 +190,34 @@ def walk(
         ["quantity", "mean", "min", "max"],
     )
     for name, entry in (run.summary or {})["quantities"].items():
-        numbers = (entry[key] for key in ("mean", "min", "max"))
-        table.add_row(_NAMES[name], *(f"{number:.4g}" for number in numbers))
+        table.add_row(
+            _NAMES[name].replace(" (", "\n("),
+            *(number(entry[key], ".4g") for key in ("mean", "min", "max")),
+        )
     console.print(table)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
+    for reason, count in summary["ended"].items():
+        console.print(f"{count} of {n_walks} walks ended early: {reason}.", highlight=False)
+    if lost:
+        console.print(
+            f"The decoded image is not finite at {lost} of the {parameter.numel() * n_walks} "
+            "places of the walks.",
+            highlight=False,
+        )
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 
 _NAMES = {
     "norm": "norm of the code (latent units)",
-    "magnification": "magnification factor (output per latent volume)",
+    "magnification": plotting.MAGNIFICATION,
     "brightness": "mean of the decoded image",
 }
 
 
 def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> dict[str, Tensor]:
-    """Return what is drawn along walks (B, T, d); NaN where a walk has ended."""
+    """Return what is drawn along walks (B, T, d); NaN where a walk has ended.
+
+    ``lost`` is the number of places that walks reach and whose images are not finite.
+    """
     b, t, d = walks.shape
     flat = walks.reshape(-1, d)
     known = flat.isfinite().all(1)
@@ -182,19 +225,25 @@ def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> d
     norm, brightness = magnification.clone(), magnification.clone()
     magnification[known] = magnification_factor(metric, flat[known])
     norm[known] = norm_profile(flat[known], prior).norms
-    pixels = codec.images(flat[known]).flatten(1)
+    images = codec.images(flat[known])
+    pixels = images.flatten(1)
     brightness[known] = pixels.mean(1)
-    most = pixels.var(0).topk(min(_OUTPUTS, pixels.shape[1])).indices
+    finite = pixels.isfinite().all(1)
+    spread = pixels[finite].var(0, correction=0) if finite.any() else pixels[0]
+    most = spread.topk(min(_OUTPUTS, pixels.shape[1])).indices
     outputs = flat.new_full((len(flat), len(most)), torch.nan)
     outputs[known] = pixels[:, most]
     shown = torch.linspace(0, t - 1, min(_IMAGES, t), device=walks.device).round().long()
-    frames = codec.images(walks[:, shown].reshape(-1, d).nan_to_num(0.0))
+    every = images.new_full((len(flat), *images.shape[1:]), torch.nan)
+    every[known] = images
+    frames = every.reshape(b, t, *images.shape[1:])[:, shown]
     return {
+        "lost": (~finite).sum(),
         "norm": norm.reshape(b, t).float(),
         "magnification": magnification.reshape(b, t).float(),
         "brightness": brightness.reshape(b, t).float(),
         "outputs": outputs.reshape(b, t, -1).float(),
-        "images": frames.reshape(b, len(shown), *frames.shape[1:]).float(),
+        "images": frames.float(),
     }
 
 
@@ -211,9 +260,11 @@ def figures(run: Run) -> dict[str, Figure]:
         return {}
     arrays, summary = run.arrays, run.summary
     prior = summary["prior_norm"]
-    names = [f"walk {number}" for number in range(1, len(arrays["walks"]) + 1)]
+    names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
     place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
     frames = plotting.grey_or_colour(arrays["images"].astype(float))
+    # as `_measure` chooses them
+    shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
     strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
     drawn = {
         "curves": plotting_statistics.walk_curves(
@@ -226,7 +277,9 @@ def figures(run: Run) -> dict[str, Figure]:
         "outputs": plotting_statistics.output_curves(
             place, place_name, arrays["outputs"].astype(float), "pixel values"
         ),
-        "images": plotting.image_strips(strips, ["decoded along the walks"], (-1.0, 1.0)),
+        "images": plotting.image_strips(
+            strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
+        ),
     }
     if arrays["walks"].shape[2] == 2:
         drawn["plane"] = plotting_statistics.walks_in_the_plane(
