@@ -66,17 +66,18 @@ _EXPLANATIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluations:
-    """Decoder rows spent, per pair.
+    """Decoder rows spent, per pair: codes sent through the decoder, each counted every time.
 
     A metric tensor counts as d forward rows, a JVP row that is differentiated as three JVP rows
-    (as forward and backward together count as three forward rows).
+    (as forward and backward together count as three forward rows). ``equivalents`` adds them up.
 
     Attributes
     ----------
     forward, backward, jvp
-        Rows, int64 of shape (B,).
+        Rows of plain evaluations, of gradients (reverse mode) and of Jacobian-vector products
+        (forward mode), int64 of shape (B,).
     """
 
     forward: Tensor
@@ -104,22 +105,23 @@ class Evaluations:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeodesicSolution:
     """Geodesics between B pairs of latent codes.
 
-    Printed, and as the last line of a notebook's cell, it is a table: the first and last few pairs,
-    means, and how many pairs have each status. Its rows are ``evaluations.equivalents``. A solution
-    is a sequence of pairs: ``len(solution)``, ``solution[3]``, ``solution[2:5]`` and
+    Printed, and as the last line of a notebook's cell, it is a table: the first and last few pairs
+    by their numbers in this solution, means, and how many pairs have each status; "rows" is
+    ``evaluations.equivalents``. It is a sequence of pairs: ``solution[3]``, ``solution[2:5]`` and
     ``solution[solution.status == Status.STALLED]`` are solutions of the pairs chosen, and a loop
     goes through solutions of one pair.
 
     Attributes
     ----------
     curve
-        The curves, batched: `CubicBSpline` of batch size B.
+        The curves, a `CubicBSpline` of batch size B: ``curve(t)`` are the codes on the way at
+        parameters t in [0, 1], from start to end, shape (B, T, d).
     length, straight_length
-        Lengths of the curve and of the straight line by the same quadrature, in the units of the
+        Lengths of the curve and of the straight line by the same rule, in the units of the
         decoder's output (or of the feature map's), shape (B,).
     energy
         Path energy of the curve, shape (B,); at constant speed it is ``length**2 / 2``.
@@ -128,12 +130,13 @@ class GeodesicSolution:
         after one more refinement: g^T H^-1 g / (4 E), shape (B,). Where the straight line is
         returned it is the line's own; NaN where that is not known.
     status
-        `Status` of every pair as an int64 tensor of shape (B,).
+        How the pairs ended, int64 of shape (B,), to be compared with the members of `Status`;
+        ``statuses`` are those members, ``summary()`` says them in sentences.
     iterations
         Accepted and rejected steps of the minimiser, shape (B,).
     control_points
         Control points that the solver needed, shape (B,). All curves of ``curve`` share one knot
-        vector, that of the pair that needed most.
+        vector, that of the pair that needed most, so that they may have more.
     evaluations
         Decoder rows spent, per pair.
 
@@ -163,7 +166,10 @@ class GeodesicSolution:
 
     @property
     def relative_improvement(self) -> Tensor:
-        """(straight length - length) / straight length, shape (B,); 0 for equal end points."""
+        """(straight length - length) / straight length, shape (B,).
+
+        0 where the end points are equal, NaN where a length is not finite.
+        """
         gain = self.straight_length - self.length
         return torch.where(gain == 0, torch.zeros_like(gain), gain / self.straight_length)
 

@@ -124,6 +124,14 @@ def test_iteration_gives_solutions_of_one_pair():
     assert [float(pair.length) for pair in whole] == whole.length.tolist()
 
 
+def test_solutions_are_equal_to_themselves_alone():
+    solution = made_up(3)
+    assert solution == solution
+    assert solution != made_up(3)
+    assert solution[0] not in solution
+    assert solution.evaluations != made_up(3).evaluations
+
+
 def test_chosen_pairs_are_what_was_solved(float64):
     metric = PullbackMetric(lambda z: torch.cat([z, (2.0 * z).sin()], dim=1))
     start, end = torch.randn(2, 5, 2)
