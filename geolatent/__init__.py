@@ -1,4 +1,33 @@
-"""Riemannian geodesics in the latent spaces of PyTorch generative models."""
+"""Riemannian geodesics in the latent spaces of PyTorch generative models.
+
+A metric says how far codes are from one another: `PullbackMetric` of a decoder,
+`GaussianPullbackMetric` of one that gives (mean, standard deviation), `TensorMetric` of any metric
+tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all pairs in one call,
+and returns a `GeodesicSolution`, which prints as a table. Codes are tensors (n, d), batch first;
+curves run over t from 0 to 1; lengths are in units of the decoder's output.
+
+Modules to import by name: `geolatent.features` (maps on a decoder's output), `geolatent.clustering`
+and `geolatent.land` (scikit-learn estimators), `geolatent.plotting` (figures), `geolatent.training`
+(needs the extra ``train``).
+
+Examples
+--------
+A decoder that rolls the plane up into a cylinder with a ridge around it; the shorter way leaves
+the ridge:
+
+>>> import torch
+>>> import geolatent as gl
+>>> def decoder(z):
+...     angle, height = z.unbind(1)
+...     ridge = 1.0 + torch.exp(-4.0 * height.square())
+...     return torch.stack([ridge * angle.cos(), ridge * angle.sin(), height], dim=1)
+>>> start, end = torch.tensor([[0.0, 0.1], [0.0, 1.0]]), torch.tensor([[2.0, 0.1], [2.0, 2.0]])
+>>> solution = gl.solve_geodesic(gl.PullbackMetric(decoder), start, end)
+>>> print(f"{solution.relative_improvement[0].item():.0%} shorter than the straight line")
+11% shorter than the straight line
+>>> solution.curve(torch.linspace(0, 1, 5)).shape  # codes on the way
+torch.Size([2, 5, 2])
+"""
 
 from geolatent import data, models
 from geolatent._version import __version__

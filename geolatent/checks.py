@@ -84,16 +84,19 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
-def check_tensor(name: str, value: object, shape: str, ndims: tuple[int, ...]) -> Tensor:
+def check_tensor(
+    name: str, value: object, shape: str, ndims: tuple[int, ...], *, empty: bool = False
+) -> Tensor:
     """Return ``value``, a finite floating-point tensor with one of the given numbers of dimensions.
 
-    ``shape`` is the required shape in words, for the message.
+    ``shape`` is the required shape in words, for the message; ``empty`` says whether the batch may
+    be.
     """
     if not isinstance(value, Tensor):
         raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
     if not value.is_floating_point():
         raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
-    if value.ndim not in ndims or 0 in value.shape:
+    if value.ndim not in ndims or 0 in value.shape[int(empty) :]:
         raise ValueError(requirement(name, f"a tensor {shape}", describe(value)))
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())

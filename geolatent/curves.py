@@ -184,7 +184,8 @@ class CubicBSpline:
     Parameters
     ----------
     control_points
-        Shape (B, n, d), n at least 4; the first and last one are the curve's end points.
+        Shape (B, n, d), n at least 4; the first and last one are the curve's end points. B may be
+        0, as where none of a batch was chosen.
     knots
         Shape (n + 4,), clamped: four zeros, nondecreasing inner knots in (0, 1) each at most
         three-fold, four ones. Shared by the batch. Kept in float64.
@@ -209,7 +210,9 @@ class CubicBSpline:
     knots: Tensor
 
     def __post_init__(self) -> None:
-        points = check_tensor("control_points", self.control_points, "of shape (B, n, d)", (3,))
+        points = check_tensor(
+            "control_points", self.control_points, "of shape (B, n, d)", (3,), empty=True
+        )
         knots = check_tensor("knots", self.knots, "of shape (n + 4,)", (1,)).double()
         n = points.shape[1]
         if n < DEGREE + 1:

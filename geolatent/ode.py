@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from geolatent.display import StatusEnum
 
 # right-hand side: states (A, m) of the trajectories with the given numbers (A,) -> (A, m)
 RightHandSide = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +30,7 @@ _SAFETY, _SMALLEST, _LARGEST = 0.9, 0.2, 5.0
 _UNDERFLOW = 1e-13
 
 
-class TrajectoryStatus(enum.IntEnum):
+class TrajectoryStatus(StatusEnum):
     """How the integration of one trajectory ended; ``explanation`` says it in a sentence.
 
     Examples

@@ -92,7 +92,7 @@ def solve_geodesic(
     >>> print(f"{solution.length.item():.3f}, {solution.relative_improvement.item():.1%} shorter")
     1.571, 8.1% shorter
     >>> solution.statuses
-    [<Status.CONVERGED: 0>]
+    [Status.CONVERGED]
 
     References
     ----------

@@ -39,7 +39,7 @@ try:
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 except ModuleNotFoundError as error:
-    message = "Training needs Lightning. Install it with: pip install 'geolatent[train]'"
+    message = "Training needs Lightning. Install it from the checkout: pip install '.[train]'"
     raise ModuleNotFoundError(message) from error
 
 STATE_FILE = "last.ckpt"

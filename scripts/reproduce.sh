@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiments of Michelis and Becker (2021), "On Linear Interpolation in the Latent Space of Deep
 # Generative Models", at a small size: trains what is missing, runs every experiment and ends in a
-# table. From the root of the repository, with geolatent[train] installed:
+# table. From the root of the repository, after pip install '.[train]':
 #
 #   scripts/reproduce.sh                                  # downloads MNIST into data/
 #   DATA=my/folder DOWNLOAD=false scripts/reproduce.sh    # MNIST as torchvision lays it out

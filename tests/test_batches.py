@@ -629,7 +629,7 @@ def test_swept_options_may_be_lists():
 def test_a_missing_ray_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert improvement(tmp_path / "run", "--executor=ray") == 1
-    assert "pip install 'geolatent[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -37,7 +37,7 @@ def check_executor(executor: Executor) -> None:
         If Ray is asked for and not there.
     """
     if executor == "ray" and importlib.util.find_spec("ray") is None:
-        required = "local, for Ray is not installed (pip install 'geolatent[ray]')"
+        required = "local, for Ray is not installed (from the checkout: pip install '.[ray]')"
         raise ModuleNotFoundError(requirement("executor", required, executor))
 
 
