@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.data import DataOptions, digits, load
+from geolatent.checks import check_tensor, describe, requirement
+from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.data import digits, load
 from geolatent.files import write_file
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
@@ -44,89 +45,7 @@ except ModuleNotFoundError as error:
 STATE_FILE = "last.ckpt"
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train a model.
-
-    Attributes
-    ----------
-    epochs : int
-        Passes over the training images; fewer where ``patience`` ends the training.
-    batch_size : int
-        Images per step.
-    learning_rate : float
-        Adam's step size at the start; it falls to a hundredth of it along a half cosine.
-    beta : float
-        Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
-        BiGAN has no such term and takes 1 alone.
-    reconstruction : float
-        Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
-        encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
-    validation_fraction : float
-        Share of the images held out to choose the best epoch, by the loss of a variational
-        autoencoder and by a BiGAN's reconstruction error; 0 keeps the last epoch.
-    patience : int or None
-        Stop after this many epochs without a better validation loss; None never stops early.
-    seed : int
-        Seed of the initial weights, the order of the images and the codes' noise.
-    accelerator : str
-        Lightning's name of the device: "auto", "cpu" or "gpu".
-    progress : bool
-        Show a progress bar.
-    """
-
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    beta: float = 1.0
-    reconstruction: float = 0.0
-    validation_fraction: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-    accelerator: str = "auto"
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs)
-        check_integer("batch_size", self.batch_size)
-        check_number("learning_rate", self.learning_rate, above=0.0)
-        check_number("beta", self.beta, at_least=0.0)
-        check_number("reconstruction", self.reconstruction, at_least=0.0)
-        check_number("validation_fraction", self.validation_fraction, at_least=0.0, at_most=0.9)
-        check_integer("seed", self.seed, minimum=0)
-        if self.patience is not None:
-            check_integer("patience", self.patience)
-            if self.validation_fraction == 0:
-                required = "above 0 where `patience` is given"
-                raise ValueError(requirement("validation_fraction", required, 0))
-
-
 DEFAULT_TRAINING = TrainingOptions()
-
-
-@dataclass(frozen=True)
-class PrecisionOptions:
-    """How to fit the decoder's precision after training; see ``VAE.fit_precision``.
-
-    Attributes
-    ----------
-    n_centers : int or None
-        Number of centres; None takes four for every latent dimension.
-    scale : float
-        Width of the bumps in mean distances within a cluster.
-    floor : float
-        Precision far from the data.
-    min_std : float
-        About the smallest standard deviation that can be reached, in pixel units.
-    iterations : int
-        Updates of the weights.
-    """
-
-    n_centers: int | None = None
-    scale: float = 1.5
-    floor: float = 0.01
-    min_std: float = 0.05
-    iterations: int = 200
 
 
 @dataclass(frozen=True)

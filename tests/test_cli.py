@@ -1,7 +1,10 @@
 """The command line: help, configs, overrides, errors told by name, interrupted commands."""
 
+import importlib
+import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import yaml
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
 from geolatent.models import save_model
+from geolatent.outline import outline
 from geolatent.results import ENVIRONMENT, PAIRS, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,7 +63,206 @@ def test_overview_names_every_command(capsys):
 
 def test_an_unknown_command_is_told(capsys):
     assert main(["improve"]) == 2
-    assert "no command `improve`" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no command `improve`. Did you mean `improvement`?" in told
+    assert told.count("\n") == 2
+    assert main(["--verson"]) == 2
+    assert "Did you mean `--version`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        ["improve"],
+        ["improvement", "--help"],
+        ["train", "--help"],
+        ["improvement", "--n_pair=3"],
+        ["improvement", "--solver.tolerance=tight"],
+        ["train", "--training.epoch=3"],
+        ["--complete", "geolatent", "imp", "geolatent"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_torch_does_not_import_it(words):
+    code = (
+        "import sys; from geolatent.cli import main; status = main(sys.argv[1:]); "
+        "heavy = {'torch', 'matplotlib', 'pyarrow', 'lightning'} & set(sys.modules); "
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_outlines_are_what_the_commands_are(command):
+    location = COMMANDS[command][0]
+    module, name = location.split(":")
+    light, function = outline(location), getattr(importlib.import_module(module), name)
+    assert light.__doc__ == function.__doc__
+    ours, theirs = (inspect.signature(each).parameters for each in (light, function))
+    assert list(ours) == list(theirs)
+    for key, parameter in theirs.items():
+        assert ours[key].default == parameter.default
+        if (command, key) != ("train", "model"):
+            assert ours[key].annotation == parameter.annotation
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--n_pair=3"], "`--n_pairs`"),
+        (["--n-pair", "3"], "`--n_pairs`"),
+        (["--solver.tolerence=1"], "`--solver.tolerance`"),
+        (["--sovler.tolerance=1"], "`--solver.tolerance`"),
+    ],
+)
+def test_a_wrong_option_is_told_in_two_lines(words, meant, capsys):
+    assert run("improvement", *words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"geolatent improvement: no option `{words[0].partition('=')[0]}`.")
+    assert f"Did you mean {meant}?" in told
+    assert told.splitlines()[1:] == ["`geolatent improvement --help` lists the options."]
+
+
+def test_a_wrong_option_of_a_config_is_told_with_what_it_may_mean(capsys, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("solver: {tolerence: 1e-3}")
+    assert run("improvement", "--config", config) == 2
+    told = capsys.readouterr().err
+    assert "no option `solver.tolerence`. Did you mean `solver.tolerance`?" in told
+    assert told.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--steps=1,x"], "`steps` should be a list of numbers or null. Found `steps = [1, 'x']`"),
+        (["--pairs=best"], "`pairs` should be one of worst, prior, encoded, codes."),
+        (["--n_pairs=many"], "`n_pairs` should be an integer. Found `n_pairs = many`."),
+        (["--overwrite=perhaps"], "`overwrite` should be true or false."),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_asked_for(words, sentence, capsys):
+    assert run("improvement", *words) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--n-pairs", "3"], {"n_pairs": 3}),
+        (["--n-pairs=3"], {"n_pairs": 3}),
+        (["--steps", "1,2"], {"steps": [1.0, 2.0]}),
+        (["--steps=1.5"], {"steps": [1.5]}),
+        (["--steps=[1,2]"], {"steps": [1.0, 2.0]}),
+        (["--steps=null"], {"steps": None}),
+        (["--data.classes", "1,4", "--data.per-class=2"], {"classes": [1, 4], "per_class": 2}),
+        (["--data.download"], {"download": True}),
+    ],
+)
+def test_dashes_commas_and_flags_are_understood(words, expected, capsys):
+    assert run("improvement", *words, "--print_config") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    given = printed["data"] if words[0].startswith("--data") else printed
+    assert {name: given[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("geolatent imp", ["improvement"]),
+        ("geolatent improvement --solver.to", ["--solver.tolerance"]),
+        ("geolatent train --out", ["--out_dir"]),
+        ("geolatent report ru", []),
+    ],
+)
+def test_shells_complete_words(line, expected):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    # as bash calls it: the line in the environment, and the command, the word, the one before
+    words = line.split()
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, "-m", "geolatent", "--complete", words[0], words[-1], words[-2]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("words", ["", "improvement --help"])
+def test_a_reader_that_leaves_is_no_error(words):
+    command = f"{sys.executable} -m geolatent {words} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: geolatent")
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "geolatent", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "whole = True\n"
+    )
+    (tmp_path / "work.py").write_text(
+        "import sys, time\n"
+        "from geolatent.terminal import interrupts_between_imports\n"
+        "try:\n"
+        "    with interrupts_between_imports():\n"
+        "        import slow\n"
+        "        time.sleep(10)\n"
+        "        print('not interrupted')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', sys.modules['slow'].whole)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "work.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(gl.__file__).parents[1])},
+    )
+    assert done.stdout == "interrupted True\n"
+
+
+def test_an_interrupt_at_the_start_is_told_in_a_line(tmp_path):
+    code = (
+        "import os, signal, sys, threading\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "from geolatent.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["improvement", "--n_pairs=100000", "--out", str(tmp_path / "run"), *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("geolatent improvement: interrupted.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}], ids=str)
+def test_a_terminal_of_few_letters_is_enough(settings, tmp_path):
+    plain = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **settings}
+    command = [sys.executable, "-m", "geolatent", "demo", "--n_pairs=1", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=False, env=plain)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"->" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

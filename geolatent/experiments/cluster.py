@@ -17,8 +17,7 @@ from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import MetricOptions, ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, MetricOptions, ModelOptions
 from geolatent.distances import graph_distance_matrix
 from geolatent.experiments.console import make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_model

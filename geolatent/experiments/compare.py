@@ -19,6 +19,8 @@ from torch import Tensor
 from geolatent import plotting
 from geolatent.checks import check_number, requirement
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
     InitialOptions,
     MetricOptions,
@@ -27,9 +29,8 @@ from geolatent.config import (
     RayOptions,
     SolverOptions,
 )
-from geolatent.data import DataOptions
 from geolatent.experiments.console import print_files, statistics_table
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import (
     Case,

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import MetricOptions, ModelOptions, SolverOptions
+from geolatent.config import DataOptions, MetricOptions, ModelOptions, SolverOptions
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
 from geolatent.distances import graph_distance_matrix, pairwise_distances
 from geolatent.experiments.console import make_table, print_files, progress_bar
 from geolatent.experiments.pairs import make_solver

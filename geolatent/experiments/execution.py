@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -16,14 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geolatent.checks import requirement
-from geolatent.config import RayOptions
+from geolatent.config import Executor, RayOptions
 from geolatent.experiments.console import work_progress
 from geolatent.experiments.pairs import Shards
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
 from geolatent.results import RunFolder, SolvedPairs
 
-Executor = Literal["local", "ray"]
 # a shard's number, where it is known, and its pairs or what went wrong
 Outcome = tuple[int | None, SolvedPairs | str]
 

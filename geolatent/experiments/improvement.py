@@ -17,6 +17,8 @@ from torch import Tensor
 from geolatent import plotting
 from geolatent.checks import requirement
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
     InitialOptions,
     MetricOptions,
@@ -25,9 +27,8 @@ from geolatent.config import (
     SolverOptions,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
 from geolatent.experiments.console import print_files, statistics_table
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import alignment
 from geolatent.experiments.pairs import (

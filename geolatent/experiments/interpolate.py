@@ -19,6 +19,8 @@ from geolatent import plotting
 from geolatent.budget import RowBudget
 from geolatent.checks import check_integer
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
     InitialOptions,
     MetricOptions,
@@ -27,9 +29,8 @@ from geolatent.config import (
     SolverOptions,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
 from geolatent.experiments.console import make_table, print_files
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import (

@@ -17,8 +17,7 @@ from torch import Tensor
 from geolatent import plotting
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.config import FeatureOptions, MetricOptions, ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, FeatureOptions, MetricOptions, ModelOptions
 from geolatent.experiments.console import make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_features, make_model
 from geolatent.experiments.summary import statistics

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from geolatent import plotting
 from geolatent.checks import check_integer, check_tensor, describe, requirement
-from geolatent.config import ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, ModelOptions
 from geolatent.experiments.console import print_files, progress_bar
 from geolatent.experiments.pairs import draw_normal
 from geolatent.experiments.setup import Dataset, make_device, make_model

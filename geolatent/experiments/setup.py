@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
-from geolatent.config import FeatureOptions, InitialOptions, ModelOptions
-from geolatent.data import DataOptions, load
+from geolatent.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.data import load
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import Pairs
 from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.models import VAE, BiGAN
-from geolatent.training import PrecisionOptions, TrainingOptions
 from geolatent.training import train as train_model
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, check_number, requirement
-from geolatent.config import MetricOptions, ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, MetricOptions, ModelOptions
 from geolatent.diffusion import brownian_motion
 from geolatent.experiments.console import make_table, print_files, progress_bar
 from geolatent.experiments.latent_model import LatentModel
