@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and a folder that one process at a time writes."""
+"""Files written whole or not at all, read within bounds, in folders that one process writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import yaml  # type: ignore[import-untyped]
 
 try:
     import fcntl
@@ -19,6 +21,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+# far above any file of options, far below what takes long to read
+_YAML_BYTES, _YAML_DEPTH, _YAML_NODES = 1_000_000, 50, 20_000
 _TEMPORARY = ".tmp"
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
@@ -68,6 +72,125 @@ def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
     with open_whole(path) as file:
         file.write(content)
     return Path(path)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file of plain values, within bounds; see `parse_yaml`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is not such a file; the message, one line, names it.
+    """
+    file = Path(path)
+    with file.open("rb") as opened:
+        content = opened.read(_YAML_BYTES + 1)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # a limit that cuts a letter in two is told as what it is
+        if len(content) <= _YAML_BYTES:
+            raise ValueError(f"{file} is no readable YAML: {error}.") from error
+        text = content.decode(errors="replace")
+    return parse_yaml(text, str(file))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read YAML of plain values, within bounds that no file of options comes near.
+
+    Bounded are its size (1 MB), how deep lists and mappings lie in one another (50), and the number
+    of its values (20,000), those that aliases repeat counted each time: a few lines of YAML can
+    stand for more values than a memory holds. No object but numbers, texts, dates, lists and
+    mappings is built.
+
+    Parameters
+    ----------
+    text
+        The YAML.
+    name
+        What to call it in messages, such as a path.
+
+    Raises
+    ------
+    ValueError
+        If it is no such YAML; the message is one line.
+
+    Examples
+    --------
+    >>> parse_yaml("steps: [1, 2.5]", "options")
+    {'steps': [1, 2.5]}
+    """
+    try:
+        if len(text.encode(errors="replace")) > _YAML_BYTES:
+            raise yaml.YAMLError(f"it is longer than {_YAML_BYTES:,} bytes")
+        loader = _BoundedLoader(text)
+        try:
+            root = loader.get_single_node()
+            return None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} is no readable YAML: {reason.rstrip('.')}.") from error
+
+
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which gives up before a document grows too deep or too large."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._count = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, and count the values in it, those of aliases again."""
+        if self._depth >= _YAML_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {_YAML_DEPTH} deep")
+        self._depth += 1
+        self._count += 1
+        repeated = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if repeated:
+            # the size of a node that is still being composed is not known
+            if id(node) not in self._sizes:
+                raise yaml.YAMLError("an alias stands for a value that it is a part of")
+            return node
+        self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in _children(node))
+        if max(self._count, self._sizes[id(node)]) > _YAML_NODES:
+            raise yaml.YAMLError(f"it stands for more than {_YAML_NODES:,} values")
+        return node
+
+
+def _children(node: Any) -> Iterator[Any]:
+    if isinstance(node, yaml.MappingNode):
+        for pair in node.value:
+            yield from pair
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file that holds names and values.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it holds anything else; the message, one line, names it.
+    """
+    file = Path(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no readable JSON: {str(error).rstrip('.')}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no readable JSON: it holds no names and values.")
+    return content
 
 
 def remove_leftovers(folder: Path) -> None:

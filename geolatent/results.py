@@ -46,7 +46,15 @@ from torch.nn.functional import pad
 from geolatent._version import __version__
 from geolatent.checks import describe, requirement
 from geolatent.curves import CubicBSpline, refine
-from geolatent.files import LOCK, FolderLock, open_whole, remove_leftovers, write_file
+from geolatent.files import (
+    LOCK,
+    FolderLock,
+    open_whole,
+    read_json,
+    read_yaml,
+    remove_leftovers,
+    write_file,
+)
 from geolatent.models.checkpoint import read_tensors
 from geolatent.solution import GeodesicSolution
 
@@ -443,13 +451,12 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
     if resume is None or held[0] != CONFIG:
         raise FileExistsError(requirement("out", required, folder))
     try:
-        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        before = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-        old = _flat({"command": before["command"], **found})
-        inputs = dict(before["inputs"])
-    except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        found, before = _read_options(folder)
+    except (OSError, ValueError) as error:
         required = "a readable run folder, or --overwrite be given"
         raise ValueError(f"{requirement('out', required, folder)} {error}") from error
+    old = _flat({"command": before["command"], **found})
+    inputs = before["inputs"]
     new = _flat({"command": command, **plain(resume)})
     differences = [
         f"{key}: {old.get(key, 'none')} there, {new.get(key, 'none')} here"
@@ -464,6 +471,18 @@ def _check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) ->
         required = "the folder of an unfinished run of the same options, or --overwrite be given"
         message = requirement("out", required, folder)
         raise FileExistsError(f"{message} The options differ: {'; '.join(differences)}.")
+
+
+def _read_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read ``config.yaml`` and ``environment.json``; a ValueError where they are damaged."""
+    config, described = read_yaml(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} holds no options.")
+    kinds = {"command": str, "inputs": dict}
+    for key, kind in kinds.items():
+        if not isinstance(described.get(key), kind):
+            raise ValueError(f"{folder / ENVIRONMENT} names no {key}.")
+    return config, described
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -521,19 +540,17 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             message = requirement("run_dir", required, folder)
             raise FileNotFoundError(f"{message} There is no file {folder / name}.")
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        described = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-        summary_path = folder / SUMMARY
-        summary = json.loads(summary_path.read_text("utf-8")) if summary_path.is_file() else None
+        config, described = _read_options(folder)
+        summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
         if summary is not None and (folder / PAIRS).is_file():
             pairs: SolvedPairs | None = _read_pairs(folder / PAIRS, folder / CURVES)
         else:
             parts = list(_whole_parts(folder))
             pairs = SolvedPairs.join(parts) if parts else None
-    except (yaml.YAMLError, ValueError, pa.ArrowException) as error:
-        required = "a readable run folder"
+        arrays = read_tensors(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
+    except (OSError, ValueError) as error:
+        required = "a readable run folder; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, folder)} {error}") from error
-    arrays = read_tensors(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
     return Run(
         path=folder,
         command=described["command"],
@@ -587,9 +604,25 @@ def _whole_parts(folder: Path) -> Iterator[SolvedPairs]:
 
 
 def _read_pairs(table: Path, curves: Path) -> SolvedPairs:
-    tensors = read_tensors(curves)
-    curve = CubicBSpline(tensors["control_points"], tensors["knots"])
-    return SolvedPairs(parquet.read_table(table), curve)
+    """Read a table and its curves; a ValueError that names the file where one is damaged."""
+    try:
+        tensors = read_tensors(curves)
+        curve = CubicBSpline(tensors["control_points"], tensors["knots"])
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{curves} is damaged: {_line(error)}") from error
+    try:
+        # not memory-mapped: a file that is cut while it is read would end the process
+        rows = parquet.read_table(table, memory_map=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{table} is damaged: {_line(error)}") from error
+    if len(rows) != curve.control_points.shape[0]:
+        raise ValueError(f"{table} has {len(rows)} rows, {curves} another number of curves.")
+    return SolvedPairs(rows, curve)
+
+
+def _line(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())
 
 
 def _join_files(folder: Path, sources: Sequence[Callable[[], SolvedPairs]]) -> None:

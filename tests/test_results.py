@@ -176,3 +176,43 @@ def test_plain_values():
     }
     with pytest.raises(TypeError, match="a value that YAML can hold"):
         plain(object())
+
+
+def flip(content, generator):
+    place = int(generator.integers(len(content)))
+    return content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("name", [CONFIG, ENVIRONMENT, SUMMARY, PAIRS, CURVES, ARRAYS])
+def test_damage_of_every_kind_is_told_in_one_line(folder, name):
+    folder.write_part(0, solve(2)[1])
+    folder.finish({}, {"a": torch.zeros(3)})
+    file = folder.path / name
+    content, generator = file.read_bytes(), np.random.default_rng(0)
+    damaged = [b"", b"[", b"[1]", b"3", b"{}", b"\xff\xfe", b"[" * 100_000]
+    damaged += [content[: len(content) // 2], content[:-3], content[3:], content + b"{"]
+    damaged += [flip(content, generator) for _ in range(30)]
+    n_told = 0
+    for other in damaged:
+        file.write_bytes(other)
+        try:
+            load_run(folder.path)
+        except ValueError as error:
+            n_told += 1
+            assert "\n" not in str(error)
+            assert str(folder.path / "") in str(error)
+            assert "--overwrite" in str(error)
+    # a changed number is no damage that can be seen
+    assert n_told >= (3 if name == SUMMARY else 6)
+
+
+def test_yaml_that_grows_is_told(folder):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join(9 * ['*' + before])}]")
+    (folder.path / CONFIG).write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="stands for more than"):
+        load_run(folder.path)
+    folder.__exit__()
+    with pytest.raises(ValueError, match="stands for more than"):
+        RunFolder.create(folder.path, "test", {}, seed=0, device="cpu", resume=True)
