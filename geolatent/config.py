@@ -298,7 +298,8 @@ class DataOptions:
         "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
         "file" for an array of your own.
     root : str
-        The folder of torchvision's data sets.
+        The folder of torchvision's data sets, or of MNIST's own files (train-images-idx3-ubyte.gz
+        and so on); GEOLATENT_MNIST names that of MNIST where this is the default.
     split : str
         "train" or "test"; also "all" for "digits" and "file".
     classes : tuple of int or None

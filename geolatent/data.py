@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geolatent.checks import check_choice, check_number, describe, requirement
 from geolatent.config import TORCHVISION_NAMES, DataOptions
+from geolatent.idx import VARIABLE, find_mnist, mnist_folder, read_idx
 from geolatent.models.checkpoint import read_tensors
 from geolatent.requirements import check_selection
 
@@ -187,6 +188,9 @@ def torchvision_images(
         mnist.
     root : path
         The folder that holds, or is to hold, the folder ``MNIST``, ``FashionMNIST`` or ``EMNIST``.
+        MNIST's own files, such as ``train-images-idx3-ubyte.gz``, may also lie in it as they are;
+        the variable ``GEOLATENT_MNIST`` names the folder where ``root`` is "data", the default, and
+        has no MNIST.
     split : {"train", "test"}
         Which part.
     classes : sequence of int, optional
@@ -223,6 +227,10 @@ def torchvision_images(
     check_choice("name", name, TORCHVISION_NAMES)
     check_choice("split", split, ("train", "test"))
     check_selection(classes, per_class, seed)
+    if name == "MNIST":
+        files = find_mnist(mnist_folder(root), split)
+        if files is not None:
+            return _mnist(files, classes, per_class, seed)
     # torchvision takes seconds to import: only those who ask for the data pay for it.
     from torchvision import datasets
 
@@ -252,6 +260,8 @@ def torchvision_images(
                 f"a folder with {name}: torchvision's files in {raw}; "
                 "to download them, set `download` to true"
             )
+            if name == "MNIST":
+                required += f"; or MNIST's own *-ubyte.gz, there or in the folder of {VARIABLE}"
             raise FileNotFoundError(requirement("root", required, root)) from error
         if download and (isinstance(error, OSError) or "Error downloading" in reason):
             message = f"{name} could not be downloaded to {raw}: {reason}"
@@ -266,6 +276,21 @@ def torchvision_images(
     rows = select(labels, classes, per_class, seed)
     pixels = pixels[rows].mT if kind == "EMNIST" else pixels[rows]
     return scale_pixels(pixels, largest=255.0).unsqueeze(1).contiguous(), labels[rows]
+
+
+def _mnist(
+    files: tuple[Path, Path], classes: Sequence[int] | None, per_class: int | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Read MNIST's own files of images and labels."""
+    pixels, numbers = map(read_idx, files)
+    if pixels.shape != (*numbers.shape, 28, 28) or not numbers.size:
+        required = "a folder with undamaged files of MNIST, images and labels of one split"
+        found = f"{files[0]} of shape {pixels.shape} and {files[1]} of shape {numbers.shape}"
+        raise ValueError(requirement("root", required, found))
+    labels = torch.from_numpy(numbers.astype(np.int64))
+    rows = select(labels, classes, per_class, seed)
+    chosen = torch.from_numpy(pixels[rows.numpy()])
+    return scale_pixels(chosen, largest=255.0).unsqueeze(1), labels[rows]
 
 
 def load_images(

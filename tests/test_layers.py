@@ -16,7 +16,7 @@ PACKAGE = Path(geolatent.__file__).parent
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
     ["_version", "requirements", "files", "solution", "quadrature", "ode", "terminal"],
-    ["checks", "config"],
+    ["checks", "config", "memory", "idx"],
     ["minimize", "curves", "jacobians", "outline", "words"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting"],
