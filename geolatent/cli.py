@@ -10,11 +10,15 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import yaml  # type: ignore[import-untyped]
+
 from geolatent._version import __version__
-from geolatent.files import UnfinishedError
+from geolatent.files import UnfinishedError, parse_yaml
 from geolatent.outline import outline
+from geolatent.places import check_places
 from geolatent.terminal import accept_all_letters, interrupts_between_imports, leave_pipe
 from geolatent.words import closest, complete_words, option_types, what_is_wrong
 
@@ -74,7 +78,20 @@ COMMANDS = {
 }
 
 
-_SWEEP = "sweep"
+_SWEEP, _QUIET, _DRY_RUN = "sweep", "quiet", "dry_run"
+# commands that work long enough to be asked first what they would do
+_LONG = (
+    "improvement",
+    "interpolate",
+    "compare",
+    "distances",
+    "cluster",
+    "walk",
+    "train",
+    "landscape",
+)
+# the name under which jsonargparse knows the reader of configs
+_BOUNDED = "bounded yaml"
 # status of a process whose reader has gone: 128 + SIGPIPE
 _NO_READER = 141
 
@@ -128,10 +145,25 @@ def _answer(words: list[str]) -> int:
         return _refuse(f"geolatent {command}", str(error), error.meant)
     except BrokenPipeError:
         raise
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, UnfinishedError):
+            print(f"geolatent {command}: {_told(error)}", file=sys.stderr)
+        elif _out_of_memory(error):
+            text = "the memory does not hold what the options ask for."
+            print(f"geolatent {command}: {text} {_told(error)}".rstrip(), file=sys.stderr)
+        else:
+            raise
+        return 1
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"geolatent {command}: {_told(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether numpy or torch found no memory; torch tells it of the CPU in words alone."""
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
 
 
 class _WrongWordsError(Exception):
@@ -161,19 +193,31 @@ def _run(command: str, words: Sequence[str]) -> None:
     """
     location, _ = COMMANDS[command]
     light = outline(location)
-    completed = complete_words(words, _kinds(light))
+    completed = complete_words(words, _kinds(command, light))
     # what the options resolve to is known to the command itself alone
     first = [word for word in completed if not word.startswith("--print_config")]
-    _values(_parser(command, light), first, light)
+    check_places(_values(command, _parser(command, light), first, light))
     module, name = location.split(":")
     function = getattr(importlib.import_module(module), name)
     parser = _parser(command, function)
-    values = _values(parser, completed, function)
+    values = _values(command, parser, completed, function)
     sweep = values.pop(_SWEEP, None)
-    if sweep:
-        _run_sweep(command, function, parser, completed, values, sweep)
-    else:
-        function(**values)
+    quiet = values.pop(_QUIET)
+    dry = values.pop(_DRY_RUN, False)
+    from geolatent.experiments.console import QUIET
+
+    before = QUIET.set(quiet)
+    try:
+        if dry:
+            from geolatent.experiments.dry_run import dry_run
+
+            dry_run(command, values, sweep or {})
+        elif sweep:
+            _run_sweep(command, function, parser, completed, values, sweep)
+        else:
+            function(**values)
+    finally:
+        QUIET.reset(before)
 
 
 def _told(error: BaseException) -> str:
@@ -184,12 +228,26 @@ def _told(error: BaseException) -> str:
     return " ".join(" ".join([text, *notes]).split())
 
 
-def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+def _kinds(command: str, function: Callable[..., Any]) -> dict[str, Any]:
     """Return the types of a command's options, those of all commands among them."""
     kinds = option_types(function)
-    return {**kinds, "config": str, "print_config": None, "help": None} | (
-        {_SWEEP: dict[str, list[Any]]} if "executor" in kinds else {}
-    )
+    kinds |= {"config": str, "print_config": None, "help": None, _QUIET: bool}
+    if command in _LONG:
+        kinds[_DRY_RUN] = bool
+    if "executor" in kinds:
+        kinds[_SWEEP] = dict[str, list[Any]]
+    return kinds
+
+
+def _load_bounded(text: str) -> Any:
+    """Read YAML as jsonargparse does, but only within the bounds of `parse_yaml`."""
+    from jsonargparse import get_loader
+
+    try:
+        parse_yaml(text, "this")
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
+    return get_loader("yaml")(text)
 
 
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
@@ -197,7 +255,10 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
 
     A command's only argument needs no name.
     """
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_dumper, set_loader
+
+    set_loader(_BOUNDED, _load_bounded, (yaml.YAMLError,))
+    set_dumper(_BOUNDED, partial(yaml.safe_dump, sort_keys=False, allow_unicode=True))
 
     alone = len(inspect.signature(function).parameters) == 1
     parser = ArgumentParser(
@@ -205,24 +266,32 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
         description=_summary(function.__doc__),
         allow_abbrev=False,
         exit_on_error=False,
+        parser_mode=_BOUNDED,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
     parser.add_function_arguments(function, as_positional=alone)
     if "executor" in inspect.signature(function).parameters:
         text = "Dotted names of options and lists of their values: every combination is run."
         parser.add_argument(f"--{_SWEEP}", type=dict[str, list[Any]], default={}, help=text)
+    text = "Print warnings and the last line alone."
+    parser.add_argument(f"--{_QUIET}", type=bool, default=False, help=text)
+    if command in _LONG:
+        text = "Say what would be done and about how long it takes; nothing is written."
+        parser.add_argument(f"--{_DRY_RUN}", type=bool, default=False, help=text)
     return parser
 
 
 def _values(
-    parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
+    command: str, parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
 ) -> dict[str, Any]:
     """Return the arguments of a command's function, and its sweep."""
     try:
         parsed = parser.parse_args(list(words))
         _check_groups(parsed, function)
+    except UnicodeDecodeError as error:
+        raise _WrongWordsError(f"a config is no text in UTF-8: {error}.", None) from error
     except ArgumentError as error:
-        kinds = _kinds(function)
+        kinds = _kinds(command, function)
         message, unknown = what_is_wrong(str(error), kinds)
         meant = closest(unknown, kinds) if unknown else None
         if meant and f"`--{unknown}`" in message:
@@ -250,8 +319,9 @@ def _run_sweep(
             f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in point.items()
         ]
-        arguments.append(_values(parser, [*words, *texts], function))
-        del arguments[-1][_SWEEP]
+        arguments.append(_values(command, parser, [*words, *texts], function))
+        for name in (_SWEEP, _QUIET, _DRY_RUN):
+            del arguments[-1][name]
     run_sweep(command, function, values, sweep, arguments)
 
 
@@ -272,7 +342,7 @@ def _completions(word: str) -> list[str]:
         return [name for name in COMMANDS if name.startswith(word)]
     if before[1] not in COMMANDS or not word.startswith("-"):
         return []  # the shell completes paths
-    kinds = _kinds(outline(COMMANDS[before[1]][0]))
+    kinds = _kinds(before[1], outline(COMMANDS[before[1]][0]))
     return [f"--{name}" for name in kinds if f"--{name}".startswith(word)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from geolatent.requirements import requirement
 
+# letters of a wrong value that are told
+_LONGEST = 100
 _SIMPLE = {
     int: "an integer",
     float: "a number",
@@ -129,7 +132,8 @@ def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | No
     wrong = re.search(r'Parser key "([^"]+)"', message)
     value = re.search(r".*(?:Given|Got) value: (.*)", message, re.DOTALL)
     if wrong and value and "Unexpected keys" not in message and in_words(kinds.get(wrong[1])):
-        return requirement(wrong[1], in_words(kinds[wrong[1]]), " ".join(value[1].split())), None
+        found = textwrap.shorten(value[1], _LONGEST, placeholder=" ...")[:_LONGEST]
+        return requirement(wrong[1], in_words(kinds[wrong[1]]), found), None
     return re.sub(r'Parser key ("[^"]+")', r"option \1", " ".join(message.split())), None
 
 

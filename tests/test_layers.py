@@ -17,6 +17,7 @@ PACKAGE = Path(geolatent.__file__).parent
 LAYERS = [
     ["_version", "requirements", "files", "solution", "quadrature", "ode", "terminal"],
     ["checks", "config", "memory", "idx"],
+    ["places"],
     ["minimize", "curves", "jacobians", "outline", "words"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting"],
@@ -38,6 +39,7 @@ LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 # what the command line needs before a command begins its work
 LIGHT = ["_version", "requirements", "config", "files", "outline", "terminal", "words", "cli"]
+LIGHT += ["idx", "places"]
 HEAVY = {"torch", "scipy", "matplotlib", "pyarrow"}
 NUMERICAL = {"torch", "numpy", "scipy"}
 

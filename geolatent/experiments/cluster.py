@@ -19,7 +19,7 @@ from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
 from geolatent.config import DataOptions, MetricOptions, ModelOptions
 from geolatent.distances import graph_distance_matrix
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.initial import LatentGraph
 from geolatent.results import Run, RunFolder
@@ -132,7 +132,7 @@ def cluster(
     codes = codec.encode(images)
     pulled_back = codec.metric(metric, None, seed)
     folder = RunFolder.create(out, "cluster", config, seed=seed, device=place, overwrite=overwrite)
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)
         graph = LatentGraph.from_codes(

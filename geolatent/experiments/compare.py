@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
@@ -29,7 +28,7 @@ from geolatent.config import (
     RayOptions,
     SolverOptions,
 )
-from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.console import make_console, print_files, statistics_table
 from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import (
@@ -176,7 +175,7 @@ def compare(
     feature_map, accuracy = make_features(features, dataset, like)
     metrics = {name: codec.metric(metric, feature_map, seed) for name, codec in codecs.items()}
     ends = {name: encoded_pairs(codec, images, None, rows) for name, codec in codecs.items()}
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out, "compare", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,38 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+# whether commands print warnings and their last line alone
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+def make_console() -> Console:
+    """Return what commands print to.
+
+    Brackets and numbers, as in the names of files, are printed as they are. Where `QUIET` is set,
+    only `print_last` and `print_warning` are heard.
+    """
+    return Console(markup=False, highlight=False, quiet=QUIET.get())
+
+
+def print_last(console: Console, text: str) -> None:
+    """Print what a command ends with, which is never left out."""
+    quiet, console.quiet = console.quiet, False
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.quiet = quiet
+
+
+def print_warning(console: Console, text: str) -> None:
+    """Print what went wrong without ending the command; where it is quiet, to the errors."""
+    if console.quiet:
+        print(text, file=sys.stderr)
+    else:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
 
 def progress_bar(console: Console) -> Progress:
     """Return a progress bar with a description, a share and the time."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -62,7 +91,11 @@ def work_progress(
         return f"{share}, {rate:.3g} a second, {left} left"
 
     if console.is_terminal:
-        columns = (BarColumn(bar_width=32), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (
+            BarColumn(bar_width=32),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(text(found), total=total, completed=found)
             yield lambda done: bar.update(task, completed=done, description=text(done))
@@ -74,7 +107,7 @@ def work_progress(
         if now - told >= interval or done >= total > last:
             told, last = now, done
             clock = time.strftime("%Y-%m-%d %H:%M:%S")
-            console.print(f"{clock}  {text(done)}", soft_wrap=True, highlight=False)
+            console.print(f"{clock}  {text(done)}", soft_wrap=True)
             console.file.flush()
 
     yield line
@@ -116,7 +149,7 @@ def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: 
 
 
 def print_files(console: Console, folder: Path, figures: Iterable[Path]) -> None:
-    """Say where the results are."""
-    console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    """Say where the results are, and at the end their folder."""
     for file in figures:
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+        console.print(f"Figure: {file}", soft_wrap=True)
+    print_last(console, f"Results: {folder}")

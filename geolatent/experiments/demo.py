@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from geolatent import data, models, plotting
 from geolatent.checks import check_integer, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import make_table, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.initial import LatentGraph
 from geolatent.metrics import GaussianPullbackMetric
 from geolatent.problem import Progress as SolverProgress
@@ -118,7 +117,7 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
         seed: Seed of the choice of digits.
     """
     began = time.perf_counter()
-    console = Console()
+    console = make_console()
     pairs = digit_pairs(n_pairs, seed)
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)
@@ -146,9 +145,7 @@ def demo(out: Path = Path("geolatent-demo"), n_pairs: int = 8, seed: int = 0) ->
         f"Geodesics are {mean:.1f} % shorter than straight lines on average. "
         f"The graph took {graph.forward_rows:,} decoder rows once; all took {seconds:.1f} s."
     )
-    console.print("Figures:")
-    for file in files:
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+    print_files(console, out, files)
 
 
 def _table(pairs: DigitPairs, solution: GeodesicSolution) -> Table:

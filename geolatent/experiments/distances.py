@@ -19,7 +19,7 @@ from geolatent.checks import check_integer, requirement
 from geolatent.config import DataOptions, MetricOptions, ModelOptions, SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.distances import graph_distance_matrix, pairwise_distances
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
@@ -114,7 +114,7 @@ def distances(
     folder = RunFolder.create(
         out, "distances", config, seed=seed, device=place, overwrite=overwrite
     )
-    console = Console()
+    console = make_console()
     n = len(codes)
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from geolatent.checks import requirement
 from geolatent.config import Executor, RayOptions
-from geolatent.experiments.console import work_progress
+from geolatent.experiments.console import make_console, print_warning, work_progress
 from geolatent.experiments.pairs import Shards
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
@@ -77,13 +77,14 @@ def run_shards(
     KeyboardInterrupt
         If the user interrupts; parts that are stored stay so.
     """
-    console = console if console is not None else Console()
+    console = console if console is not None else make_console()
     whole, damaged = folder.check_parts()
     for text in damaged.values():
-        _print(console, f"{text}; it is solved again")
+        print_warning(console, f"{text}; it is solved again")
     missing = [number for number in range(len(shards)) if number not in whole]
     if whole:
-        _print(console, f"going on: {len(whole)} of {len(shards)} shards are in {folder.path}")
+        found = f"{len(whole)} of {len(shards)} shards are in {folder.path}"
+        console.print(f"going on: {found}", soft_wrap=True, highlight=False, markup=False)
     total = sum(map(shards.n_rows, range(len(shards))))
     done = total - sum(map(shards.n_rows, missing))
     try:
@@ -101,7 +102,7 @@ def run_shards(
                 for number, outcome in outcomes:
                     if number is None or isinstance(outcome, str):
                         which = "a shard" if number is None else f"shard {number}"
-                        _print(console, f"{which} failed: {outcome}")
+                        print_warning(console, f"{which} failed: {outcome}")
                         continue
                     folder.write_part(number, outcome)
                     whole.add(number)
@@ -114,10 +115,6 @@ def run_shards(
         kept = f"{len(whole)} of {len(shards)} shards are stored in {folder.path}"
         error.add_note(f"{kept}; run the same command again to go on.")
         raise
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _attempt(

@@ -29,7 +29,7 @@ from geolatent.config import (
     SolverOptions,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import make_table, print_files
+from geolatent.experiments.console import make_console, make_table, print_files
 from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
@@ -263,7 +263,7 @@ def interpolate(
         name: [measure_slerp(each, solver), measure_along([*quantities, aligned(each)])]
         for name, each in metrics.items()
     }
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out, "interpolate", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.config import DataOptions, ModelOptions
-from geolatent.experiments.console import print_files, progress_bar
+from geolatent.experiments.console import make_console, print_files, progress_bar
 from geolatent.experiments.pairs import draw_normal
 from geolatent.experiments.setup import Dataset, make_device, make_model
+from geolatent.memory import check_memory
 from geolatent.results import Run, RunFolder
 
 IMAGES = "images"
@@ -96,6 +96,8 @@ def sample(
     place = make_device(device)
     if source == "prior":
         codec = make_model(model, dtype, place)
+        one = codec.images(draw_normal(1, codec.dim, seed, codec.like))
+        check_memory("n_samples", n_samples, n_samples * one.numel() * one.element_size())
         images = codec.images(draw_normal(n_samples, codec.dim, seed, codec.like))
     else:
         every, _ = Dataset(data).chosen
@@ -113,7 +115,7 @@ def sample(
         if earlier.exists():
             shutil.rmtree(earlier)
     unfinished.mkdir()
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task(f"writing {n_samples} images", total=n_samples)
         for number, image in enumerate(images):
@@ -128,7 +130,7 @@ def sample(
         "seconds": round(time.perf_counter() - began, 1),
     }
     run = folder.finish(summary, {"samples": images[:_SHOWN].float()})
-    console.print(f"{n_samples} images in {target}", soft_wrap=True, highlight=False)
+    console.print(f"{n_samples} images in {target}", soft_wrap=True)
     print_files(console, folder.path, plotting.save_figures(figures(run), folder.path))
 
 

@@ -9,10 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from geolatent.checks import requirement
-from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.console import make_console, print_files, statistics_table
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
 from geolatent.results import POINTS, SUMMARY, RunFolder, SolvedPairs, is_neutral, load_run
@@ -83,7 +81,7 @@ def run_sweep(
     points = sweep_points(sweep)
     config = {**values, "sweep": sweep}
     RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out,
         command,
@@ -98,14 +96,14 @@ def run_sweep(
             place = point_folder(out, number)
             title = f"point {number + 1} of {len(points)}: {_text(point)}"
             if (place / SUMMARY).exists():
-                console.print(f"{title}: done before", highlight=False, markup=False)
+                console.print(f"{title}: done before")
                 continue
-            console.print(title, highlight=False, markup=False)
+            console.print(title)
             try:
                 function(**{**options, "out": place, "overwrite": False})
             except UnfinishedError as error:
                 unfinished += 1
-                console.print(f"{title}: {error}", highlight=False, markup=False)
+                console.print(f"{title}: {error}")
         if unfinished:
             raise UnfinishedError(
                 f"{unfinished} of {len(points)} points are not finished; run the same command "
@@ -121,8 +119,8 @@ def run_sweep(
         seconds = sum(summary["seconds"] for summary in summaries)
         folder.finish({"sweep": sweep, "groups": groups, "seconds": round(seconds, 1)})
     # wide enough for the labels, in a file or a log too
-    wide = Console(width=max(console.width, 150))
-    wide.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
+    console.width = max(console.width, 150)
+    console.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
     print_files(console, out, [])
 
 

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.experiments.console import QUIET, make_console, print_last
 from geolatent.models import VAE, BiGAN
 from geolatent.training import train as train_model
 
@@ -37,13 +37,15 @@ def train(
             without it the standard deviation is one number.
         resume: Go on with an interrupted training of the same options.
     """
+    if QUIET.get():
+        training = replace(training, progress=False)
     summary = train_model(model, data, out_dir, training, precision, resume=resume)
-    console = Console()
+    console = make_console()
     console.print(
         f"{summary.n_train} images, {len(summary.train_loss)} epochs, {summary.seconds:.0f} s. "
         f"Mean squared error of {summary.n_test} test images: {summary.test_error:.4f} "
         f"(their mean image instead: {summary.test_variance:.4f})."
     )
-    console.print(f"Model: {out_dir / 'model.safetensors'}", soft_wrap=True, highlight=False)
     for file in sorted((out_dir / "figures").glob("*.png")):
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+        console.print(f"Figure: {file}", soft_wrap=True)
+    print_last(console, f"Model: {out_dir / 'model.safetensors'}")

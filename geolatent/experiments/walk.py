@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.config import DataOptions, MetricOptions, ModelOptions
 from geolatent.diffusion import brownian_motion
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.exponential import DiscreteGeodesic
 from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
+from geolatent.memory import check_memory
 from geolatent.metrics import Metric
 from geolatent.results import Run, RunFolder
 from geolatent.volume import magnification_factor
@@ -111,6 +111,8 @@ def walk(
     began = time.perf_counter()
     check_integer("n_walks", n_walks, minimum=2 if kind == "circle" else 1)
     check_integer("n_steps", n_steps)
+    # codes in two dimensions at least, and what is measured at them
+    check_memory("n_steps", n_steps, 4 * n_walks * n_steps * (2 + 3 + _OUTPUTS))
     check_number("length", length, above=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -124,7 +126,7 @@ def walk(
     codes = codec.encode(images)
     pulled_back = codec.metric(metric, None, seed)
     folder = RunFolder.create(out, "walk", config, seed=seed, device=place, overwrite=overwrite)
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task(f"{n_walks} walks", total=1.0)
         walks, parameter = walk_codes(
