@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.table import Table
 
 from geolatent import plotting
 from geolatent.checks import requirement
@@ -22,9 +22,12 @@ from geolatent.experiments import (
     sample,
     walk,
 )
-from geolatent.experiments.console import make_table, print_files
+from geolatent.experiments.console import make_console, make_table, print_files
 from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run
 from geolatent.training_figures import draw_training
+
+# columns of a terminal that the whole table takes
+_WIDE = 120
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
     "cluster": cluster.figures,
@@ -46,7 +49,7 @@ def plot(run_dir: Path) -> None:
     """
     if not run_dir.is_dir():
         raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
-    console = Console()
+    console = make_console()
     # the folder of a training has a summary, and no config of its own
     if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
         print_files(console, run_dir, draw_training(run_dir))
@@ -73,32 +76,40 @@ def report(runs_dir: Path) -> None:
     """
     if not runs_dir.is_dir():
         raise FileNotFoundError(requirement("runs_dir", "an existing folder", runs_dir))
-    table = make_table(
-        f"Runs in {runs_dir}",
-        [
-            "\nrun",
-            "\npairs",
-            "\nfurther results (straight line → geodesic)",
-            "\nn",
-            "straight\nlength",
-            "shorter by\nmean ± std %",
-            "min\n%",
-            "converged\n%",
-            "time\ns",
-        ],
-        n_text=3,
-    )
     found = sorted(path.parent for path in runs_dir.rglob(SUMMARY))
     # the points of a finished sweep are rows of the sweep
     found = [folder for folder in found if not _is_point(folder)]
     if not found:
         required = f"a folder of runs, with {SUMMARY} in them"
         raise FileNotFoundError(requirement("runs_dir", required, runs_dir))
+    console = make_console()
+    table = _report_table(f"Runs in {runs_dir}", wide=console.width >= _WIDE)
     for folder in found:
         for row in _rows(folder, folder.relative_to(runs_dir)):
-            table.add_row(*row)
-    # wide enough for the table, in a file or a log too
-    Console(width=max(Console().width, 150)).print(table)
+            table.add_row(*(_wide_row(row) if console.width >= _WIDE else _narrow_row(row)))
+    console.print(table)
+
+
+def _report_table(title: str, *, wide: bool) -> Table:
+    """Return an empty table whose names and texts are wrapped where it is narrow, never numbers."""
+    numbers = ["\nn", "straight\nlength", "shorter\n%", "conver-\nged %", "time\ns"]
+    if wide:
+        numbers[2:3] = ["shorter by\nmean ± std %", "min\n%"]
+    texts = ["\nrun", "\npairs", "\nfurther results (straight line → geodesic)"]
+    table = make_table(title, [*(texts if wide else texts[:1]), *numbers], 3 if wide else 1)
+    for column in table.columns[: len(table.columns) - len(numbers)]:
+        column.no_wrap, column.overflow = False, "fold"
+    return table
+
+
+def _wide_row(row: Sequence[str]) -> list[str]:
+    return list(row)
+
+
+def _narrow_row(row: Sequence[str]) -> list[str]:
+    """Put all texts into the first column, and leave out deviation and smallest improvement."""
+    texts = " | ".join(text for text in row[:3] if text)
+    return [texts, row[3], row[4], row[5].partition(" ± ")[0], row[7], row[8]]
 
 
 def _is_point(folder: Path) -> bool:
