@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_tensor, describe, requirement
 from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
-from geolatent.data import digits, load
+from geolatent.data import load
 from geolatent.files import write_file
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
-from geolatent.models.vae import MLPVAE, VAE
+from geolatent.models.vae import VAE
 from geolatent.training_figures import draw_training
 
 try:
@@ -347,6 +347,8 @@ def train_vae(
 
     Examples
     --------
+    >>> from geolatent.data import digits
+    >>> from geolatent.models import MLPVAE
     >>> images, _ = digits()
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
     >>> record = train_vae(MLPVAE(hidden=(16,)), images[:100], options)
@@ -404,6 +406,7 @@ def train_bigan(
 
     Examples
     --------
+    >>> from geolatent.data import digits
     >>> images, _ = digits()
     >>> model = BiGAN(latent_dim=2, channels=(4, 8), hidden=16, image_shape=(1, 8, 8))
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
@@ -581,6 +584,7 @@ def train(
     Examples
     --------
     >>> import tempfile
+    >>> from geolatent.models import MLPVAE
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     summary = train(
     ...         lambda: MLPVAE(hidden=(16,)),
@@ -707,39 +711,6 @@ def _reconstruct(
 
 def _mean_image(network: VAE | BiGAN, codes: Tensor) -> Tensor:
     return network.decode_mean(codes) if isinstance(network, VAE) else network.decode(codes)
-
-
-def train_digits_vae(
-    output: str,
-    hidden: list[int],
-    training: TrainingOptions,
-    precision: PrecisionOptions,
-) -> None:
-    """Train the 2-d digits model that comes with the package, fit its precision, and save it.
-
-    Parameters
-    ----------
-    output : str
-        Where to write: ``X.safetensors``, with ``X.json`` beside it.
-    hidden : list of int
-        Widths of the encoder's hidden layers.
-    training : TrainingOptions
-        How to train.
-    precision : PrecisionOptions
-        How to fit the decoder's precision.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is out of its range.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        model = MLPVAE(latent_dim=2, hidden=hidden)
-    images, _ = digits("train")
-    train_vae(model, images, training)
-    model.fit_precision(images, seed=training.seed, **asdict(precision))
-    save_model(model, output)
 
 
 @contextmanager
