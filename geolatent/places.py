@@ -84,8 +84,11 @@ def _checkpoints(values: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     model = values.get("model")
     if isinstance(model, ModelOptions):
         yield "model", model.checkpoint
-    for name, entry in (values.get("models") or {}).items():
-        yield f"models.{name}", entry.get("checkpoint")
+    models = values.get("models") or {}
+    # that one is too few is told first
+    if len(models) > 1:
+        for name, entry in models.items():
+            yield f"models.{name}", entry.get("checkpoint")
 
 
 def _needs_data(values: Mapping[str, Any]) -> bool:
