@@ -6,8 +6,8 @@ Commands live in modules that need torch, which takes seconds to import; their o
 from __future__ import annotations
 
 import ast
-import importlib.util
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def outline(location: str) -> Callable[..., Any]:
     (['runs_dir'], 'Print one table of all finished runs in a folder and its sub-folders')
     """
     module, _, name = location.partition(":")
-    spec = importlib.util.find_spec(module)
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"There is no module {module}.")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"), spec.origin)
