@@ -8,7 +8,8 @@ curves run over t from 0 to 1; lengths are in units of the decoder's output.
 
 Modules to import by name: `geolatent.features` (maps on a decoder's output), `geolatent.clustering`
 and `geolatent.land` (scikit-learn estimators), `geolatent.plotting` (figures), `geolatent.training`
-(needs the extra ``train``).
+(needs the extra ``train``). The names below load their modules, and torch, when they are first
+used: torch takes seconds to import, and the command line answers without it where it can.
 
 Examples
 --------
@@ -29,50 +30,55 @@ the ridge:
 torch.Size([2, 5, 2])
 """
 
-from geolatent import data, models
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from geolatent._version import __version__
-from geolatent.curves import CubicBSpline
-from geolatent.diffusion import brownian_motion
-from geolatent.distances import distance, graph_distances, pairwise_distances
-from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
-from geolatent.first_order import FirstOrderSolver
-from geolatent.georce import GEORCESolver
-from geolatent.graph_files import load_graph, save_graph
-from geolatent.initial import LatentGraph
-from geolatent.interpolations import (
-    great_circle,
-    lerp,
-    log_prior,
-    norm_profile,
-    radial_walk,
-    slerp,
-    spherical_spiral,
-    through_points,
-)
-from geolatent.lengths import path_energy, path_length
-from geolatent.metric_families import (
-    BernoulliPullbackMetric,
-    CategoricalPullbackMetric,
-    ConformalMetric,
-    DivergenceMetric,
-    EnsembleMetric,
-    GaussianFisherRaoMetric,
-    LocalVarianceMetric,
-)
-from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
-from geolatent.minimize import LBFGS
-from geolatent.preconditioned import PreconditionedSolver
-from geolatent.problem import Progress, Solver
-from geolatent.solution import Evaluations, GeodesicSolution, Status
-from geolatent.solver import solve_geodesic
-from geolatent.statistics import frechet_mean
-from geolatent.volume import (
-    condition_number,
-    gaussian_curvature,
-    magnification_factor,
-    sample_volume,
-    sectional_curvature,
-)
+
+if TYPE_CHECKING:
+    from geolatent import data, models
+    from geolatent.curves import CubicBSpline
+    from geolatent.diffusion import brownian_motion
+    from geolatent.distances import distance, graph_distances, pairwise_distances
+    from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
+    from geolatent.first_order import FirstOrderSolver
+    from geolatent.georce import GEORCESolver
+    from geolatent.graph_files import load_graph, save_graph
+    from geolatent.initial import LatentGraph
+    from geolatent.interpolations import (
+        great_circle,
+        lerp,
+        log_prior,
+        norm_profile,
+        radial_walk,
+        slerp,
+        spherical_spiral,
+        through_points,
+    )
+    from geolatent.lengths import path_energy, path_length
+    from geolatent.metric_families import (
+        BernoulliPullbackMetric,
+        CategoricalPullbackMetric,
+        ConformalMetric,
+        DivergenceMetric,
+        EnsembleMetric,
+        GaussianFisherRaoMetric,
+        LocalVarianceMetric,
+    )
+    from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
+    from geolatent.minimize import LBFGS
+    from geolatent.preconditioned import PreconditionedSolver
+    from geolatent.problem import Progress, Solver
+    from geolatent.solution import Evaluations, GeodesicSolution, Status
+    from geolatent.solver import solve_geodesic
+    from geolatent.statistics import frechet_mean
+    from geolatent.volume import (
+        condition_number,
+        gaussian_curvature,
+        magnification_factor,
+        sample_volume,
+        sectional_curvature,
+    )
 
 __all__ = [
     "LBFGS",
@@ -129,3 +135,98 @@ __all__ = [
     "spherical_spiral",
     "through_points",
 ]
+
+# where each name comes from
+_MODULES = {
+    "curves": ("CubicBSpline",),
+    "diffusion": ("brownian_motion",),
+    "distances": (
+        "distance",
+        "graph_distances",
+        "pairwise_distances",
+    ),
+    "exponential": (
+        "exp_map",
+        "extrapolate",
+        "geodesic_residual",
+        "log_map",
+        "shoot",
+    ),
+    "first_order": ("FirstOrderSolver",),
+    "georce": ("GEORCESolver",),
+    "graph_files": (
+        "load_graph",
+        "save_graph",
+    ),
+    "initial": ("LatentGraph",),
+    "interpolations": (
+        "great_circle",
+        "lerp",
+        "log_prior",
+        "norm_profile",
+        "radial_walk",
+        "slerp",
+        "spherical_spiral",
+        "through_points",
+    ),
+    "lengths": (
+        "path_energy",
+        "path_length",
+    ),
+    "metric_families": (
+        "BernoulliPullbackMetric",
+        "CategoricalPullbackMetric",
+        "ConformalMetric",
+        "DivergenceMetric",
+        "EnsembleMetric",
+        "GaussianFisherRaoMetric",
+        "LocalVarianceMetric",
+    ),
+    "metrics": (
+        "GaussianPullbackMetric",
+        "Metric",
+        "PullbackMetric",
+        "TensorMetric",
+    ),
+    "minimize": ("LBFGS",),
+    "preconditioned": ("PreconditionedSolver",),
+    "problem": (
+        "Progress",
+        "Solver",
+    ),
+    "solution": (
+        "Evaluations",
+        "GeodesicSolution",
+        "Status",
+    ),
+    "solver": ("solve_geodesic",),
+    "statistics": ("frechet_mean",),
+    "volume": (
+        "condition_number",
+        "gaussian_curvature",
+        "magnification_factor",
+        "sample_volume",
+        "sectional_curvature",
+    ),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a module of the package, when it is first used."""
+    place = _PLACES.get(name, name)
+    if not name.startswith("_"):
+        try:
+            found = importlib.import_module(f"{__name__}.{place}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{place}":
+                raise
+        else:
+            if name in _PLACES:
+                globals()[name] = getattr(found, name)
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

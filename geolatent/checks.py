@@ -3,85 +3,35 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from geolatent.requirements import (
+    check_choice,
+    check_integer,
+    check_number,
+    describe,
+    requirement,
+)
 
-def requirement(name: str, required: str, found: object) -> str:
-    """Return the sentence every bad-input error is made of.
-
-    Examples
-    --------
-    >>> requirement("step", "a positive number", -1)
-    'Parameter `step` should be a positive number. Found `step = -1`.'
-    """
-    return f"Parameter `{name}` should be {required}. Found `{name} = {found}`."
-
-
-def describe(value: object) -> str:
-    """Describe a value for an error message; tensors by shape, dtype and device."""
-    if isinstance(value, Tensor):
-        return f"tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-    if isinstance(value, np.ndarray):
-        return f"numpy array of shape {value.shape}, {value.dtype}"
-    if isinstance(value, str | int | float | bool | None):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        inner = ", ".join(describe(item) for item in value[:4])
-        return f"{type(value).__name__} of {len(value)} ({inner})"
-    return f"object of type {type(value).__name__}"
-
-
-def check_integer(name: str, value: object, minimum: int = 1) -> int:
-    """Return ``value`` as an int that is at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(requirement(name, f"an integer of at least {minimum}", describe(value)))
-    if value < minimum:
-        raise ValueError(requirement(name, f"an integer of at least {minimum}", value))
-    return int(value)
-
-
-def check_number(
-    name: str,
-    value: object,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> float:
-    """Return ``value`` as a finite float within the given bounds."""
-    bounds = [
-        f"above {above}" if above is not None else "",
-        f"at least {at_least}" if at_least is not None else "",
-        f"at most {at_most}" if at_most is not None else "",
-    ]
-    required = "a finite number " + " and ".join(bound for bound in bounds if bound)
-    required = required.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(requirement(name, required, describe(value)))
-    number = float(value)
-    if (
-        not math.isfinite(number)
-        or (above is not None and number <= above)
-        or (at_least is not None and number < at_least)
-        or (at_most is not None and number > at_most)
-    ):
-        raise ValueError(requirement(name, required, value))
-    return number
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """Return ``value``, one of ``choices``."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(requirement(name, f"one of {', '.join(choices)}", describe(value)))
-    return value
+__all__ = [
+    "check_alike",
+    "check_choice",
+    "check_codes",
+    "check_function",
+    "check_integer",
+    "check_number",
+    "check_pairs",
+    "check_placement",
+    "check_tensor",
+    "describe",
+    "requirement",
+]
 
 
 def check_tensor(

@@ -6,14 +6,24 @@ import dataclasses
 import importlib
 import inspect
 import json
+import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+import yaml  # type: ignore[import-untyped]
 
 from geolatent._version import __version__
-from geolatent.files import UnfinishedError
+from geolatent.files import UnfinishedError, parse_yaml
+from geolatent.outline import outline
+from geolatent.places import check_places
+from geolatent.terminal import accept_all_letters, interrupts_between_imports, leave_pipe
+from geolatent.words import closest, complete_words, option_types, what_is_wrong
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 # command: module and function that runs it, and a line of help; modules load when they are needed
 COMMANDS = {
@@ -68,17 +78,55 @@ COMMANDS = {
 }
 
 
-_SWEEP = "sweep"
 # arguments that are given without a name
 _FOLDERS = ("run_dir", "runs_dir")
+_SWEEP, _QUIET, _DRY_RUN = "sweep", "quiet", "dry_run"
+# commands that work long enough to be asked first what they would do
+_LONG = (
+    "improvement",
+    "interpolate",
+    "compare",
+    "distances",
+    "cluster",
+    "walk",
+    "train",
+    "landscape",
+)
+# the name under which jsonargparse knows the reader of configs
+_BOUNDED = "bounded yaml"
+# status of a process whose reader has gone: 128 + SIGPIPE
+_NO_READER = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error, 2 for a wrong command line.
 
     Errors that a user can mend are told in one line; any other error shows where it came from.
+    130 is an interrupted command, 141 one whose output nobody reads any more.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    accept_all_letters()
+    with interrupts_between_imports():
+        try:
+            status = _answer(words)
+            sys.stdout.flush()
+            return status
+        except SystemExit as stop:  # the parser's own, after --help
+            return stop.code if isinstance(stop.code, int) else 2
+        except BrokenPipeError:
+            leave_pipe()
+            return _NO_READER
+        except KeyboardInterrupt as stop:
+            command = " ".join(words[:1])
+            print(f"geolatent {command}: interrupted. {_told(stop)}".rstrip(), file=sys.stderr)
+            return 130
+
+
+def _answer(words: list[str]) -> int:
+    """Answer words: overview, version, completions, or a command that runs."""
+    if words[:1] == ["--complete"]:
+        print("\n".join(_completions(words[2] if len(words) > 2 else "")))
+        return 0
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2
@@ -87,29 +135,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = words[0]
     if command not in COMMANDS:
-        print(f"geolatent: no command `{command}`.\n\n{_overview()}", file=sys.stderr)
-        return 2
-    location, _ = COMMANDS[command]
-    module, name = location.split(":")
+        kind = "option" if command.startswith("-") else "command"
+        return _refuse(
+            "geolatent",
+            f"no {kind} `{command}`.",
+            closest(command, [*COMMANDS, "--help", "--version"]),
+        )
     try:
-        function = getattr(importlib.import_module(module), name)
-        parser = _parser(command, function)
-        options = _complete_flags(words[1:], function)
-        values = _values(parser, options, function)
-        sweep = values.pop(_SWEEP, None)
-        if sweep:
-            _run_sweep(command, function, parser, options, values, sweep)
+        _run(command, words[1:])
+    except _WrongWordsError as error:
+        return _refuse(f"geolatent {command}", str(error), error.meant)
+    except BrokenPipeError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, UnfinishedError):
+            print(f"geolatent {command}: {_told(error)}", file=sys.stderr)
+        elif _out_of_memory(error):
+            text = "the memory does not hold what the options ask for."
+            print(f"geolatent {command}: {text} {_told(error)}".rstrip(), file=sys.stderr)
         else:
-            function(**values)
-    except SystemExit as stop:  # the parser's own: after --help, or a message about the words
-        return stop.code if isinstance(stop.code, int) else 2
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
+            raise
+        return 1
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"geolatent {command}: {_told(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:
-        print(f"geolatent {command}: interrupted. {_told(stop)}".rstrip(), file=sys.stderr)
-        return 130
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether numpy or torch found no memory; torch tells it of the CPU in words alone."""
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(text in str(error) for text in texts)
+
+
+class _WrongWordsError(Exception):
+    """The words are no command line; ``meant`` is what the wrong one may have meant."""
+
+    def __init__(self, message: str, meant: str | None) -> None:
+        super().__init__(message)
+        self.meant = meant
+
+
+def _refuse(program: str, message: str, meant: str | None) -> int:
+    """Tell in two lines what is wrong with the words."""
+    suggestion = f" Did you mean `{meant}`?" if meant else ""
+    listed = "commands" if program == "geolatent" else "options"
+    print(
+        f"{program}: {message}{suggestion}\n`{program} --help` lists the {listed}.",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _run(command: str, words: Sequence[str]) -> None:
+    """Parse a command's words and run it.
+
+    They are parsed twice: first against an outline of the command, which answers ``--help`` and
+    wrong words before torch is imported, then against the command itself.
+    """
+    location, _ = COMMANDS[command]
+    light = outline(location)
+    completed = complete_words(words, _kinds(command, light))
+    # what the options resolve to is known to the command itself alone
+    first = [word for word in completed if not word.startswith("--print_config")]
+    check_places(_values(command, _parser(command, light), first, light))
+    module, name = location.split(":")
+    function = getattr(importlib.import_module(module), name)
+    parser = _parser(command, function)
+    values = _values(command, parser, completed, function)
+    sweep = values.pop(_SWEEP, None)
+    quiet = values.pop(_QUIET)
+    dry = values.pop(_DRY_RUN, False)
+    from geolatent.console import QUIET
+
+    before = QUIET.set(quiet)
+    try:
+        if dry:
+            from geolatent.experiments.dry_run import dry_run
+
+            dry_run(command, values, sweep or {})
+        elif sweep:
+            _run_sweep(command, function, parser, completed, values, sweep)
+        else:
+            function(**values)
+    finally:
+        QUIET.reset(before)
 
 
 def _told(error: BaseException) -> str:
@@ -117,7 +227,29 @@ def _told(error: BaseException) -> str:
     text, notes = str(error), getattr(error, "__notes__", ())
     if text and notes and not text.endswith("."):
         text += "."
-    return " ".join([text, *notes]).strip()
+    return " ".join(" ".join([text, *notes]).split())
+
+
+def _kinds(command: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a command's options, those of all commands among them."""
+    kinds = option_types(function)
+    kinds |= {"config": str, "print_config": None, "help": None, _QUIET: bool}
+    if command in _LONG:
+        kinds[_DRY_RUN] = bool
+    if "executor" in kinds:
+        kinds[_SWEEP] = dict[str, list[Any]]
+    return kinds
+
+
+def _load_bounded(text: str) -> Any:
+    """Read YAML as jsonargparse does, but only within the bounds of `parse_yaml`."""
+    from jsonargparse import get_loader
+
+    try:
+        parse_yaml(text, "this")
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
+    return get_loader("yaml")(text)
 
 
 def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
@@ -125,24 +257,48 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
 
     The folder that a command reads needs no name.
     """
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_dumper, set_loader
+
+    set_loader(_BOUNDED, _load_bounded, (yaml.YAMLError,))
+    set_dumper(_BOUNDED, partial(yaml.safe_dump, sort_keys=False, allow_unicode=True))
+
     alone = next(iter(inspect.signature(function).parameters)) in _FOLDERS
     parser = ArgumentParser(
-        prog=f"geolatent {command}", description=_summary(function.__doc__), allow_abbrev=False
+        prog=f"geolatent {command}",
+        description=_summary(function.__doc__),
+        allow_abbrev=False,
+        exit_on_error=False,
+        parser_mode=_BOUNDED,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
     parser.add_function_arguments(function, as_positional=alone)
     if "executor" in inspect.signature(function).parameters:
         text = "Dotted names of options and lists of their values: every combination is run."
         parser.add_argument(f"--{_SWEEP}", type=dict[str, list[Any]], default={}, help=text)
+    text = "Print warnings and the last line alone."
+    parser.add_argument(f"--{_QUIET}", type=bool, default=False, help=text)
+    if command in _LONG:
+        text = "Say what would be done and about how long it takes; nothing is written."
+        parser.add_argument(f"--{_DRY_RUN}", type=bool, default=False, help=text)
     return parser
 
 
 def _values(
-    parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
+    command: str, parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
 ) -> dict[str, Any]:
     """Return the arguments of a command's function, and its sweep."""
-    parsed = parser.parse_args(list(words))
-    _check_groups(parser, parsed, function)
+    try:
+        parsed = parser.parse_args(list(words))
+        _check_groups(parsed, function)
+    except UnicodeDecodeError as error:
+        raise _WrongWordsError(f"a config is no text in UTF-8: {error}.", None) from error
+    except ArgumentError as error:
+        kinds = _kinds(command, function)
+        message, unknown = what_is_wrong(str(error), kinds)
+        meant = closest(unknown, kinds) if unknown else None
+        if meant and f"`--{unknown}`" in message:
+            meant = f"--{meant}"
+        raise _WrongWordsError(message, meant) from error
     values = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     return values
@@ -165,30 +321,31 @@ def _run_sweep(
             f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in point.items()
         ]
-        arguments.append(_values(parser, [*words, *texts], function))
-        del arguments[-1][_SWEEP]
+        arguments.append(_values(command, parser, [*words, *texts], function))
+        for name in (_SWEEP, _QUIET, _DRY_RUN):
+            del arguments[-1][name]
     run_sweep(command, function, values, sweep, arguments)
 
 
-def _check_groups(parser: ArgumentParser, parsed: Namespace, function: Callable[..., Any]) -> None:
+def _check_groups(parsed: Namespace, function: Callable[..., Any]) -> None:
     """Refuse a value that is not a set of options where there should be one, such as a list."""
     for name, parameter in inspect.signature(function).parameters.items():
         value = parsed[name]
-        if dataclasses.is_dataclass(parameter.default) and not isinstance(value, Namespace):
-            parser.error(f'Parser key "{name}":\n  Expected options and their values. Got: {value}')
+        # a mapping once it is parsed
+        if dataclasses.is_dataclass(parameter.default) and not hasattr(value, "__dict__"):
+            raise ArgumentError(None, f"`{name}` should be options and their values: {value}.")
 
 
-def _complete_flags(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """Let ``--overwrite`` stand for ``--overwrite true``, and so for all that are true or false."""
-    parameters = inspect.signature(function).parameters.values()
-    flags = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
-    completed: list[str] = []
-    for place, word in enumerate(words):
-        following = words[place + 1] if place + 1 < len(words) else ""
-        completed.append(word)
-        if word in flags and following.lower() not in ("true", "false"):
-            completed.append("true")
-    return completed
+def _completions(word: str) -> list[str]:
+    """Return what a word of the shell's line may become; the line is in ``COMP_LINE``."""
+    line = os.environ.get("COMP_LINE", "")
+    before = line[: int(os.environ.get("COMP_POINT", len(line)))].split()
+    if len(before) < 2 or (len(before) == 2 and word):
+        return [name for name in COMMANDS if name.startswith(word)]
+    if before[1] not in COMMANDS or not word.startswith("-"):
+        return []  # the shell completes paths
+    kinds = _kinds(before[1], outline(COMMANDS[before[1]][0]))
+    return [f"--{name}" for name in kinds if f"--{name}".startswith(word)]
 
 
 def _overview() -> str:

@@ -1,13 +1,36 @@
-"""Options of the commands, as a YAML file or a command line gives them."""
+"""Options of the commands, as a YAML file or a command line gives them, without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
-from geolatent.checks import check_choice, check_integer, check_number, requirement
+from geolatent.requirements import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_selection,
+    describe,
+    requirement,
+)
 
 PairSource = Literal["worst", "prior", "encoded", "codes"]
+Executor = Literal["local", "ray"]
+Format = Literal["png", "pdf", "svg"]
+Formats = Format | list[Format]
+FORMATS: tuple[str, ...] = get_args(Format)
+TorchvisionName = Literal[
+    "MNIST",
+    "FashionMNIST",
+    "EMNIST-balanced",
+    "EMNIST-byclass",
+    "EMNIST-bymerge",
+    "EMNIST-digits",
+    "EMNIST-letters",
+    "EMNIST-mnist",
+]
+DataName = Literal["digits", TorchvisionName, "file"]
+TORCHVISION_NAMES: tuple[str, ...] = get_args(TorchvisionName)
 
 
 @dataclass(frozen=True)
@@ -286,3 +309,170 @@ class RayOptions:
             check_integer("workers", self.workers)
         check_integer("threads", self.threads)
         check_integer("restarts", self.restarts, minimum=0)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images to load; see `geolatent.data.load`.
+
+    Attributes
+    ----------
+    name : str
+        "digits" (scikit-learn's, 8 x 8, always there); torchvision's 28 x 28 images "MNIST",
+        "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
+        "file" for an array of your own.
+    root : str
+        The folder of torchvision's data sets, or of MNIST's own files (train-images-idx3-ubyte.gz
+        and so on); GEOLATENT_MNIST names that of MNIST where this is the default.
+    split : str
+        "train" or "test"; also "all" for "digits" and "file".
+    classes : tuple of int or None
+        The labels to keep; None keeps all.
+    per_class : int or None
+        How many images of each class to draw; None takes all.
+    download : bool
+        Let torchvision download what is missing from ``root``.
+    seed : int
+        Seed of the draw within the classes, and of the split of a file.
+    path : str or None
+        The file, for "file": .npy, .npz, .safetensors, .pt or .pth.
+    low, high : float or None
+        The values in that file that mean black and white; they become -1 and 1.
+    test_fraction : float
+        Share of the images in that file that are its test split.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is out of its range, or a file's options are given without "file" or are missing
+        with it.
+
+    Examples
+    --------
+    >>> from geolatent.data import load
+    >>> images, labels = load(DataOptions("digits", split="test", classes=(0, 1), per_class=5))
+    >>> images.shape, labels.bincount()
+    (torch.Size([10, 1, 8, 8]), tensor([5, 5]))
+    """
+
+    name: DataName = "digits"
+    root: str = "data"
+    split: Literal["train", "test", "all"] = "train"
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    download: bool = False
+    seed: int = 0
+    path: str | None = None
+    low: float | None = None
+    high: float | None = None
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, get_args(DataName))
+        splits = ("train", "test") if self.name in TORCHVISION_NAMES else ("train", "test", "all")
+        check_choice("split", self.split, splits)
+        check_selection(self.classes, self.per_class, self.seed)
+        check_number("test_fraction", self.test_fraction, above=0.0, at_most=0.9)
+        for option in ("path", "low", "high"):
+            value = getattr(self, option)
+            if (value is None) == (self.name == "file"):
+                required = "given where `name` is 'file', and only there"
+                raise ValueError(requirement(option, required, describe(value)))
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train a model.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training images; fewer where ``patience`` ends the training.
+    batch_size : int
+        Images per step.
+    learning_rate : float
+        Adam's step size at the start; it falls to a hundredth of it along a half cosine.
+    beta : float
+        Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
+        BiGAN has no such term and takes 1 alone.
+    reconstruction : float
+        Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
+        encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
+    validation_fraction : float
+        Share of the images held out to choose the best epoch, by the loss of a variational
+        autoencoder and by a BiGAN's reconstruction error; 0 keeps the last epoch.
+    patience : int or None
+        Stop after this many epochs without a better validation loss; None never stops early.
+    seed : int
+        Seed of the initial weights, the order of the images and the codes' noise.
+    accelerator : str
+        Lightning's name of the device: "auto", "cpu" or "gpu".
+    progress : bool
+        Show a progress bar.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    beta: float = 1.0
+    reconstruction: float = 0.0
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    seed: int = 0
+    accelerator: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs)
+        check_integer("batch_size", self.batch_size)
+        check_number("learning_rate", self.learning_rate, above=0.0)
+        check_number("beta", self.beta, at_least=0.0)
+        check_number("reconstruction", self.reconstruction, at_least=0.0)
+        check_number("validation_fraction", self.validation_fraction, at_least=0.0, at_most=0.9)
+        check_integer("seed", self.seed, minimum=0)
+        if self.patience is not None:
+            check_integer("patience", self.patience)
+            if self.validation_fraction == 0:
+                required = "above 0 where `patience` is given"
+                raise ValueError(requirement("validation_fraction", required, 0))
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """How to fit the decoder's precision after training; see ``VAE.fit_precision``.
+
+    Attributes
+    ----------
+    n_centers : int or None
+        Number of centres; None takes four for every latent dimension.
+    scale : float
+        Width of the bumps in mean distances within a cluster.
+    floor : float
+        Precision far from the data.
+    min_std : float
+        About the smallest standard deviation that can be reached, in pixel units.
+    iterations : int
+        Updates of the weights.
+    """
+
+    n_centers: int | None = None
+    scale: float = 1.5
+    floor: float = 0.01
+    min_std: float = 0.05
+    iterations: int = 200
+
+
+def check_formats(formats: Formats) -> list[Format]:
+    """Return formats as a list without doubles.
+
+    Raises
+    ------
+    ValueError
+        If one is not png, pdf or svg, or there is none.
+    """
+    chosen = [formats] if isinstance(formats, str) else list(formats)
+    for name in chosen:
+        check_choice("format", name, FORMATS)
+    if not chosen:
+        raise ValueError(requirement("format", "png, pdf, svg or a list of them", formats))
+    return list(dict.fromkeys(chosen))

@@ -6,99 +6,31 @@ import os
 import pickle
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
+from geolatent.checks import check_choice, check_number, describe, requirement
+from geolatent.config import TORCHVISION_NAMES, DataOptions
+from geolatent.idx import VARIABLE, find_mnist, mnist_folder, read_idx
 from geolatent.models.checkpoint import read_tensors
+from geolatent.requirements import check_selection
+
+__all__ = [
+    "DataOptions",
+    "digits",
+    "load",
+    "load_images",
+    "scale_pixels",
+    "select",
+    "torchvision_images",
+]
 
 TEST_FRACTION = 0.25
 SPLIT_SEED = 0
-
-TorchvisionName = Literal[
-    "MNIST",
-    "FashionMNIST",
-    "EMNIST-balanced",
-    "EMNIST-byclass",
-    "EMNIST-bymerge",
-    "EMNIST-digits",
-    "EMNIST-letters",
-    "EMNIST-mnist",
-]
-DataName = Literal["digits", TorchvisionName, "file"]
-TORCHVISION_NAMES: tuple[str, ...] = get_args(TorchvisionName)
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images to load; see :func:`load`.
-
-    Attributes
-    ----------
-    name : str
-        "digits" (scikit-learn's, 8 x 8, always there); torchvision's 28 x 28 images "MNIST",
-        "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
-        "file" for an array of your own.
-    root : str
-        The folder of torchvision's data sets.
-    split : str
-        "train" or "test"; also "all" for "digits" and "file".
-    classes : tuple of int or None
-        The labels to keep; None keeps all.
-    per_class : int or None
-        How many images of each class to draw; None takes all.
-    download : bool
-        Let torchvision download what is missing from ``root``.
-    seed : int
-        Seed of the draw within the classes, and of the split of a file.
-    path : str or None
-        The file, for "file": .npy, .npz, .safetensors, .pt or .pth.
-    low, high : float or None
-        The values in that file that mean black and white; they become -1 and 1.
-    test_fraction : float
-        Share of the images in that file that are its test split.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is out of its range, or a file's options are given without "file" or are missing
-        with it.
-
-    Examples
-    --------
-    >>> images, labels = load(DataOptions("digits", split="test", classes=(0, 1), per_class=5))
-    >>> images.shape, labels.bincount()
-    (torch.Size([10, 1, 8, 8]), tensor([5, 5]))
-    """
-
-    name: DataName = "digits"
-    root: str = "data"
-    split: Literal["train", "test", "all"] = "train"
-    classes: tuple[int, ...] | None = None
-    per_class: int | None = None
-    download: bool = False
-    seed: int = 0
-    path: str | None = None
-    low: float | None = None
-    high: float | None = None
-    test_fraction: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_choice("name", self.name, get_args(DataName))
-        splits = ("train", "test") if self.name in TORCHVISION_NAMES else ("train", "test", "all")
-        check_choice("split", self.split, splits)
-        _check_selection(self.classes, self.per_class, self.seed)
-        check_number("test_fraction", self.test_fraction, above=0.0, at_most=0.9)
-        for option in ("path", "low", "high"):
-            value = getattr(self, option)
-            if (value is None) == (self.name == "file"):
-                required = "given where `name` is 'file', and only there"
-                raise ValueError(requirement(option, required, describe(value)))
 
 
 def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
@@ -256,6 +188,9 @@ def torchvision_images(
         mnist.
     root : path
         The folder that holds, or is to hold, the folder ``MNIST``, ``FashionMNIST`` or ``EMNIST``.
+        MNIST's own files, such as ``train-images-idx3-ubyte.gz``, may also lie in it as they are;
+        the variable ``GEOLATENT_MNIST`` names the folder where ``root`` is "data", the default, and
+        has no MNIST.
     split : {"train", "test"}
         Which part.
     classes : sequence of int, optional
@@ -291,7 +226,11 @@ def torchvision_images(
     """
     check_choice("name", name, TORCHVISION_NAMES)
     check_choice("split", split, ("train", "test"))
-    _check_selection(classes, per_class, seed)
+    check_selection(classes, per_class, seed)
+    if name == "MNIST":
+        files = find_mnist(mnist_folder(root), split)
+        if files is not None:
+            return _mnist(files, classes, per_class, seed)
     # torchvision takes seconds to import: only those who ask for the data pay for it.
     from torchvision import datasets
 
@@ -321,6 +260,8 @@ def torchvision_images(
                 f"a folder with {name}: torchvision's files in {raw}; "
                 "to download them, set `download` to true"
             )
+            if name == "MNIST":
+                required += f"; or MNIST's own *-ubyte.gz, there or in the folder of {VARIABLE}"
             raise FileNotFoundError(requirement("root", required, root)) from error
         if download and (isinstance(error, OSError) or "Error downloading" in reason):
             message = f"{name} could not be downloaded to {raw}: {reason}"
@@ -335,6 +276,21 @@ def torchvision_images(
     rows = select(labels, classes, per_class, seed)
     pixels = pixels[rows].mT if kind == "EMNIST" else pixels[rows]
     return scale_pixels(pixels, largest=255.0).unsqueeze(1).contiguous(), labels[rows]
+
+
+def _mnist(
+    files: tuple[Path, Path], classes: Sequence[int] | None, per_class: int | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Read MNIST's own files of images and labels."""
+    pixels, numbers = map(read_idx, files)
+    if pixels.shape != (*numbers.shape, 28, 28) or not numbers.size:
+        required = "a folder with undamaged files of MNIST, images and labels of one split"
+        found = f"{files[0]} of shape {pixels.shape} and {files[1]} of shape {numbers.shape}"
+        raise ValueError(requirement("root", required, found))
+    labels = torch.from_numpy(numbers.astype(np.int64))
+    rows = select(labels, classes, per_class, seed)
+    chosen = torch.from_numpy(pixels[rows.numpy()])
+    return scale_pixels(chosen, largest=255.0).unsqueeze(1), labels[rows]
 
 
 def load_images(
@@ -433,7 +389,7 @@ def select(
     >>> select(torch.tensor([3, 1, 3, 2]), classes=(2, 3))
     tensor([0, 2, 3])
     """
-    _check_selection(classes, per_class, seed)
+    check_selection(classes, per_class, seed)
     present = labels.unique().tolist()
     wanted = present if classes is None else list(classes)
     missing = sorted(set(wanted) - set(present))
@@ -451,20 +407,6 @@ def select(
             members = members[torch.randperm(len(members), generator=generator)[:per_class]]
         rows.append(members)
     return torch.cat(rows).sort().values
-
-
-def _check_selection(classes: Sequence[int] | None, per_class: int | None, seed: int) -> None:
-    if classes is not None:
-        if isinstance(classes, str) or not isinstance(classes, Sequence) or not classes:
-            required = "a sequence of labels, or None for all"
-            raise ValueError(requirement("classes", required, describe(classes)))
-        for label in classes:
-            check_integer("classes", label, minimum=0)
-        if len(set(classes)) != len(classes):
-            raise ValueError(requirement("classes", "different labels", tuple(classes)))
-    if per_class is not None:
-        check_integer("per_class", per_class)
-    check_integer("seed", seed, minimum=0)
 
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:

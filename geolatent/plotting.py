@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -18,12 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from geolatent.checks import check_choice, describe, requirement
+from geolatent.config import FORMATS, Formats, check_formats
 from geolatent.files import record_files, write_file
 
 Array = NDArray[np.float64]
-
-Format = Literal["png", "pdf", "svg"]
-Formats = Format | list[Format]
 
 STRAIGHT_COLOR = "#ffffff"
 GEODESIC_COLOR = "#ff4d6d"
@@ -46,29 +43,13 @@ _UNKNOWN = "#c8c8c8"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b0a500")
 
 
-def check_formats(formats: Formats) -> list[Format]:
-    """Return formats as a list without doubles.
-
-    Raises
-    ------
-    ValueError
-        If one is not png, pdf or svg, or there is none.
-    """
-    chosen = [formats] if isinstance(formats, str) else list(formats)
-    for name in chosen:
-        check_choice("format", name, ("png", "pdf", "svg"))
-    if not chosen:
-        raise ValueError(requirement("format", "png, pdf, svg or a list of them", formats))
-    return list(dict.fromkeys(chosen))
-
-
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     """Render a figure to a PNG, PDF or SVG file, which is written whole or not at all.
 
     The file's ending says which. In PDF and SVG text stays text and images are pixels.
     """
     kind = Path(path).suffix.lstrip(".").lower()
-    check_choice("path", kind, ("png", "pdf", "svg"))
+    check_choice("path", kind, FORMATS)
     # the same figure makes the same file
     metadata = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
     buffer = io.BytesIO()

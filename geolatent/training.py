@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.data import DataOptions, digits, load
-from geolatent.experiments.console import work_progress
+from geolatent.checks import check_tensor, describe, requirement
+from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.console import make_console, work_progress
+from geolatent.data import load
 from geolatent.files import write_file
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
-from geolatent.models.vae import MLPVAE, VAE
+from geolatent.models.vae import VAE
 from geolatent.results import SUMMARY, RunFolder, run_command
 from geolatent.training_figures import draw_training
 
@@ -45,89 +45,7 @@ except ModuleNotFoundError as error:
 STATE_FILE = "last.ckpt"
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train a model.
-
-    Attributes
-    ----------
-    epochs : int
-        Passes over the training images; fewer where ``patience`` ends the training.
-    batch_size : int
-        Images per step.
-    learning_rate : float
-        Adam's step size at the start; it falls to a hundredth of it along a half cosine.
-    beta : float
-        Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
-        BiGAN has no such term and takes 1 alone.
-    reconstruction : float
-        Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
-        encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
-    validation_fraction : float
-        Share of the images held out to choose the best epoch, by the loss of a variational
-        autoencoder and by a BiGAN's reconstruction error; 0 keeps the last epoch.
-    patience : int or None
-        Stop after this many epochs without a better validation loss; None never stops early.
-    seed : int
-        Seed of the initial weights, the order of the images and the codes' noise.
-    accelerator : str
-        Lightning's name of the device: "auto", "cpu" or "gpu".
-    progress : bool
-        Show a progress bar.
-    """
-
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    beta: float = 1.0
-    reconstruction: float = 0.0
-    validation_fraction: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-    accelerator: str = "auto"
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs)
-        check_integer("batch_size", self.batch_size)
-        check_number("learning_rate", self.learning_rate, above=0.0)
-        check_number("beta", self.beta, at_least=0.0)
-        check_number("reconstruction", self.reconstruction, at_least=0.0)
-        check_number("validation_fraction", self.validation_fraction, at_least=0.0, at_most=0.9)
-        check_integer("seed", self.seed, minimum=0)
-        if self.patience is not None:
-            check_integer("patience", self.patience)
-            if self.validation_fraction == 0:
-                required = "above 0 where `patience` is given"
-                raise ValueError(requirement("validation_fraction", required, 0))
-
-
 DEFAULT_TRAINING = TrainingOptions()
-
-
-@dataclass(frozen=True)
-class PrecisionOptions:
-    """How to fit the decoder's precision after training; see ``VAE.fit_precision``.
-
-    Attributes
-    ----------
-    n_centers : int or None
-        Number of centres; None takes four for every latent dimension.
-    scale : float
-        Width of the bumps in mean distances within a cluster.
-    floor : float
-        Precision far from the data.
-    min_std : float
-        About the smallest standard deviation that can be reached, in pixel units.
-    iterations : int
-        Updates of the weights.
-    """
-
-    n_centers: int | None = None
-    scale: float = 1.5
-    floor: float = 0.01
-    min_std: float = 0.05
-    iterations: int = 200
 
 
 @dataclass(frozen=True)
@@ -392,7 +310,7 @@ class _EpochProgress(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, *_: object) -> None:
         total, found = int(trainer.max_epochs or 0), trainer.current_epoch
-        progress = work_progress(Console(), "epochs", total, found)
+        progress = work_progress(make_console(), "epochs", total, found)
         self._tell = self._shown.enter_context(progress)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *arguments: Any) -> None:
@@ -455,6 +373,8 @@ def train_vae(
 
     Examples
     --------
+    >>> from geolatent.data import digits
+    >>> from geolatent.models import MLPVAE
     >>> images, _ = digits()
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
     >>> record = train_vae(MLPVAE(hidden=(16,)), images[:100], options)
@@ -512,6 +432,7 @@ def train_bigan(
 
     Examples
     --------
+    >>> from geolatent.data import digits
     >>> images, _ = digits()
     >>> model = BiGAN(latent_dim=2, channels=(4, 8), hidden=16, image_shape=(1, 8, 8))
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
@@ -700,6 +621,7 @@ def train(
     Examples
     --------
     >>> import tempfile
+    >>> from geolatent.models import MLPVAE
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     summary = train(
     ...         lambda: MLPVAE(hidden=(16,)),
@@ -877,39 +799,6 @@ def _reconstruct(
 
 def _mean_image(network: VAE | BiGAN, codes: Tensor) -> Tensor:
     return network.decode_mean(codes) if isinstance(network, VAE) else network.decode(codes)
-
-
-def train_digits_vae(
-    output: str,
-    hidden: list[int],
-    training: TrainingOptions,
-    precision: PrecisionOptions,
-) -> None:
-    """Train the 2-d digits model that comes with the package, fit its precision, and save it.
-
-    Parameters
-    ----------
-    output : str
-        Where to write: ``X.safetensors``, with ``X.json`` beside it.
-    hidden : list of int
-        Widths of the encoder's hidden layers.
-    training : TrainingOptions
-        How to train.
-    precision : PrecisionOptions
-        How to fit the decoder's precision.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a parameter is out of its range.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        model = MLPVAE(latent_dim=2, hidden=hidden)
-    images, _ = digits("train")
-    train_vae(model, images, training)
-    model.fit_precision(images, seed=training.seed, **asdict(precision))
-    save_model(model, output)
 
 
 @contextmanager

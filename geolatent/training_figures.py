@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geolatent.checks import requirement
+from geolatent.config import Formats
 from geolatent.files import read_json
 from geolatent.models.checkpoint import read_tensors
-from geolatent.plotting import COLORS, Formats, save_figures
+from geolatent.plotting import COLORS, save_figures
 from geolatent.plotting_statistics import scatter_classes
 
 Array = NDArray[np.float64]

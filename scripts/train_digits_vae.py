@@ -1,20 +1,18 @@
-"""Reproduce the digits model that comes with the package: python scripts/train_digits_vae.py."""
+"""Reproduce the digits model that comes with the package: python scripts/train_digits_vae.py.
 
+The model is written to runs/digits_vae/model.safetensors.
+"""
+
+import sys
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 
-from geolatent.training import train_digits_vae
+from geolatent.cli import main
 
 CONFIG = Path(__file__).parents[1] / "configs" / "train_digits_vae.yaml"
 
 if __name__ == "__main__":
     # One thread adds up in one order, whatever the machine's number of cores.
     torch.set_num_threads(1)
-    auto_cli(
-        train_digits_vae,
-        as_positional=False,
-        default_config_files=[str(CONFIG)],
-        allow_abbrev=False,
-    )
+    sys.exit(main(["train", "--config", str(CONFIG), *sys.argv[1:]]))

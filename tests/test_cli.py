@@ -1,8 +1,12 @@
 """The command line: help, configs, overrides, errors told by name, interrupted commands."""
 
+import importlib
+import inspect
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +19,7 @@ import yaml
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
 from geolatent.models import save_model
+from geolatent.outline import outline
 from geolatent.results import ENVIRONMENT, PAIRS, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,7 +64,203 @@ def test_overview_names_every_command(capsys):
 
 def test_an_unknown_command_is_told(capsys):
     assert main(["improve"]) == 2
-    assert "no command `improve`" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no command `improve`. Did you mean `improvement`?" in told
+    assert told.count("\n") == 2
+    assert main(["--verson"]) == 2
+    assert "Did you mean `--version`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        ["improve"],
+        ["improvement", "--help"],
+        ["train", "--help"],
+        ["improvement", "--n_pair=3"],
+        ["improvement", "--solver.tolerance=tight"],
+        ["train", "--training.epoch=3"],
+        ["--complete", "geolatent", "imp", "geolatent"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_torch_does_not_import_it(words):
+    code = (
+        "import sys; from geolatent.cli import main; status = main(sys.argv[1:]); "
+        "heavy = {'torch', 'matplotlib', 'pyarrow', 'lightning'} & set(sys.modules); "
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_outlines_are_what_the_commands_are(command):
+    location = COMMANDS[command][0]
+    module, name = location.split(":")
+    light, function = outline(location), getattr(importlib.import_module(module), name)
+    assert light.__doc__ == function.__doc__
+    ours, theirs = (inspect.signature(each).parameters for each in (light, function))
+    assert list(ours) == list(theirs)
+    for key, parameter in theirs.items():
+        assert ours[key].default == parameter.default
+        if (command, key) != ("train", "model"):
+            assert ours[key].annotation == parameter.annotation
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--n_pair=3"], "`--n_pairs`"),
+        (["--n-pair", "3"], "`--n_pairs`"),
+        (["--solver.tolerence=1"], "`--solver.tolerance`"),
+        (["--sovler.tolerance=1"], "`--solver.tolerance`"),
+    ],
+)
+def test_a_wrong_option_is_told_in_two_lines(words, meant, capsys):
+    assert run("improvement", *words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"geolatent improvement: no option `{words[0].partition('=')[0]}`.")
+    assert f"Did you mean {meant}?" in told
+    assert told.splitlines()[1:] == ["`geolatent improvement --help` lists the options."]
+
+
+def test_a_wrong_option_of_a_config_is_told_with_what_it_may_mean(capsys, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("solver: {tolerence: 1e-3}")
+    assert run("improvement", "--config", config) == 2
+    told = capsys.readouterr().err
+    assert "no option `solver.tolerence`. Did you mean `solver.tolerance`?" in told
+    assert told.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--steps=1,x"], "`steps` should be a list of numbers or null. Found `steps = [1, 'x']`"),
+        (["--pairs=best"], "`pairs` should be one of worst, prior, encoded, codes."),
+        (["--n_pairs=many"], "`n_pairs` should be an integer. Found `n_pairs = many`."),
+        (["--overwrite=perhaps"], "`overwrite` should be true or false."),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_asked_for(words, sentence, capsys):
+    assert run("improvement", *words) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--n-pairs", "3"], {"n_pairs": 3}),
+        (["--n-pairs=3"], {"n_pairs": 3}),
+        (["--steps", "1,2"], {"steps": [1.0, 2.0]}),
+        (["--steps=1.5"], {"steps": [1.5]}),
+        (["--steps=[1,2]"], {"steps": [1.0, 2.0]}),
+        (["--steps=null"], {"steps": None}),
+        (["--data.classes", "1,4", "--data.per-class=2"], {"classes": [1, 4], "per_class": 2}),
+        (["--data.download"], {"download": True}),
+    ],
+)
+def test_dashes_commas_and_flags_are_understood(words, expected, capsys):
+    assert run("improvement", *words, "--print_config") == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    given = printed["data"] if words[0].startswith("--data") else printed
+    assert {name: given[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("geolatent imp", ["improvement"]),
+        ("geolatent improvement --solver.to", ["--solver.tolerance"]),
+        ("geolatent train --out", ["--out_dir"]),
+        ("geolatent report ru", []),
+    ],
+)
+def test_shells_complete_words(line, expected):
+    # as bash calls it: the line in the environment, and the command, the word, the one before
+    words = line.split()
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, "-m", "geolatent", "--complete", words[0], words[-1], words[-2]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("words", ["", "improvement --help"])
+def test_a_reader_that_leaves_is_no_error(words):
+    command = f"{sys.executable} -m geolatent {words} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: geolatent")
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_quiet():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "geolatent", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.3)\n"
+        "whole = True\n"
+    )
+    (tmp_path / "work.py").write_text(
+        "import sys, time\n"
+        "from geolatent.terminal import interrupts_between_imports\n"
+        "try:\n"
+        "    with interrupts_between_imports():\n"
+        "        import slow\n"
+        "        time.sleep(10)\n"
+        "        print('not interrupted')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', sys.modules['slow'].whole)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "work.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(gl.__file__).parents[1])},
+    )
+    assert done.stdout == "interrupted True\n"
+
+
+def test_an_interrupt_at_the_start_is_told_in_a_line(tmp_path):
+    code = (
+        "import os, signal, sys, threading\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "from geolatent.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["improvement", "--n_pairs=100000", "--out", str(tmp_path / "run"), *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("geolatent improvement: interrupted.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}], ids=str)
+def test_a_terminal_of_few_letters_is_enough(settings, tmp_path):
+    plain = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **settings}
+    command = [sys.executable, "-m", "geolatent", "demo", "--n_pairs=1", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=False, env=plain)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"->" in done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -344,17 +545,240 @@ def test_train_reads_its_config(capsys, tmp_path):
     assert "MLPVAE" in capsys.readouterr().out
 
 
+def advised():
+    """Yield every command that the comments of the configs tell to run."""
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#   geolatent "):
+                yield line.split()[2:]
+
+
+# what comments say that an option may be instead
+ALTERNATIVES = {
+    "improvement": [
+        "--pairs=prior",
+        "--pairs=encoded",
+        "--steps=1,2",
+        "--initial.kind=codes",
+    ],
+    "interpolate": ["--pairs=prior", "--features.kind=none", "--data.classes=1,4,7"],
+    "compare": ["--features.kind=logistic", "--initial.kind=codes"],
+    "cluster": ["--data.classes=0,1,2", "--n_clusters=5"],
+    "distances": ["--data.classes=1,4,7"],
+    "walk": ["--kind=circle", "--prior=uniform"],
+    "landscape": ["--features.kind=logistic"],
+    "train": ["--training.accelerator=cpu"],
+    "sample": ["--source=reconstructed"],
+}
+RUNS = [
+    *advised(),
+    *(
+        [command, "--config", f"configs/{path.name}", word]
+        for path in sorted(CONFIGS.glob("*.yaml"))
+        if (command := path.stem.split("_")[0]) in ALTERNATIVES
+        for word in ALTERNATIVES[command]
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a folder where the configs find their data, and models that were not trained."""
+    folder = tmp_path_factory.mktemp("work")
+    raw = folder / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for prefix in ("train", "t10k"):
+        images = random.integers(0, 256, (2000, 28, 28), dtype=np.uint8)
+        head = struct.pack(">BBBBIII", 0, 0, 8, 3, 2000, 28, 28)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        labels = (np.arange(2000) % 10).astype(np.uint8)
+        head = struct.pack(">BBBBI", 0, 0, 8, 1, 2000)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    for name, model in (
+        ("mnist_2d", gl.models.ConvVAE(latent_dim=2, channels=[4], hidden=8)),
+        ("mnist_16d", gl.models.ConvVAE(latent_dim=16, channels=[4], hidden=8)),
+        ("mnist_bigan", gl.models.BiGAN(latent_dim=16, channels=[4], hidden=8)),
+    ):
+        save_model(model, folder / "runs" / name / "model.safetensors")
+    (folder / "configs").symlink_to(CONFIGS)
+    (folder / "my").symlink_to(folder)
+    (folder / "folder").symlink_to(folder / "data")
+    return folder
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_the_advice_of_the_configs_is_understood(words, trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    out = trained / "out"
+    place = "--out_dir" if words[0] == "train" else "--out"
+    wanted = ["--print_config"] if words[0] == "sample" else ["--dry-run"]
+    before = sorted(trained.rglob("*"))
+    assert run(*words, place, out, *wanted) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    if words[0] != "sample":
+        assert "Estimate: about" in printed
+        assert printed.endswith("Nothing was written.\n")
+    assert sorted(trained.rglob("*")) == before
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_configs_are_understood(path, capsys):
+def test_the_configs_are_understood(path, capsys, trained, monkeypatch):
     command = path.stem.split("_")[0]
-    if command not in COMMANDS or path.stem == "train_digits_vae":
+    if command not in COMMANDS:
         pytest.skip("not a config of a command")
+    monkeypatch.chdir(trained)
     assert run(command, "--config", path, "--print_config") == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert set(given) <= set(printed)
     # what a config says is commented, and is what the command would do
     assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--n_pairs=100"], "Geodesics: 300"),
+        (["--pairs=prior", "--n_pairs=100"], "Shards: 2 of 64 pairs"),
+        (["--pairs=encoded"], "Data: 450 images of digits"),
+        (["--sweep.seed=[0,1,2]"], "for 3 combinations of seed"),
+        ([], "to be made"),
+        ([], "Model model: MLPVAE, 2 latent dimensions"),
+    ],
+)
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(words, told, capsys, tmp_path):
+    assert run("improvement", "--dry-run", "--out", tmp_path / "run", *words) == 0
+    assert told in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_estimates_what_runs_then_cost(capsys, tmp_path):
+    words = ["--pairs=prior", "--n_pairs=8", "--initial.kind=straight", "--alignment=false"]
+    assert run("improvement", "--dry-run", "--quiet", "--out", tmp_path / "run", *words) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    rows = int(re.search(r"about ([\d,]+) decoder rows", line)[1].replace(",", ""))
+    assert run("improvement", "--out", tmp_path / "run", *words) == 0
+    measured = load_run(tmp_path / "run").pairs.column("equivalents").sum()
+    assert measured / 3 < rows < 3 * measured
+
+
+@pytest.mark.parametrize("words", [["--n_pairs=1000000000"], ["--steps=1", "--pairs=prior"]])
+def test_a_dry_run_refuses_what_the_command_refuses(words, capsys, tmp_path):
+    assert run("improvement", "--dry-run", "--out", tmp_path / "run", *words) == 1
+    first = capsys.readouterr().err
+    assert run("improvement", "--out", tmp_path / "run", *words) == 1
+    assert capsys.readouterr().err == first
+
+
+def test_a_quiet_command_prints_its_last_line_alone(capsys, tmp_path):
+    words = ["--pairs=prior", "--n_pairs=1", "--quiet", *SMALL]
+    assert run("improvement", "--out", tmp_path / "run", *words) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"Results: {tmp_path / 'run'}\n"
+    assert captured.err == ""
+
+
+def test_brackets_in_paths_are_printed_as_they_are(capsys, tmp_path):
+    out = tmp_path / "[bold]run[" / "[red]x"
+    assert run("sample", "--n_samples=2", "--out", out) == 0
+    assert f"Results: {out}" in capsys.readouterr().out
+    assert run("report", out.parent) == 0
+    printed = capsys.readouterr().out
+    assert "[red]x" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["improvement", "--n_pairs=1000000000"], "n_pairs"),
+        (["interpolate", "--pairs=prior", "--n_pairs=1000000000"], "n_pairs"),
+        (["landscape", "--resolution=1000000"], "resolution"),
+        (["sample", "--n_samples=1000000000"], "n_samples"),
+        (["walk", "--n_steps=1000000000"], "n_steps"),
+        (["improvement", "--device=meta"], "device"),
+    ],
+)
+def test_what_no_machine_holds_is_refused_in_a_line(words, name, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("geolatent.memory.machine_memory", lambda: 64 * 10**9)
+    assert run(*words, "--out", tmp_path / "run") == 1
+    told = capsys.readouterr().err
+    assert f"Parameter `{name}` should be" in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(
+                f"{new}: &{new} [{','.join(9 * ['*' + old])}]\n"
+                for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "stands for more than",
+        ),
+        ("steps: " + 20000 * "[" + 20000 * "]", "nested more than"),
+        ("steps: [1, 2", "expected ',' or ']'"),
+    ],
+    ids=["bomb", "deep", "broken"],
+)
+@pytest.mark.parametrize("option", ["--config", "--solver"])
+def test_hostile_configs_are_refused_in_two_lines(option, text, reason, capsys, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    assert run("improvement", option, config, "--out", tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert reason in told
+    assert told.count("\n") == 2
+    assert len(told) < 1000
+
+
+def test_a_config_that_is_no_text_is_refused(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(bytes(range(256)))
+    assert run("improvement", "--config", tmp_path / "config.yaml") == 2
+    assert "no text in UTF-8" in capsys.readouterr().err
+
+
+def test_places_are_checked_before_torch_is_imported(tmp_path):
+    (tmp_path / "file").write_text("")
+    code = (
+        "import sys; from geolatent.cli import main; status = main(sys.argv[1:]); "
+        "print(status, 'torch' in sys.modules)"
+    )
+    for words, name in (
+        (["improvement", "--out", tmp_path / "file" / "run"], "`out` should be a folder"),
+        (["improvement", "--model.checkpoint=missing"], "`model.checkpoint` should be"),
+        (["landscape", "--data.name=MNIST", "--data.root", tmp_path], "`root` should be"),
+        (["interpolate", "--pairs=codes", "--codes=missing.npy"], "`codes` should be"),
+    ):
+        command = [sys.executable, "-c", code, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "1 False\n"
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_report_cuts_no_number(columns, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    group = {
+        "n_pairs": 100_000,
+        "straight_length": {"mean": 12345.678},
+        "relative_improvement": {"mean": 0.12345, "std": 0.01, "min": -0.01},
+        "converged": 1.0,
+    }
+    name = "a_run_" * 12 + "end"
+    summary = {"command": "improvement", "pairs": "prior", "groups": {"all": group}}
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "summary.json").write_text(json.dumps({**summary, "seconds": 123456.0}))
+    assert run("report", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns
+    assert "…" not in printed
+    for number in ("100000", "12345.68", "12.35", "100", "123456"):
+        assert f" {number} " in printed
+    assert name in "".join(line[: columns - 44].strip() for line in printed.splitlines()[5:])
 
 
 def test_a_killed_command_leaves_a_readable_folder(tmp_path):
@@ -366,7 +790,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not list(out.glob("parts/*.parquet")):
+            while not list(out.glob("parts/*.json")):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -1,3 +1,4 @@
+import gzip
 import struct
 from dataclasses import replace
 from urllib.error import URLError
@@ -374,3 +375,81 @@ def test_a_file_without_labels_has_no_classes(tmp_path, arrays):
 def test_options_refuse_bad_values(options, message):
     with pytest.raises(ValueError, match=message):
         DataOptions(**options)
+
+
+@pytest.fixture
+def flat_mnist(tmp_path):
+    """Return a folder with MNIST's own files as they are published, flat and packed by gzip."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for prefix, n in (("train", 40), ("t10k", 20)):
+        fake_split(folder, prefix, n)
+        for path in sorted(folder.glob(f"{prefix}-*-ubyte")):
+            (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    return folder
+
+
+def test_mnist_is_read_from_its_own_files(flat_mnist):
+    images, labels = load(DataOptions("MNIST", root=str(flat_mnist)))
+    assert images.shape == (40, 1, 28, 28)
+    assert labels.bincount().tolist() == [4] * 10
+    assert images.dtype == torch.float32
+    # the same numbers as unpacked, and as torchvision reads them from its own layout
+    from torchvision.datasets import MNIST
+
+    raw = flat_mnist / "layout" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in flat_mnist.glob("*.gz"):
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    unpacked, _ = load(DataOptions("MNIST", root=str(flat_mnist / "layout")))
+    assert torch.equal(images, unpacked)
+    reference = MNIST(flat_mnist / "layout", train=True)
+    assert torch.equal(images[:, 0], scale_pixels(reference.data, largest=255.0))
+    assert torch.equal(labels, reference.targets)
+    chosen, _ = load(DataOptions("MNIST", root=str(flat_mnist), split="test", classes=(3,)))
+    assert len(chosen) == 2
+
+
+def test_the_variable_stands_in_for_the_default_root_alone(flat_mnist, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEOLATENT_MNIST", str(flat_mnist))
+    assert len(load(DataOptions("MNIST"))[0]) == 40
+    with pytest.raises(FileNotFoundError, match="or in the folder of GEOLATENT_MNIST"):
+        load(DataOptions("MNIST", root=str(tmp_path / "other")))
+    monkeypatch.delenv("GEOLATENT_MNIST")
+    with pytest.raises(FileNotFoundError, match="or in the folder of GEOLATENT_MNIST"):
+        load(DataOptions("MNIST"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100],
+        lambda content: content[:-3],
+        lambda _: b"",
+        lambda _: b"no gzip at all",
+        lambda content: content[:40] + bytes([content[40] ^ 255]) + content[41:],
+        lambda _: gzip.compress(b"\0\0"),
+        lambda content: gzip.compress(gzip.decompress(content)[:-5]),
+        lambda content: gzip.compress(gzip.decompress(content) + b"x"),
+        lambda _: gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12),
+        lambda content: gzip.compress(b"\0\0\x0d" + gzip.decompress(content)[3:]),
+    ],
+    ids=["cut", "tail", "empty", "text", "flipped", "head", "short", "long", "huge", "floats"],
+)
+def test_damaged_files_of_mnist_are_told_in_a_sentence(damage, flat_mnist):
+    path = flat_mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"`root` should be an undamaged file of MNIST") as told:
+        load(DataOptions("MNIST", root=str(flat_mnist)))
+    assert "\n" not in str(told.value)
+    assert path.name in str(told.value)
+
+
+def test_images_and_labels_of_mnist_must_be_of_one_split(flat_mnist):
+    (flat_mnist / "train-labels-idx1-ubyte.gz").write_bytes(
+        (flat_mnist / "t10k-labels-idx1-ubyte.gz").read_bytes()
+    )
+    with pytest.raises(ValueError, match="images and labels of one split"):
+        load(DataOptions("MNIST", root=str(flat_mnist)))

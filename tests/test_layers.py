@@ -1,6 +1,8 @@
 """The layers of the package: who may import whom, and what the core may depend on."""
 
 import ast
+import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +15,31 @@ PACKAGE = Path(geolatent.__file__).parent
 
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
-    ["_version", "checks", "files", "display", "solution", "quadrature", "ode", "minimize"],
-    ["curves", "jacobians"],
+    ["_version", "requirements", "files", "display", "quadrature", "ode"],
+    ["console", "terminal"],
+    ["checks", "config", "memory", "idx"],
+    ["places"],
+    ["minimize", "solution", "curves", "jacobians", "outline", "words"],
     ["chords", "interpolations", "models"],
-    ["metrics", "data", "features", "plotting"],
-    ["budget", "metric_families", "training_figures"],
-    ["energy", "lengths", "volume", "training"],
-    ["initial", "problem"],
+    ["metrics", "data", "features", "plotting", "results"],
+    ["budget", "metric_families", "plotting_statistics"],
+    ["energy", "lengths", "volume", "training_figures"],
+    ["initial", "problem", "training"],
     ["preconditioned", "first_order", "georce"],
     ["solver"],
     ["exponential", "distances", "graph_files"],
     ["statistics", "diffusion", "estimators"],
     ["clustering", "land"],
-    ["config", "results"],
-    ["plotting_statistics"],
     ["experiments"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
+# what the command line needs before a command begins its work
+LIGHT = ["_version", "requirements", "config", "files", "outline", "terminal", "words", "cli"]
+LIGHT += ["idx", "places"]
+HEAVY = {"torch", "scipy", "matplotlib", "pyarrow"}
 NUMERICAL = {"torch", "numpy", "scipy"}
 
 
@@ -125,8 +132,16 @@ def test_core_needs_nothing_but_numerical_libraries(name):
         assert root in allowed or lazy, f"{name} imports {module}"
 
 
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_command_line_needs_no_torch(name):
+    for module, top in imports(PACKAGE / f"{name}.py"):
+        assert not top or module.split(".")[0] not in HEAVY, f"{name} imports {module}"
+        if module.startswith("geolatent.") and top:
+            assert module.split(".")[1] in LIGHT, f"{name} imports {module}"
+
+
 def test_minimize_knows_no_geometry():
-    assert set(own_units(core_path("minimize"))) <= {"checks"}
+    assert set(own_units(core_path("minimize"))) <= {"checks", "requirements"}
 
 
 def test_no_cycles():
@@ -151,6 +166,27 @@ def test_importing_the_package_loads_no_extras():
         cwd=PACKAGE.parent,
     )
     assert result.stdout.strip() == "[]"
+
+
+def names_for_type_checkers():
+    """Yield (name, module) of what the package imports where types are checked."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = filter(is_type_checking, tree.body)
+    for node in block.body:
+        for alias in node.names:
+            yield alias.name, node.module
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    seen = dict(names_for_type_checkers())
+    assert {*seen, "__version__"} == set(geolatent.__all__)
+    for name, module in seen.items():
+        assert getattr(geolatent, name) is getattr(importlib.import_module(module), name)
+    assert set(geolatent.__all__) <= set(dir(geolatent))
+    assert geolatent.curves is sys.modules["geolatent.curves"]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        geolatent.nonsense  # noqa: B018
+    assert pickle.loads(pickle.dumps(geolatent.solve_geodesic)) is geolatent.solve_geodesic
 
 
 def test_all_lists_what_is_there():

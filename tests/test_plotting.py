@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from geolatent import plotting, plotting_statistics
+from geolatent.config import check_formats
 from geolatent.experiments import landscape, walk
 
 GENERATOR = np.random.default_rng(0)
@@ -109,10 +110,10 @@ def test_formats(tmp_path, ending):
 def test_formats_that_are_not_known_are_told():
     for wrong in ("jpg", ["png", "gif"]):
         with pytest.raises(ValueError, match="`format` should be one of png, pdf, svg"):
-            plotting.check_formats(wrong)
+            check_formats(wrong)
     with pytest.raises(ValueError, match="`format` should be png, pdf, svg or a list"):
-        plotting.check_formats([])
-    assert plotting.check_formats(["pdf", "svg", "pdf"]) == ["pdf", "svg"]
+        check_formats([])
+    assert check_formats(["pdf", "svg", "pdf"]) == ["pdf", "svg"]
 
 
 def test_one_name_and_unit_of_the_magnification_factor(tmp_path):

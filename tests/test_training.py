@@ -24,7 +24,6 @@ from geolatent.training import (
     TrainingOptions,
     train,
     train_bigan,
-    train_digits_vae,
     train_vae,
 )
 from geolatent.training_figures import draw_training
@@ -108,11 +107,12 @@ def test_beta_weighs_the_divergence(images):
 
 
 def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
-    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    paths = [tmp_path / name / "model.safetensors" for name in ("one", "two")]
     for path in paths:
-        train_digits_vae(
-            str(path),
-            [16],
+        train(
+            lambda: MLPVAE(latent_dim=2, hidden=[16]),
+            DataOptions("digits"),
+            path.parent,
             options(epochs=1, validation_fraction=0.0),
             PrecisionOptions(n_centers=5, iterations=3),
         )
@@ -130,8 +130,9 @@ def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
 def test_the_packaged_description_agrees_with_the_config():
     yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((ROOT / "configs" / "train_digits_vae.yaml").read_text())
-    packaged = load_model(ROOT / config["output"])
-    assert packaged.arguments["hidden"] == config["hidden"]
+    packaged = load_model(ROOT / "geolatent" / "models" / "digits_vae.safetensors")
+    given = config["model"]["init_args"]
+    assert {name: packaged.arguments[name] for name in given} == given
     assert packaged.arguments["n_centers"] == config["precision"]["n_centers"]
     TrainingOptions(**config["training"])
     PrecisionOptions(**config["precision"])
@@ -139,11 +140,11 @@ def test_the_packaged_description_agrees_with_the_config():
 
 def test_the_script_refuses_unknown_keys(tmp_path):
     # An abbreviation is an unknown key too: it must not start a run.
-    output = tmp_path / "model.safetensors"
+    output = tmp_path / "model"
     command = [sys.executable, "scripts/train_digits_vae.py", "--training.epoch", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "--output", str(output)],
+        [*command, "--out_dir", str(output)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

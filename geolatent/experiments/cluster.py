@@ -17,10 +17,9 @@ from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import MetricOptions, ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
 from geolatent.distances import graph_distance_matrix
-from geolatent.experiments.console import make_table, print_files, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.initial import LatentGraph
 from geolatent.results import Run, RunFolder
@@ -92,7 +91,7 @@ def cluster(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Cluster the codes of images by geodesic distance, against Euclidean k-means.
 
@@ -120,7 +119,7 @@ def cluster(
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_integer("n_seeds", n_seeds)
     check_integer("n_init", n_init)
     check_integer("n_nodes", n_nodes, minimum=2)
@@ -137,7 +136,7 @@ def cluster(
     codes = codec.encode(images)
     pulled_back = codec.metric(metric, None, seed)
     folder = RunFolder.create(out, "cluster", config, seed=seed, device=place, overwrite=overwrite)
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)
         graph = LatentGraph.from_codes(

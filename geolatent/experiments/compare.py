@@ -13,23 +13,30 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
 from geolatent.checks import check_number, requirement
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
+    Formats,
     InitialOptions,
     MetricOptions,
     ModelEntry,
     ModelOptions,
     RayOptions,
     SolverOptions,
+    check_formats,
 )
-from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, print_statuses, statistics_table
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.console import (
+    make_console,
+    print_files,
+    print_statuses,
+    statistics_table,
+)
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import (
     Case,
@@ -126,7 +133,7 @@ def compare(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Compare models on the same pairs of images, each through its own encoder.
 
@@ -159,7 +166,7 @@ def compare(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     if len(models) < 2:
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
         raise ValueError(requirement("models", required, list(models)))
@@ -178,7 +185,7 @@ def compare(
     feature_map, accuracy = make_features(features, dataset, like)
     metrics = {name: codec.metric(metric, feature_map, seed) for name, codec in codecs.items()}
     ends = {name: encoded_pairs(codec, images, None, rows) for name, codec in codecs.items()}
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out, "compare", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:

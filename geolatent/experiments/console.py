@@ -1,87 +1,42 @@
-"""What commands print: progress bars and tables."""
+"""What commands print: tables of their results, and where the files are."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from geolatent.console import (
+    QUIET,
+    make_console,
+    part_of_a_command,
+    print_last,
+    print_warning,
+    progress_bar,
+    work_progress,
+)
 from geolatent.experiments.summary import SURE
 from geolatent.solution import Status
 
-
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar with a description, a share and the time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=32),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-@contextmanager
-def work_progress(
-    console: Console, what: str, total: int, found: int = 0, interval: float = 10.0
-) -> Iterator[Callable[[float], None]]:
-    """Show how much of some work is done, its rate and the time that is left.
-
-    On a terminal it is a bar; elsewhere, such as in a log file, plain lines.
-
-    Parameters
-    ----------
-    console
-        Where to show it.
-    what
-        What is worked on, such as "pairs".
-    total, found
-        How much there is to do, and how much of it was done before.
-    interval
-        Least number of seconds between two lines.
-
-    Yields
-    ------
-    callable
-        To be called with the amount that is done.
-    """
-    began = time.monotonic()
-    told, last = began, float(found)
-
-    def text(done: float) -> str:
-        rate = (done - found) / max(time.monotonic() - began, 1e-9)
-        share = f"{int(done)} of {total} {what}"
-        if rate <= 0:
-            return share
-        left = timedelta(seconds=round((total - done) / rate))
-        return f"{share}, {rate:.3g} a second, {left} left"
-
-    if console.is_terminal:
-        columns = (BarColumn(bar_width=32), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(text(found), total=total, completed=found)
-            yield lambda done: bar.update(task, completed=done, description=text(done))
-        return
-
-    def line(done: float) -> None:
-        nonlocal told, last
-        now = time.monotonic()
-        if now - told >= interval or done >= total > last:
-            told, last = now, done
-            clock = time.strftime("%Y-%m-%d %H:%M:%S")
-            console.print(f"{clock}  {text(done)}", soft_wrap=True, highlight=False)
-            console.file.flush()
-
-    yield line
+__all__ = [
+    "QUIET",
+    "make_console",
+    "make_table",
+    "number",
+    "part_of_a_command",
+    "print_files",
+    "print_last",
+    "print_statuses",
+    "print_warning",
+    "progress_bar",
+    "statistics_table",
+    "work_progress",
+]
 
 
 def make_table(title: str, columns: Sequence[str], n_text: int = 1) -> Table:
@@ -142,7 +97,7 @@ def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: 
 
 
 def print_files(console: Console, folder: Path, figures: Iterable[Path]) -> None:
-    """Say where the results are."""
-    console.print(f"Results: {folder}", soft_wrap=True, highlight=False)
+    """Say where the results are, and at the end their folder."""
     for file in figures:
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+        console.print(f"Figure: {file}", soft_wrap=True)
+    print_last(console, f"Results: {folder}")

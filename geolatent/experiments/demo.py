@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from geolatent import data, models, plotting
 from geolatent.checks import check_integer, requirement
+from geolatent.config import Formats, check_formats
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import make_table, progress_bar
+from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.initial import LatentGraph
 from geolatent.metrics import GaussianPullbackMetric
 from geolatent.problem import Progress as SolverProgress
@@ -110,7 +110,7 @@ def demo(
     out: Path = Path("geolatent-demo"),
     n_pairs: int = 8,
     seed: int = 0,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Find geodesics between handwritten digits and draw them.
 
@@ -124,9 +124,9 @@ def demo(
         seed: Seed of the choice of digits.
         format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
-    formats = plotting.check_formats(format)
+    formats = check_formats(format)
     began = time.perf_counter()
-    console = Console()
+    console = make_console()
     pairs = digit_pairs(n_pairs, seed)
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)
@@ -155,9 +155,7 @@ def demo(
         f"Geodesics are {mean:.1f} % shorter than straight lines on average. "
         f"The graph took {graph.forward_rows:,} decoder rows once; all took {seconds:.1f} s."
     )
-    console.print("Figures:")
-    for file in files:
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+    print_files(console, out, files)
 
 
 def _table(pairs: DigitPairs, solution: GeodesicSolution) -> Table:

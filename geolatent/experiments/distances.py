@@ -17,11 +17,23 @@ from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import MetricOptions, ModelOptions, SolverOptions
+from geolatent.config import (
+    DataOptions,
+    Formats,
+    MetricOptions,
+    ModelOptions,
+    SolverOptions,
+    check_formats,
+)
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
 from geolatent.distances import graph_distance_matrix, pairwise_distances
-from geolatent.experiments.console import make_table, number, print_files, progress_bar
+from geolatent.experiments.console import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    progress_bar,
+)
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
@@ -81,7 +93,7 @@ def distances(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Measure the geodesic distances between all pairs of some images.
 
@@ -105,7 +117,7 @@ def distances(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_integer("n_nodes", n_nodes, minimum=2)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -122,7 +134,7 @@ def distances(
     folder = RunFolder.create(
         out, "distances", config, seed=seed, device=place, overwrite=overwrite
     )
-    console = Console()
+    console = make_console()
     n = len(codes)
     with progress_bar(console) as progress:
         task = progress.add_task("building the graph", total=1.0)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -16,14 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geolatent.checks import requirement
-from geolatent.config import RayOptions
-from geolatent.experiments.console import work_progress
+from geolatent.config import Executor, RayOptions
+from geolatent.experiments.console import make_console, print_warning, work_progress
 from geolatent.experiments.pairs import Shards
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
 from geolatent.results import RunFolder, SolvedPairs
 
-Executor = Literal["local", "ray"]
 # a shard's number, where it is known, and its pairs or what went wrong
 Outcome = tuple[int | None, SolvedPairs | str]
 
@@ -78,14 +77,15 @@ def run_shards(
     KeyboardInterrupt
         If the user interrupts; parts that are stored stay so.
     """
-    console = console if console is not None else Console()
+    console = console if console is not None else make_console()
     whole, damaged = folder.check_parts([shards.n_rows(number) for number in range(len(shards))])
-    for found, text in damaged.items():
-        what = "it is solved again" if found < len(shards) else "it is left out"
-        _print(console, f"{text}; {what}")
+    for place, text in damaged.items():
+        what = "it is solved again" if place < len(shards) else "it is left out"
+        print_warning(console, f"{text}; {what}")
     missing = [number for number in range(len(shards)) if number not in whole]
     if whole:
-        _print(console, f"going on: {len(whole)} of {len(shards)} shards are in {folder.path}")
+        found = f"{len(whole)} of {len(shards)} shards are in {folder.path}"
+        console.print(f"going on: {found}", soft_wrap=True)
     total = sum(map(shards.n_rows, range(len(shards))))
     done = total - sum(map(shards.n_rows, missing))
     try:
@@ -103,7 +103,7 @@ def run_shards(
                 for number, outcome in outcomes:
                     if number is None or isinstance(outcome, str):
                         which = "a shard" if number is None else f"shard {number}"
-                        _print(console, f"{which} failed: {outcome}")
+                        print_warning(console, f"{which} failed: {outcome}")
                         continue
                     folder.write_part(number, outcome)
                     whole.add(number)
@@ -116,10 +116,6 @@ def run_shards(
         kept = f"{len(whole)} of {len(shards)} shards are stored in {folder.path}"
         error.add_note(f"{kept}; run the same command again to go on.")
         raise
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _attempt(

@@ -11,23 +11,30 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
 from geolatent.checks import requirement
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
+    Formats,
     InitialOptions,
     MetricOptions,
     ModelOptions,
     RayOptions,
     SolverOptions,
+    check_formats,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, print_statuses, statistics_table
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.console import (
+    make_console,
+    print_files,
+    print_statuses,
+    statistics_table,
+)
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import alignment
 from geolatent.experiments.pairs import (
@@ -118,6 +125,21 @@ def measure_improvement(
     return Shards(cases, solver if solver is not None else SolverOptions())
 
 
+def check_source(source: str, steps: Sequence[float] | None, codes: Path | None) -> None:
+    """Raise where steps or a file are given for pairs that have none, or a file lacks.
+
+    Raises
+    ------
+    ValueError
+        If so.
+    """
+    if steps is not None and source != "worst":
+        raise ValueError(requirement("steps", "None where `pairs` is not 'worst'", steps))
+    if (source == "codes") == (codes is None):
+        required = "the path of a file where `pairs` is 'codes', and only there"
+        raise ValueError(requirement("codes", required, codes))
+
+
 def choose_pairs(
     source: str,
     n_pairs: int,
@@ -134,9 +156,7 @@ def choose_pairs(
     ValueError
         If ``codes`` is given without the source "codes", or lacks with it.
     """
-    if (source == "codes") == (codes is None):
-        required = "the path of a file where `pairs` is 'codes', and only there"
-        raise ValueError(requirement("codes", required, codes))
+    check_source(source, None, codes)
     if codes is not None:
         return read_pairs(codes, model.dim, model.like)[:n_pairs]
     if source == "prior":
@@ -164,7 +184,7 @@ def improvement(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Measure how much shorter than straight lines geodesics are, over many pairs of codes.
 
@@ -200,9 +220,8 @@ def improvement(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
-    if steps is not None and pairs != "worst":
-        raise ValueError(requirement("steps", "None where `pairs` is not 'worst'", steps))
+    check_formats(format)
+    check_source(pairs, steps, codes)
     RunFolder.check(out, overwrite=overwrite, command="improvement", resume=config)
     check_executor(executor)
     place = make_device(device)
@@ -222,7 +241,7 @@ def improvement(
         )
     else:
         groups = [choose_pairs(pairs, n_pairs, codec, dataset, codes=codes, seed=seed)]
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out, "improvement", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:

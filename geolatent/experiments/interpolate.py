@@ -19,17 +19,26 @@ from geolatent import plotting
 from geolatent.budget import RowBudget
 from geolatent.checks import check_integer
 from geolatent.config import (
+    DataOptions,
+    Executor,
     FeatureOptions,
+    Formats,
     InitialOptions,
     MetricOptions,
     ModelOptions,
     RayOptions,
     SolverOptions,
+    check_formats,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.data import DataOptions
-from geolatent.experiments.console import make_table, number, print_files, print_statuses
-from geolatent.experiments.execution import Executor, check_executor, run_shards
+from geolatent.experiments.console import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    print_statuses,
+)
+from geolatent.experiments.execution import check_executor, run_shards
 from geolatent.experiments.improvement import choose_pairs
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.measures import (
@@ -195,7 +204,7 @@ def interpolate(
     executor: Executor = "local",
     ray: RayOptions = RayOptions(),
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Interpolate between codes along straight lines, slerp and geodesics, and compare them.
 
@@ -236,7 +245,7 @@ def interpolate(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_integer("n_images", n_images, minimum=2)
     check_integer("n_shown", n_shown)
     RunFolder.check(out, overwrite=overwrite, command="interpolate", resume=config)
@@ -270,7 +279,7 @@ def interpolate(
         name: [measure_slerp(each, solver), measure_along([*quantities, aligned(each)])]
         for name, each in metrics.items()
     }
-    console = Console()
+    console = make_console()
     with RunFolder.create(
         out, "interpolate", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:

@@ -11,17 +11,29 @@ from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.config import FeatureOptions, MetricOptions, ModelOptions
-from geolatent.data import DataOptions
-from geolatent.experiments.console import make_table, number, print_files, progress_bar
+from geolatent.config import (
+    DataOptions,
+    FeatureOptions,
+    Formats,
+    MetricOptions,
+    ModelOptions,
+    check_formats,
+)
+from geolatent.experiments.console import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    progress_bar,
+)
 from geolatent.experiments.setup import Dataset, make_device, make_features, make_model
 from geolatent.experiments.summary import statistics
+from geolatent.memory import check_memory
 from geolatent.metrics import Metric
 from geolatent.results import Run, RunFolder
 
@@ -145,7 +157,7 @@ def landscape(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Draw the metric of a model with a 2-d latent space, with the data.
 
@@ -168,8 +180,11 @@ def landscape(
         format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
+    check_integer("resolution", resolution, minimum=2)
+    # tensors, eigenvalues, eigenvectors and the grid itself, in float64
+    check_memory("resolution", resolution, 16 * 8 * resolution**2)
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_number("margin", margin, at_least=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -185,7 +200,7 @@ def landscape(
     folder = RunFolder.create(
         out, "landscape", config, seed=seed, device=place, overwrite=overwrite
     )
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task(f"{resolution**2:,} metric tensors", total=1.0)
         found = measure_landscape(

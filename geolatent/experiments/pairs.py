@@ -21,6 +21,7 @@ from geolatent.experiments.latent_model import LatentModel
 from geolatent.first_order import FirstOrderSolver
 from geolatent.georce import GEORCESolver
 from geolatent.initial import LatentGraph
+from geolatent.memory import check_memory
 from geolatent.metrics import Metric
 from geolatent.models.checkpoint import read_tensors
 from geolatent.preconditioned import PreconditionedSolver
@@ -69,9 +70,19 @@ def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = 
     like
         A tensor of the dtype and device that the codes are to have.
     """
-    check_integer("n_pairs", n_pairs)
+    check_room(n_pairs, dim)
     codes = draw_normal(n_pairs, 2 * dim, seed, like)
     return Pairs(codes[:, :dim], codes[:, dim:])
+
+
+def check_room(n_pairs: int, dim: int, n_steps: int = 0) -> None:
+    """Raise where pairs, or starts of so many steps each, do not fit in memory.
+
+    Counted are three arrays, with steps of metric tensors or all ends, and a row of results.
+    """
+    check_integer("n_pairs", n_pairs)
+    width = dim * max(dim, n_steps) if n_steps else dim
+    check_memory("n_pairs", n_pairs, 8 * n_pairs * (3 * width + 20))
 
 
 def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> Tensor:
@@ -221,7 +232,7 @@ def worst_case_pairs(
             [0.5000, 0.0000],
             [0.5000, 0.0000]])
     """
-    check_integer("n_pairs", n_pairs)
+    check_room(n_pairs, dim, len(steps))
     if not steps:
         raise ValueError(requirement("steps", "one step size or more", list(steps)))
     for step in steps:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.table import Table
 
 from geolatent import plotting
 from geolatent.checks import requirement
+from geolatent.config import Formats, check_formats
 from geolatent.experiments import (
     cluster,
     compare,
@@ -21,10 +22,19 @@ from geolatent.experiments import (
     sample,
     walk,
 )
-from geolatent.experiments.console import make_table, number, print_files
+from geolatent.experiments.console import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    print_warning,
+)
 from geolatent.files import read_json
 from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
 from geolatent.training_figures import draw_training
+
+# columns of a terminal that the whole table takes
+_WIDE = 120
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
     "cluster": cluster.figures,
@@ -38,17 +48,17 @@ FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
 }
 
 
-def plot(run_dir: Path, format: plotting.Formats = "png") -> None:
+def plot(run_dir: Path, format: Formats = "png") -> None:
     """Draw the figures of a run again, from its stored results alone.
 
     Args:
         run_dir: The folder that a command wrote, as its `out`.
         format: Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
-    plotting.check_formats(format)
+    check_formats(format)
     if not run_dir.is_dir():
         raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
-    console = Console()
+    console = make_console()
     # a training of before they had one has no config
     if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
         print_files(console, run_dir, draw_training(run_dir, format))
@@ -86,21 +96,6 @@ def report(runs_dir: Path) -> None:
     """
     if not runs_dir.is_dir():
         raise FileNotFoundError(requirement("runs_dir", "an existing folder", runs_dir))
-    table = make_table(
-        f"Runs in {runs_dir}",
-        [
-            "\nrun",
-            "\npairs",
-            "\nfurther results (straight line → geodesic)",
-            "\nn",
-            "straight\nlength",
-            "shorter by\nmean ± std %",
-            "min\n%",
-            "converged\n%",
-            "time\ns",
-        ],
-        n_text=3,
-    )
     found = sorted({path.parent for name in (SUMMARY, CONFIG) for path in runs_dir.rglob(name)})
     # the points of a finished sweep are rows of the sweep
     found = [folder for folder in found if _is_run(folder) and not _is_point(folder)]
@@ -108,6 +103,8 @@ def report(runs_dir: Path) -> None:
         required = f"a folder of runs, with {SUMMARY} in them"
         raise FileNotFoundError(requirement("runs_dir", required, runs_dir))
     notes = []
+    console = make_console()
+    table = _report_table(f"Runs in {runs_dir}", wide=console.width >= _WIDE)
     for folder in found:
         name = folder.relative_to(runs_dir)
         if not (folder / SUMMARY).is_file():
@@ -120,17 +117,35 @@ def report(runs_dir: Path) -> None:
             notes.append(f"{name}: {SUMMARY} is damaged: {reason}")
             continue
         for row in rows:
-            table.add_row(*row)
-    # wide enough for the table, in a file or a log too
-    console = Console(width=max(Console().width, 150))
+            table.add_row(*(row if console.width >= _WIDE else _narrow_row(row)))
+    # the table is the last thing that is said, however quiet the command is
+    console.quiet = False
     console.print(table)
     for note in notes:
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        print_warning(console, note)
 
 
 def _is_run(folder: Path) -> bool:
     """Return whether a folder is of a run, or of a training of before they had a config."""
     return (folder / SUMMARY).is_file() or run_command(folder) is not None
+
+
+def _report_table(title: str, *, wide: bool) -> Table:
+    """Return an empty table whose names and texts are wrapped where it is narrow, never numbers."""
+    numbers = ["\nn", "straight\nlength", "shorter\n%", "conver-\nged %", "time\ns"]
+    if wide:
+        numbers[2:3] = ["shorter by\nmean ± std %", "min\n%"]
+    texts = ["\nrun", "\npairs", "\nfurther results (straight line → geodesic)"]
+    table = make_table(title, [*(texts if wide else texts[:1]), *numbers], 3 if wide else 1)
+    for column in table.columns[: len(table.columns) - len(numbers)]:
+        column.no_wrap, column.overflow = False, "fold"
+    return table
+
+
+def _narrow_row(row: Sequence[str]) -> list[str]:
+    """Put all texts into the first column, and leave out deviation and smallest improvement."""
+    texts = " | ".join(text for text in row[:3] if text)
+    return [texts, row[3], row[4], row[5].partition(" ± ")[0], row[7], row[8]]
 
 
 def _is_point(folder: Path) -> bool:

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting
 from geolatent.checks import check_integer, check_tensor, describe, requirement
-from geolatent.config import ModelOptions
-from geolatent.data import DataOptions
-from geolatent.experiments.console import print_files, progress_bar
+from geolatent.config import DataOptions, Formats, ModelOptions, check_formats
+from geolatent.experiments.console import make_console, print_files, progress_bar
 from geolatent.experiments.pairs import draw_normal
 from geolatent.experiments.setup import Dataset, make_device, make_model
+from geolatent.memory import check_memory
 from geolatent.results import IMAGES, Run, RunFolder
 
 # images that the figure shows
@@ -70,7 +69,7 @@ def sample(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Write decoded samples, reconstructions or images of the data as PNG files.
 
@@ -92,13 +91,15 @@ def sample(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_integer("n_samples", n_samples)
     RunFolder.check(out, overwrite=overwrite)
     RunFolder.check_images(out)
     place = make_device(device)
     if source == "prior":
         codec = make_model(model, dtype, place)
+        one = codec.images(draw_normal(1, codec.dim, seed, codec.like))
+        check_memory("n_samples", n_samples, n_samples * one.numel() * one.element_size())
         images = codec.images(draw_normal(n_samples, codec.dim, seed, codec.like))
     else:
         every, _ = Dataset(data).chosen
@@ -113,7 +114,7 @@ def sample(
     folder = RunFolder.create(out, "sample", config, seed=seed, device=place, overwrite=overwrite)
     target, unfinished = folder.path / IMAGES, folder.path / f"{IMAGES}.unfinished"
     unfinished.mkdir()
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task(f"writing {n_samples} images", total=n_samples)
         for number, image in enumerate(images):
@@ -128,7 +129,7 @@ def sample(
         "seconds": round(time.perf_counter() - began, 1),
     }
     run = folder.finish(summary, {"samples": images[:_SHOWN].float()})
-    console.print(f"{n_samples} images in {target}", soft_wrap=True, highlight=False)
+    console.print(f"{n_samples} images in {target}", soft_wrap=True)
     print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
 

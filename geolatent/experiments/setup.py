@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
-from geolatent.config import FeatureOptions, InitialOptions, ModelOptions
-from geolatent.data import DataOptions, load
+from geolatent.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.data import load
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import Pairs
 from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression
 from geolatent.initial import LatentGraph
 from geolatent.metrics import Metric
 from geolatent.models import build_model, digits_vae, load_model
+from geolatent.places import check_checkpoint
 
 # share of the training images that the logistic regression is tested on
 _HELD_OUT = 0.2
@@ -38,7 +38,8 @@ def make_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        # a device without memory, such as meta, has nothing to read back
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         required = "auto, cpu, or another device that torch has here"
         raise ValueError(requirement("device", required, name)) from error
@@ -67,10 +68,7 @@ def make_model(
         If the model cannot be built.
     """
     checkpoint = source.checkpoint
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        message = requirement(f"{name}.checkpoint", "an existing file", checkpoint)
-        command = "geolatent train --config configs/train_mnist_16d.yaml"
-        raise FileNotFoundError(f"{message} To train a model, run: {command}")
+    check_checkpoint(name, checkpoint)
     module: nn.Module
     if source.class_path is not None:
         module = build_model(source.class_path, source.init_args, checkpoint)
@@ -185,6 +183,22 @@ def make_features(
     return features.to(like).eval().requires_grad_(False), accuracy
 
 
+def initial_kind(options: InitialOptions, dim: int) -> str:
+    """Return where curves start in a latent space: "straight", "lattice" or "codes".
+
+    Raises
+    ------
+    ValueError
+        If a lattice is asked for in more than three dimensions.
+    """
+    if options.kind == "auto":
+        return "lattice" if dim == 2 else "straight"
+    if options.kind == "lattice" and dim > 3:
+        required = f"'codes' or 'straight' for {dim} latent dimensions"
+        raise ValueError(requirement("initial.kind", required, describe(options.kind)))
+    return options.kind
+
+
 def make_initial(
     options: InitialOptions,
     metric: Metric,
@@ -217,14 +231,9 @@ def make_initial(
     ValueError
         If a lattice is asked for in more than three dimensions.
     """
-    kind = options.kind
-    if kind == "auto":
-        kind = "lattice" if model.dim == 2 else "straight"
+    kind = initial_kind(options, model.dim)
     if kind == "straight":
         return None
-    if kind == "lattice" and model.dim > 3:
-        required = f"'codes' or 'straight' for {model.dim} latent dimensions"
-        raise ValueError(requirement("initial.kind", required, describe(kind)))
     codes = dataset.codes(model)
     if kind == "codes":
         return LatentGraph.from_codes(

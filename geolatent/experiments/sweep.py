@@ -12,10 +12,14 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from geolatent.checks import requirement
-from geolatent.experiments.console import print_files, statistics_table
+from geolatent.experiments.console import (
+    make_console,
+    part_of_a_command,
+    print_files,
+    print_warning,
+    statistics_table,
+)
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
 from geolatent.results import (
@@ -66,7 +70,7 @@ def _place_points(
     command: str,
     function: Callable[..., None],
     arguments: Sequence[Mapping[str, Any]],
-    console: Console,
+    tell: Callable[[str], None],
 ) -> list[Path]:
     """Return the run folder of each point: the one that has its options, or a new one.
 
@@ -77,7 +81,7 @@ def _place_points(
     """
     found, damaged = find_points(out)
     for text in damaged:
-        _print(console, f"{text} Its point is run anew.")
+        tell(f"{text} Its point is run anew.")
     taken = {path.name for path in (out / POINTS).iterdir()} if (out / POINTS).is_dir() else set()
     free = (name for name in map("{:04d}".format, count()) if name not in taken)
     places = []
@@ -96,7 +100,8 @@ def _place_points(
 def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str | None:
     """Run a command for a point; where it fails, return what to say of it."""
     try:
-        function(**options)
+        with part_of_a_command():
+            function(**options)
     except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
@@ -104,10 +109,6 @@ def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str
     except Exception:  # whatever it is, the other points are to be run
         return traceback.format_exc()
     return None
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def run_sweep(
@@ -147,11 +148,11 @@ def run_sweep(
     out, overwrite = Path(values["out"]), bool(values["overwrite"])
     points = sweep_points(sweep)
     config = {**values, "sweep": sweep}
-    console = Console()
+    console = make_console()
     device = make_device(values["device"])
     RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
     if not overwrite:  # to refuse it before anything is written
-        _place_points(out, command, function, arguments, console)
+        _place_points(out, command, function, arguments, partial(print_warning, console))
     with RunFolder.create(
         out,
         command,
@@ -162,13 +163,13 @@ def run_sweep(
         resume=True,
     ) as folder:
         folder.update(config)
-        places = _place_points(out, command, function, arguments, Console(quiet=True))
+        places = _place_points(out, command, function, arguments, lambda _: None)
         runs: dict[int, dict[str, Any]] = {}
         for number, (point, options) in enumerate(zip(points, arguments, strict=True)):
             place = places[number]
             title = f"point {number + 1} of {len(points)}: {_text(point)}"
             finished = (place / SUMMARY).exists()
-            _print(console, f"{title}: done before" if finished else title)
+            console.print(f"{title}: done before" if finished else title, soft_wrap=True)
             given = {**options, "out": place, "overwrite": False}
             failed = None if finished else _run_point(function, given)
             try:
@@ -177,7 +178,7 @@ def run_sweep(
             except ValueError as error:
                 failed = f"{error} Remove {place} to run it again."
             if failed is not None:
-                _print(console, f"{title}: {failed}")
+                print_warning(console, f"{title}: {failed}")
         unfinished = [_text(point) for n, point in enumerate(points) if n not in runs]
         if unfinished:
             raise UnfinishedError(
@@ -199,8 +200,8 @@ def run_sweep(
         }
         folder.finish(summary)
     # wide enough for the labels, in a file or a log too
-    wide = Console(width=max(console.width, 150))
-    wide.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
+    console.width = max(console.width, 150)
+    console.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
     print_files(console, out, [])
 
 

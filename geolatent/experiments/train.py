@@ -7,12 +7,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
-from geolatent.data import DataOptions
+from geolatent.config import (
+    DataOptions,
+    Format,
+    Formats,
+    PrecisionOptions,
+    TrainingOptions,
+    check_formats,
+)
+from geolatent.experiments.console import make_console, print_last
 from geolatent.models import VAE, BiGAN
-from geolatent.plotting import Format, Formats, check_formats
-from geolatent.training import PrecisionOptions, TrainingOptions
 from geolatent.training import train as train_model
 from geolatent.training_figures import draw_training
 
@@ -45,14 +49,14 @@ def train(
     """
     others: list[Format] = [each for each in check_formats(format) if each != "png"]
     summary = train_model(model, data, out_dir, training, precision, resume=resume)
-    console = Console()
+    console = make_console()
     console.print(
         f"{summary.n_train} images, {len(summary.train_loss)} epochs, {summary.seconds:.0f} s. "
         f"Mean squared error of {summary.n_test} test images: {summary.test_error:.4f} "
         f"(their mean image instead: {summary.test_variance:.4f})."
     )
-    console.print(f"Model: {out_dir / 'model.safetensors'}", soft_wrap=True, highlight=False)
     if others:
         draw_training(out_dir, others)
     for file in sorted((out_dir / "figures").iterdir()):
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
+        console.print(f"Figure: {file}", soft_wrap=True)
+    print_last(console, f"Model: {out_dir / 'model.safetensors'}")

@@ -11,21 +11,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, requirement
-from geolatent.config import MetricOptions, ModelOptions
-from geolatent.data import DataOptions
+from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
 from geolatent.diffusion import brownian_motion
-from geolatent.experiments.console import make_table, number, print_files, progress_bar
+from geolatent.experiments.console import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    progress_bar,
+)
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.exponential import DiscreteGeodesic
 from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
+from geolatent.memory import check_memory
 from geolatent.metrics import Metric
 from geolatent.results import Run, RunFolder
 from geolatent.volume import magnification_factor
@@ -109,7 +114,7 @@ def walk(
     dtype: Literal["float32", "float64"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-    format: plotting.Formats = "png",
+    format: Formats = "png",
 ) -> None:
     """Walk through the latent space from the codes of images, and decode on the way.
 
@@ -136,9 +141,11 @@ def walk(
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
-    plotting.check_formats(format)
+    check_formats(format)
     check_integer("n_walks", n_walks, minimum=2 if kind == "circle" else 1)
     check_integer("n_steps", n_steps)
+    # codes in two dimensions at least, and what is measured at them
+    check_memory("n_steps", n_steps, 4 * n_walks * n_steps * (2 + 3 + _OUTPUTS))
     check_number("length", length, above=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
@@ -152,7 +159,7 @@ def walk(
     codes = codec.encode(images)
     pulled_back = codec.metric(metric, None, seed)
     folder = RunFolder.create(out, "walk", config, seed=seed, device=place, overwrite=overwrite)
-    console = Console()
+    console = make_console()
     with progress_bar(console) as progress:
         task = progress.add_task(f"{n_walks} walks", total=1.0)
         walks, parameter = walk_codes(
@@ -196,12 +203,12 @@ def walk(
         )
     console.print(table)
     for reason, count in summary["ended"].items():
-        console.print(f"{count} of {n_walks} walks ended early: {reason}.", highlight=False)
+        console.print(f"{count} of {n_walks} walks ended early: {reason}.", soft_wrap=True)
     if lost:
         console.print(
             f"The decoded image is not finite at {lost} of the {parameter.numel() * n_walks} "
             "places of the walks.",
-            highlight=False,
+            soft_wrap=True,
         )
     print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
