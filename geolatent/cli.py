@@ -198,7 +198,9 @@ def _run(command: str, words: Sequence[str]) -> None:
     completed = complete_words(words, _kinds(command, light))
     # what the options resolve to is known to the command itself alone
     first = [word for word in completed if not word.startswith("--print_config")]
-    check_places(_values(command, _parser(command, light), first, light))
+    given = _values(command, _parser(command, light), first, light)
+    # the points of a sweep name places of their own
+    check_places({"out": given["out"]} if given.get(_SWEEP) else given)
     module, name = location.split(":")
     function = getattr(importlib.import_module(module), name)
     parser = _parser(command, function)

@@ -20,7 +20,9 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
+LOCK = ".geolatent-lock"
+# what earlier versions called it; files of others have that name too
+_OLD_LOCK = ".lock"
 RECORD = "geolatent-files.json"
 # far above any file of options, far below what takes long to read
 _YAML_BYTES, _YAML_DEPTH, _YAML_NODES = 1_000_000, 50, 20_000
@@ -259,7 +261,8 @@ def _umask() -> int:
 class FolderLock:
     """A lock on a folder, for one process at a time; the system frees it when its owner ends.
 
-    It is a lock of the system (``flock``) on the file ``.lock``, which tells process and machine.
+    It is a lock of the system (``flock``) on the file ``.geolatent-lock``, which tells process and
+    machine. Locks of earlier versions, ``.lock``, are heeded.
 
     Raises
     ------
@@ -269,6 +272,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK
+        remove_old_lock(folder)
         handle = self._acquire()
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
@@ -290,10 +294,7 @@ class FolderLock:
             except BlockingIOError:
                 owner = os.read(handle, 1000).decode(errors="replace")
                 os.close(handle)
-                raise BlockingIOError(
-                    f"{self.path.parent} is being written by another process: {_told(owner)}. "
-                    "Wait until it ends, or choose another folder."
-                ) from None
+                raise _held(self.path.parent, owner) from None
             # its owner may have removed the file while this process opened it
             if self.path.exists() and os.path.samestat(os.fstat(handle), self.path.stat()):
                 return handle
@@ -306,9 +307,41 @@ class FolderLock:
             self._close()
 
 
-def _told(owner: str) -> str:
+def remove_old_lock(folder: Path) -> None:
+    """Remove the lock ``.lock`` of an earlier version; a file of that name of others stays.
+
+    Raises
+    ------
+    BlockingIOError
+        If a process of that version holds it.
+    """
+    path = folder / _OLD_LOCK
+    if path.is_symlink() or not path.is_file() or fcntl is None:
+        return
+    with path.open("rb") as file:
+        owner = file.read(1000).decode(errors="replace")
+        if _told(owner) is None:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(folder, owner) from None
+        path.unlink()
+
+
+def _held(folder: Path, owner: str) -> BlockingIOError:
+    # it may have the lock and not have written yet
+    told = _told(owner) or "one that has only just begun"
+    return BlockingIOError(
+        f"{folder} is being written by another process: {told}. "
+        "Wait until it ends, or choose another folder."
+    )
+
+
+def _told(owner: str) -> str | None:
+    """Return what a lock tells of its owner; None where it is no lock."""
     try:
         found = json.loads(owner)
         return f"process {found['pid']} on {found['host']}"
-    except (ValueError, TypeError, KeyError):  # it has the lock and has not written yet
-        return "one that has only just begun"
+    except (ValueError, TypeError, KeyError):
+        return None

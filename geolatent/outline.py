@@ -18,8 +18,9 @@ LIGHT = ("pathlib", "typing", "collections.abc", "geolatent.config")
 def outline(location: str) -> Callable[..., Any]:
     """Return a function without its body, and without importing its module.
 
-    Annotations that name anything else than the modules `LIGHT` offer become ``dict[str, Any]``,
-    for they are of objects that a config gives as ``class_path`` and ``init_args``.
+    Annotations that name anything else than the modules `LIGHT` offer become
+    ``str | dict[str, Any]``, for they are of objects that a config gives as the name of a class, or
+    as ``class_path`` and ``init_args``.
 
     Parameters
     ----------
@@ -58,7 +59,8 @@ def outline(location: str) -> Callable[..., Any]:
     for argument in (*function.args.args, *function.args.kwonlyargs):
         names = {node.id for node in ast.walk(argument) if isinstance(node, ast.Name)}
         if names - known:
-            argument.annotation = ast.parse("dict[str, __import__('typing').Any]", mode="eval").body
+            text = "str | dict[str, __import__('typing').Any]"
+            argument.annotation = ast.parse(text, mode="eval").body
     parts = ast.fix_missing_locations(ast.Module([*imports, function], type_ignores=[]))
     # of no module of the package: jsonargparse imports the one that a function says it is of
     namespace: dict[str, Any] = {"__name__": "__main__"}

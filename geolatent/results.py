@@ -15,9 +15,9 @@ A run folder holds
 While pairs are being solved, finished parts of them stand in ``parts/``: NNNNN.parquet and
 NNNNN.safetensors, and last NNNNN.json with the checksums of both, the run, and the part's number
 and rows, which makes the part count. Every file is written whole or not at all, and by one process
-at a time, which ``.lock`` names. Only files of these names are ever removed, and only from the
-folder of a run, which ``environment.json`` or the first line of ``config.yaml`` tells; no link is
-followed.
+at a time, which ``.geolatent-lock`` names. Only files of these names are ever removed, and only
+from the folder of a run, which ``environment.json`` or the first line of ``config.yaml`` tells; no
+link is followed.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ from geolatent.files import (
     read_yaml,
     recorded_files,
     remove_leftovers,
+    remove_old_lock,
     write_file,
 )
 from geolatent.models.checkpoint import read_tensors
@@ -313,6 +314,7 @@ class RunFolder:
         """
         if (Path(path) / LOCK).exists():
             FolderLock(Path(path)).release()
+        remove_old_lock(Path(path))
         _check_folders(Path(path), command)
         if not overwrite:
             _check_held(Path(path), command, resume)
@@ -572,6 +574,7 @@ def _remove_results(folder: Path) -> None:
     for point in _points(folder):
         _remove_leftovers(point)
         _remove_results(point)
+        remove_old_lock(point)
         # last what tells that it is one
         for name in (LOCK, ENVIRONMENT):
             (point / name).unlink(missing_ok=True)

@@ -85,8 +85,12 @@ def complete_words(words: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
 
 def _as_list(value: str, kind: Any) -> str:
     """Put brackets around the values of a list, but not around null or what has them."""
-    kinds = _members(kind)
-    if not any(get_origin(member) in (tuple, list) for member in kinds):
+    lists = [get_origin(member) in (tuple, list) for member in _members(kind)]
+    # a lone value may be taken as it is, such as one format
+    alone = not all(
+        listed or member is type(None) for listed, member in zip(lists, _members(kind), strict=True)
+    )
+    if not any(lists) or (alone and "," not in value):
         return value
     if value.strip().startswith("[") or value.strip() in ("", "~", "null", "none", "None"):
         return value

@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import fcntl
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from geolatent.experiments import execution
 from geolatent.experiments.console import work_progress
 from geolatent.experiments.pairs import Case, Shards, prior_pairs
 from geolatent.experiments.sweep import sweep_points
-from geolatent.files import FolderLock, write_file
+from geolatent.files import LOCK, FolderLock, write_file
 from geolatent.results import (
     CONFIG,
     CURVES,
@@ -123,7 +124,7 @@ def test_an_interrupted_run_goes_on(interrupted, expected, capsys, monkeypatch):
     assert solved == [2, 3, 4]
     assert_same(interrupted, expected)
     names = {path.name for path in interrupted.iterdir()}
-    assert not {".lock", PARTS} & names
+    assert not {LOCK, PARTS} & names
 
 
 def test_other_options_are_refused_by_name(interrupted, expected, capsys):
@@ -172,7 +173,7 @@ def test_a_killed_run_goes_on(tmp_path, expected):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-    assert (out / ".lock").exists()
+    assert (out / LOCK).exists()
     assert improvement(out) == 0
     assert_same(out, expected)
 
@@ -344,7 +345,7 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
         RunFolder.create(tmp_path / "run", "test", {}, seed=0, device="cpu")
     (tmp_path / "run" / PARTS).unlink()
     (tmp_path / "mine").write_text("mine")
-    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "mine")
     with pytest.raises(OSError, match="lock"):
         RunFolder.create(tmp_path / "run", "test", {}, seed=0, device="cpu")
     assert (tmp_path / "mine").read_text() == "mine"
@@ -377,9 +378,30 @@ def test_one_process_writes_a_folder(tmp_path, capsys):
     lock.release()
     lock.release()
     # the file of an owner that was killed is no lock
-    (out / ".lock").write_text("{}")
+    (out / LOCK).write_text("{}")
     FolderLock(out).release()
     assert list(out.iterdir()) == []
+
+
+def test_a_lock_file_of_others_stays(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
+    with RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu"):
+        pass
+    with RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu", overwrite=True):
+        pass
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+def test_a_lock_of_an_earlier_version_is_heeded(tmp_path):
+    (tmp_path / ".lock").write_text('{"pid": 7, "host": "there"}')
+    with (tmp_path / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="process 7 on there"):
+            FolderLock(tmp_path)
+        with pytest.raises(BlockingIOError, match="process 7 on there"):
+            RunFolder.check(tmp_path, overwrite=True)
+    FolderLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_is_freed_with_its_owner(tmp_path):
@@ -553,6 +575,34 @@ def test_a_bad_point_does_not_end_a_sweep_which_goes_on_when_mended(tmp_path, ca
     assert f"codes: the file {codes[1]} is another than it was" in capsys.readouterr().err
     assert sweep(codes[3], codes[2]) == 0
     assert calls == []
+
+
+def test_points_without_their_files_are_told_before_the_work(tmp_path, capsys, monkeypatch):
+    out, missing = tmp_path / "run", str(tmp_path / "missing.safetensors")
+    calls = point_calls(monkeypatch)
+    words = ["--out", out, *SMALL, "--n_pairs=2"]
+    sweep = json.dumps({"model.checkpoint": [None, missing]})
+    assert run("improvement", *words, "--sweep", sweep) == 1
+    captured = capsys.readouterr()
+    told = captured.out.index("point 2 of 2: model.checkpoint=")
+    assert told < captured.out.index("point 1 of 2")
+    assert "Parameter `model.checkpoint` should be an existing file" in captured.out
+    assert "1 of 2 points are not finished" in captured.err
+    assert calls == ["0000"]
+    # what is swept need not be there for the options that every point replaces
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).uniform(size=(60, 8, 8)))
+    words = ["--out", tmp_path / "other", *SMALL[1:], "--n_pairs=2", "--pairs=encoded"]
+    words += ["--data.name=file", "--data.path=none.npy", "--data.low=0", "--data.high=1"]
+    assert run("improvement", *words, "--sweep", json.dumps({"data.path": [str(images)]})) == 0
+
+
+def test_a_quiet_sweep_prints_its_last_line_alone(tmp_path, capsys):
+    words = ["--out", tmp_path / "run", *SMALL, "--n_pairs=2", "--quiet"]
+    assert run("improvement", *words, "--sweep", '{"seed": [0, 1]}') == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"Results: {tmp_path / 'run'}\n"
+    assert captured.err == ""
 
 
 def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch):

@@ -671,6 +671,20 @@ def test_a_dry_run_refuses_what_the_command_refuses(words, capsys, tmp_path):
     assert capsys.readouterr().err == first
 
 
+def test_models_by_the_name_of_their_class_and_formats_are_understood(capsys, tmp_path):
+    words = ["--model=MLPVAE", "--model.hidden=[4]", "--data.name=digits", "--format"]
+    for given, kept in (("svg", "format: svg"), ("png,pdf", "format:\n- png\n- pdf")):
+        assert run("train", *words, given, "--dry-run", "--out_dir", tmp_path / "run") == 0
+        printed = capsys.readouterr().out
+        assert "model: MLPVAE" in printed
+        assert kept in printed
+    assert run("train", *words, "[]", "--dry-run", "--out_dir", tmp_path / "run") == 1
+    assert "`format` should be png, pdf, svg or a list of them" in capsys.readouterr().err
+    assert run("train", *words, "jpg", "--out_dir", tmp_path / "run") == 2
+    assert "`format` should be" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_quiet_command_prints_its_last_line_alone(capsys, tmp_path):
     words = ["--pairs=prior", "--n_pairs=1", "--quiet", *SMALL]
     assert run("improvement", "--out", tmp_path / "run", *words) == 0

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import geolatent as gl
 from geolatent.cli import main
+from geolatent.files import LOCK
 from geolatent.plotting import save_figures
 from geolatent.results import (
     ARRAYS,
@@ -346,7 +347,7 @@ def test_a_removal_that_is_killed_can_be_done_again(folder, monkeypatch):
 
     def stop(self, **options):
         nonlocal n_left
-        if self.name != ".lock":
+        if self.name != LOCK:
             n_left -= 1
             if n_left < 0:
                 raise KilledError

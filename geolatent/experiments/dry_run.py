@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from geolatent.config import InitialOptions, ModelOptions
+from geolatent.config import InitialOptions, ModelOptions, check_formats
 from geolatent.experiments.console import make_console, print_last
 from geolatent.experiments.improvement import DEFAULT_STEPS, check_source
 from geolatent.experiments.latent_model import LatentModel
@@ -26,7 +26,7 @@ from geolatent.results import PARTS, SUMMARY, RunFolder, plain
 # decoder rows of a geodesic, measured at a tolerance of 1e-4: 2,400 in two dimensions, 1,300 in
 # sixteen; started from a graph half as many again
 _ROWS = {2: 2400, 16: 1300}
-_ROWS_OF_ADAM = 24_000
+_ROWS_OF_METHODS = {"michelis_becker": 24_000, "georce": 50_000}
 _GRAPH = 1.5
 # cost of a Jacobian-vector product in forward rows, and points of a curve whose alignment is taken
 _JVP, _ALIGNED = 2.5, 16
@@ -57,6 +57,7 @@ def dry_run(command: str, values: Mapping[str, Any], sweep: Mapping[str, Sequenc
     FileNotFoundError, FileExistsError, ValueError
         Where the command itself would not begin.
     """
+    check_formats(values["format"])
     console = make_console()
     options = {**values, "model": _described(values["model"])} if command == "train" else values
     text = yaml.safe_dump(plain(options), sort_keys=False, allow_unicode=True)
@@ -190,8 +191,8 @@ def _cost(command: str, values: Mapping[str, Any]) -> tuple[float, float]:
 
 def _rows_each(values: Mapping[str, Any], model: LatentModel) -> float:
     """Return the rows of one geodesic and of what is measured along it."""
-    if values["solver"].method == "michelis_becker":
-        return _ROWS_OF_ADAM
+    if values["solver"].method in _ROWS_OF_METHODS:
+        return _ROWS_OF_METHODS[values["solver"].method]
     rows: float = _ROWS[min(_ROWS, key=lambda dim: abs(dim - model.dim))]
     if "n_nodes" in values or _initial(values, model) != "straight":
         rows *= _GRAPH

@@ -22,6 +22,7 @@ from geolatent.experiments.console import (
 )
 from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
+from geolatent.places import check_places
 from geolatent.results import (
     POINTS,
     SUMMARY,
@@ -164,10 +165,21 @@ def run_sweep(
     ) as folder:
         folder.update(config)
         places = _place_points(out, command, function, arguments, lambda _: None)
+        titles = [f"point {n + 1} of {len(points)}: {_text(p)}" for n, p in enumerate(points)]
+        # all that lack a file are told before the work on the others begins
+        lacking = set()
+        for number, (place, options) in enumerate(zip(places, arguments, strict=True)):
+            try:
+                if not (place / SUMMARY).exists():
+                    check_places({**options, "out": place})
+            except OSError as error:
+                lacking.add(number)
+                print_warning(console, f"{titles[number]}: {error}")
         runs: dict[int, dict[str, Any]] = {}
-        for number, (point, options) in enumerate(zip(points, arguments, strict=True)):
+        for number, (title, options) in enumerate(zip(titles, arguments, strict=True)):
+            if number in lacking:
+                continue
             place = places[number]
-            title = f"point {number + 1} of {len(points)}: {_text(point)}"
             finished = (place / SUMMARY).exists()
             console.print(f"{title}: done before" if finished else title, soft_wrap=True)
             given = {**options, "out": place, "overwrite": False}
