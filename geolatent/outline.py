@@ -64,5 +64,6 @@ def outline(location: str) -> Callable[..., Any]:
     parts = ast.fix_missing_locations(ast.Module([*imports, function], type_ignores=[]))
     # of no module of the package: jsonargparse imports the one that a function says it is of
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    # the source of this package, as an import would run it
     exec(compile(parts, spec.origin, "exec"), namespace)
     return namespace[name]
