@@ -77,7 +77,8 @@ def test_walk_command(kind, tmp_path, capsys):
     ]
 
 
-def test_report_has_a_row_for_each(tmp_path, capsys):
+def test_report_has_a_row_for_each(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")  # nothing is wrapped
     few = DataOptions(split="test", per_class=3)
     walk.walk(out=tmp_path / "walk", kind="radial", n_walks=2, n_steps=3)
     cluster.cluster(out=tmp_path / "cluster", data=few, n_seeds=1, n_init=1, n_nodes=1700)
