@@ -637,29 +637,10 @@ def train(
     """
     folder = Path(out_dir)
     state = folder / "checkpoints" / STATE_FILE
-    if (folder / SUMMARY).exists():
-        required = "a folder without a finished training"
-        raise FileExistsError(requirement("out_dir", required, folder))
-    if state.exists() and not resume:
-        required = "a folder without an interrupted training; set `resume` to go on with it"
-        raise FileExistsError(requirement("out_dir", required, folder))
-    if resume and not state.exists():
-        required = f"the folder of an interrupted training, with {state}; others begin without it"
-        raise FileNotFoundError(requirement("out_dir", required, folder))
     started = time.monotonic()
-    network = _untrained(model, precision, training.seed)
-    config = {
-        "model": {"class_path": _class_path(network), "init_args": network.arguments},
-        "out_dir": folder,
-        "data": data,
-        "training": training,
-        "precision": precision,
-    }
-    if test_data is not None:
-        config["test_data"] = test_data
-    # one that was interrupted in its first epoch begins again
-    fresh = not state.exists() and run_command(folder) == "train"
-    RunFolder.check(folder, overwrite=fresh, command="train", resume=config)
+    network, config, fresh = check_training(
+        model, data, out_dir, training, precision, test_data, resume=resume
+    )
     images, _ = load(data)
     test_images, test_labels = load(test_data or replace(data, split="test"))
     for name, found in (("data", images), ("test_data", test_images)):
@@ -685,6 +666,54 @@ def train(
                 again = "with `resume`" if state.exists() else "again"
                 error.add_note(f"Train {again} to go on with the training in {folder}.")
             raise
+
+
+def check_training(
+    model: Callable[[], VAE | BiGAN],
+    data: DataOptions,
+    out_dir: str | os.PathLike[str],
+    training: TrainingOptions,
+    precision: PrecisionOptions | None = None,
+    test_data: DataOptions | None = None,
+    *,
+    resume: bool = False,
+) -> tuple[VAE | BiGAN, dict[str, Any], bool]:
+    """Raise where :func:`train` would not take its folder or its model; nothing is written.
+
+    Returns
+    -------
+    network : VAE or BiGAN
+        The model, untrained.
+    config : dict
+        What ``config.yaml`` says.
+    fresh : bool
+        Whether a training that was interrupted in its first epoch begins again.
+    """
+    folder = Path(out_dir)
+    state = folder / "checkpoints" / STATE_FILE
+    if (folder / SUMMARY).exists():
+        required = "a folder without a finished training"
+        raise FileExistsError(requirement("out_dir", required, folder))
+    if state.exists() and not resume:
+        required = "a folder without an interrupted training; set `resume` to go on with it"
+        raise FileExistsError(requirement("out_dir", required, folder))
+    if resume and not state.exists():
+        required = f"the folder of an interrupted training, with {state}; others begin without it"
+        raise FileNotFoundError(requirement("out_dir", required, folder))
+    network = _untrained(model, precision, training.seed)
+    config = {
+        "model": {"class_path": _class_path(network), "init_args": network.arguments},
+        "out_dir": folder,
+        "data": data,
+        "training": training,
+        "precision": precision,
+    }
+    if test_data is not None:
+        config["test_data"] = test_data
+    # one that was interrupted in its first epoch begins again
+    fresh = not state.exists() and run_command(folder) == "train"
+    RunFolder.check(folder, overwrite=fresh, command="train", resume=config)
+    return network, config, fresh
 
 
 def _train(

@@ -671,6 +671,30 @@ def test_a_dry_run_refuses_what_the_command_refuses(words, capsys, tmp_path):
     assert capsys.readouterr().err == first
 
 
+def test_a_dry_run_of_a_training_refuses_what_the_training_refuses(capsys, tmp_path):
+    words = ["train", "--model=MLPVAE", "--data.name=digits", "--out_dir", tmp_path]
+    (tmp_path / "summary.json").write_text("{}")
+    told = []
+    for more in (["--dry-run"], []):
+        assert run(*words, *more) == 1
+        told.append(capsys.readouterr().err)
+    assert "a folder without a finished training" in told[0]
+    assert told[0] == told[1]
+    (tmp_path / "summary.json").unlink()
+    assert run(*words, "--dry-run", "--resume") == 1
+    assert "the folder of an interrupted training" in capsys.readouterr().err
+
+
+def test_a_dry_run_knows_a_sweep_that_it_would_go_on_with(capsys, tmp_path):
+    words = ["--out", tmp_path / "run", "--pairs=prior", "--n_pairs=1", "--sweep", '{"seed": [1]}']
+    assert run("improvement", *words, *SMALL, "--quiet") == 0
+    (tmp_path / "run" / "summary.json").unlink()
+    capsys.readouterr()
+    assert run("improvement", *words, *SMALL, "--dry-run") == 0
+    assert run("improvement", *words, *SMALL, "--dry-run", "--n_pairs=2") == 1
+    assert "n_pairs: 1 there, 2 here" in capsys.readouterr().err
+
+
 def test_models_by_the_name_of_their_class_and_formats_are_understood(capsys, tmp_path):
     words = ["--model=MLPVAE", "--model.hidden=[4]", "--data.name=digits", "--format"]
     for given, kept in (("svg", "format: svg"), ("png,pdf", "format:\n- png\n- pdf")):

@@ -63,7 +63,8 @@ def dry_run(command: str, values: Mapping[str, Any], sweep: Mapping[str, Sequenc
     text = yaml.safe_dump(plain(options), sort_keys=False, allow_unicode=True)
     console.print(f"Options of geolatent {command}:\n\n{text}", soft_wrap=True)
     n_points = len(sweep_points(sweep)) if sweep else 1
-    for name, found in _plan(command, values).items():
+    config = {**values, "sweep": sweep} if sweep else values
+    for name, found in _plan(command, config).items():
         console.print(f"{name}: {found}", soft_wrap=True)
     rows, seconds = _cost(command, values)
     each = ""
@@ -132,13 +133,18 @@ def _plan(command: str, values: Mapping[str, Any]) -> dict[str, str]:
 
 def _output(folder: Path, command: str, values: Mapping[str, Any]) -> str:
     """Return the state of an output folder; raise where the command would not take it."""
-    if command == "train":
-        if (folder / SUMMARY).exists():
-            return f"{folder}, which holds a finished training: it would be refused"
-        return f"{folder}, {'there already' if folder.exists() else 'to be made'}"
     # whoever asks for a lock writes it
     if (folder / LOCK).exists():
         return f"{folder}, which another process may be writing"
+    if command == "train":
+        names = ("model", "data", "out_dir", "training", "precision", "resume")
+        # the module needs an extra
+        from geolatent.training import check_training
+
+        check_training(**{name: values[name] for name in names})
+        if values["resume"]:
+            return f"{folder}, an unfinished training, which it would go on with"
+        return f"{folder}, {'there already' if folder.exists() else 'to be made'}"
     resumed = dict(values) if "executor" in values else None
     RunFolder.check(folder, overwrite=values["overwrite"], command=command, resume=resumed)
     n_parts = len(list((folder / PARTS).glob("*.json")))
