@@ -603,6 +603,8 @@ def test_a_quiet_sweep_prints_its_last_line_alone(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == f"Results: {tmp_path / 'run'}\n"
     assert captured.err == ""
+    assert run("plot", tmp_path / "run", "--quiet") == 0
+    assert capsys.readouterr().out == captured.out
 
 
 def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch):

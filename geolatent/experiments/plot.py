@@ -26,6 +26,7 @@ from geolatent.experiments.console import (
     make_console,
     make_table,
     number,
+    part_of_a_command,
     print_files,
     print_warning,
 )
@@ -75,8 +76,10 @@ def plot(run_dir: Path, format: Formats = "png") -> None:
         raise ValueError(requirement("run_dir", required, found))
     if SWEEP in (run.summary or {}):
         every = sorted(path.name for path in (run_dir / POINTS).iterdir())
-        for name in (run.summary or {}).get("points", every):
-            plot(run_dir / POINTS / name, format)
+        with part_of_a_command():
+            for name in (run.summary or {}).get("points", every):
+                plot(run_dir / POINTS / name, format)
+        print_files(console, run_dir, [])
         return
     try:
         drawn = FIGURES[run.command](run)
