@@ -734,7 +734,7 @@ def test_a_fixed_seed_is_not_needed():
     before = torch.get_rng_state()
     again = solve_geodesic(metric, start, end, solver)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(again.length, first.length)
+    assert relative_difference(again.length, first.length) <= 1e-9
 
 
 @pytest.mark.cuda
