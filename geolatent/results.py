@@ -61,7 +61,7 @@ FIGURES = "figures"
 POINTS = "points"
 SWEEP = "sweep"
 
-# options that say where and how fast results are made, and do not change them
+# options that say where and how fast results are made, and change them by rounding at most
 NEUTRAL_OPTIONS = ("out", "overwrite", "executor", "ray", "solver.max_rows")
 
 # rows of a table that are written at once
@@ -260,7 +260,7 @@ class RunFolder:
             Whether the results that it holds may go.
         command, resume
             A command and its options, of which an unfinished run may be gone on with. Options that
-            cannot change results (`NEUTRAL_OPTIONS`) need not be the same.
+            change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
 
         Raises
         ------
@@ -493,7 +493,7 @@ def _inputs(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_neutral(key: str) -> bool:
-    """Return whether an option, by its dotted name, cannot change results."""
+    """Return whether an option, by its dotted name, changes results by rounding at most."""
     return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL_OPTIONS)
 
 

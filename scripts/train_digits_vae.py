@@ -1,4 +1,8 @@
-"""Reproduce the digits model that comes with the package: python scripts/train_digits_vae.py."""
+"""Train the digits model that comes with the package: python scripts/train_digits_vae.py.
+
+The seed fixes it but for rounding, which depends on the processor and on the releases of torch and
+scikit-learn, and which training enlarges.
+"""
 
 from pathlib import Path
 
