@@ -36,22 +36,24 @@ def model():
         return MLPVAE(hidden=(16,))
 
 
-def assert_same_tensors(found, expected):
-    """Check that two trainings made the same to rounding, which float32 steps enlarge."""
+def assert_same_tensors(found, expected, ulps=1000):
+    """Check that two trainings made the same to rounding, which steps enlarge."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert_same_to_rounding(found[name], value, ulps=1000)
-
-
-def assert_same_weights(found, expected):
-    assert_same_tensors(found.state_dict(), expected.state_dict())
+        assert_same_to_rounding(found[name], value, ulps)
 
 
 def assert_same_training(found, expected, model, expected_model):
+    """Check records and weights in float64.
+
+    Adam's steps have the same length whatever the gradient's, unless that is below Adam's epsilon:
+    a bias before a batch norm, whose gradient is rounding alone, goes anywhere in float32, and even
+    here rounding has grown to 1e-7 after a few steps.
+    """
     for name in ("train_loss", "validation_loss", "discriminator_loss"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4)
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5)
     assert found.best_epoch == expected.best_epoch
-    assert_same_weights(model, expected_model)
+    assert_same_tensors(model.state_dict(), expected_model.state_dict(), ulps=1e11)  # 2e-5
 
 
 def options(**changes):
@@ -82,7 +84,8 @@ def test_training_lowers_the_loss(images):
 
 
 def test_training_is_reproducible_and_leaves_random_numbers_alone(images):
-    one, two, other = model(), model(), model()
+    images = images.double()
+    one, two, other = model().double(), model().double(), model().double()
     state = torch.random.get_rng_state()
     record = train_vae(one, images, options(seed=3))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -133,7 +136,7 @@ def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
             PrecisionOptions(n_centers=5, iterations=3),
         )
     loaded = load_model(paths[0])
-    assert_same_weights(load_model(paths[1]), loaded)
+    assert_same_tensors(load_model(paths[1]).state_dict(), loaded.state_dict())
     assert isinstance(loaded, MLPVAE)
     assert loaded.arguments == {
         "latent_dim": 2,
@@ -260,7 +263,8 @@ def test_a_bigan_learns_to_reconstruct():
 
 
 def test_bigan_training_is_reproducible(images):
-    one, two = seeded(bigan), seeded(bigan)
+    images = images.double()
+    one, two = seeded(bigan).double(), seeded(bigan).double()
     state = torch.random.get_rng_state()
     record = train_bigan(one, images, options(seed=3))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -303,10 +307,11 @@ def interrupt_after(monkeypatch, epochs):
 def test_a_resumed_training_ends_as_if_it_had_not_been_interrupted(
     images, tmp_path, monkeypatch, kind, patience
 ):
+    images = images.double()
     build = {
-        "mlp": model,
-        "spectral_norm": lambda: seeded(conv, spectral_norm=True),
-        "bigan": lambda: seeded(bigan),
+        "mlp": lambda: model().double(),
+        "spectral_norm": lambda: seeded(conv, spectral_norm=True).double(),
+        "bigan": lambda: seeded(bigan).double(),
     }[kind]
     fit = train_bigan if kind == "bigan" else train_vae
     settings = options(epochs=5, learning_rate=1e-2, patience=patience)
@@ -453,9 +458,8 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="set `resume` to go on with it"):
         run(tmp_path / "part", training=options(epochs=3))
     run(tmp_path / "part", training=options(epochs=3), resume=True)
-    assert_same_weights(
-        *(load_model(tmp_path / n / "model.safetensors") for n in ("part", "whole"))
-    )
+    part, whole = (load_file(tmp_path / n / "model.safetensors") for n in ("part", "whole"))
+    assert_same_tensors(part, whole)
     assert files(tmp_path / "part") == files(tmp_path / "whole")
     for resume in (False, True):
         with pytest.raises(FileExistsError, match="a folder without a finished training"):
