@@ -80,7 +80,7 @@ POINTS = "points"
 IMAGES = "images"
 SWEEP = "sweep"
 
-# options that say where and how fast results are made, and do not change them
+# options that say where and how fast results are made, and change them by rounding at most
 NEUTRAL_OPTIONS = (
     *("out", "out_dir", "overwrite", "resume", "executor", "ray", "solver.max_rows"),
     *("training.accelerator", "training.progress", "format"),
@@ -299,7 +299,7 @@ class RunFolder:
             Whether the results that it holds may go.
         command, resume
             A command and its options, of which an unfinished run may be gone on with. Options that
-            cannot change results (`NEUTRAL_OPTIONS`) need not be the same.
+            change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
 
         Raises
         ------
@@ -766,7 +766,7 @@ def check_inputs(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def is_neutral(key: str) -> bool:
-    """Return whether an option, by its dotted name, cannot change results."""
+    """Return whether an option, by its dotted name, changes results by rounding at most."""
     return any(key == name or key.startswith(f"{name}.") for name in NEUTRAL_OPTIONS)
 
 

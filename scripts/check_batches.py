@@ -33,7 +33,12 @@ from geolatent.models import digits_vae
 from geolatent.results import SUMMARY, RunFolder, SolvedPairs, load_run
 
 # solved roughly, for what is checked is not the solver
-ROUGH = ("--solver.max_control_points=7", "--solver.length_tolerance=0.01", "--alignment=false")
+LENGTH_TOLERANCE = 0.01
+ROUGH = (
+    "--solver.max_control_points=7",
+    f"--solver.length_tolerance={LENGTH_TOLERANCE}",
+    "--alignment=false",
+)
 RAY = ("--executor=ray", "--ray.workers=2", "--ray.address=local")
 # 80 small shards, for the checks that interrupt runs
 SHORT = (
@@ -81,23 +86,40 @@ def check(holds: bool, text: str) -> None:
         raise SystemExit(f"FAILED: {text}")
 
 
-def check_same(out: Path, expected: Path) -> None:
-    """Check that two finished runs hold the same pairs and curves, to the bit."""
+def check_same(out: Path, expected: Path) -> str:
+    """Check that two finished runs hold the same pairs, solved alike but for rounding.
+
+    The pairs and their codes are to be equal, and the lengths of all but one pair in twenty equal
+    to 1e-4, of those to the tolerance of lengths, for rounding may tip what a solver decides.
+    How many rows are the same to the bit is said, and asked of none: products of matrices round by
+    the processor, the threads and the places of their operands in memory.
+    """
     one, other = load_run(out), load_run(expected)
     check(one.finished and other.finished, "not finished")
     if one.pairs is None or other.pairs is None:
         raise SystemExit("FAILED: no pairs")
-    check(
-        one.pairs.column("pair").tolist() == sorted(one.pairs.column("pair")), "rows out of order"
-    )
-    for name in other.pairs.table.column_names:
+    numbers = one.pairs.column("pair").tolist()
+    check(numbers == sorted(numbers), "rows out of order")
+    for name in ("pair", "start", "end"):
         same = one.pairs.table[name].equals(other.pairs.table[name])
         check(same, f"column {name} of {out.name} differs from that of {expected.name}")
-    same = torch.equal(one.pairs.curve.control_points, other.pairs.curve.control_points)
-    check(same, f"curves of {out.name} differ from those of {expected.name}")
+    lengths = other.pairs.column("length")
+    gap = np.abs(one.pairs.column("length") / lengths - 1)
+    check(gap.max() <= LENGTH_TOLERANCE, f"lengths of {out.name} differ by {gap.max():.1e}")
+    tipped = int((gap > 1e-4).sum())
+    check(tipped <= len(gap) / 20, f"{tipped} lengths of {out.name} differ by more than 1e-4")
+    points = [run.pairs.curve.control_points for run in (one, other) if run.pairs is not None]
+    equal = (points[0] == points[1]).all(2).all(1).numpy()
+    for name in other.pairs.table.column_names:
+        found, wanted = one.pairs.column(name), other.pairs.column(name)
+        same_values = found == wanted
+        if wanted.dtype.kind == "f":
+            same_values |= np.isnan(found) & np.isnan(wanted)
+        equal &= same_values.reshape(len(equal), -1).all(1)
+    return f"{equal.sum()} of {len(equal)} rows to the bit, lengths to {gap.max():.0e}"
 
 
-def identical(folder: Path) -> str:
+def executors(folder: Path) -> str:
     """2,000 pairs in this process, on Ray with 2 workers and on a Ray cluster of two nodes."""
     from ray.cluster_utils import Cluster
 
@@ -109,10 +131,9 @@ def identical(folder: Path) -> str:
         seconds.append(finish(folder / "two", *words, *RAY, f"--ray.address={cluster.address}"))
     finally:
         cluster.shutdown()
-    for name in ("ray", "two"):
-        check_same(folder / name, folder / "local")
+    same = "; ".join(check_same(folder / name, folder / "local") for name in ("ray", "two"))
     times = ", ".join(f"{value:.0f} s" for value in seconds)
-    return f"2,000 pairs in-process, on 2 Ray workers, on two Ray nodes: identical ({times})"
+    return f"2,000 pairs in-process, on 2 Ray workers, on two Ray nodes: the same, {same} ({times})"
 
 
 def kills(folder: Path) -> str:
@@ -120,6 +141,7 @@ def kills(folder: Path) -> str:
     generator = random.Random(0)
     whole = finish(folder / "expected", *SHORT)
     done, stored, finished = 0, [], 0
+    same: list[str] = []
     out = folder / "0"
     while done < N_KILLS:
         process = start(out, *SHORT)
@@ -134,14 +156,14 @@ def kills(folder: Path) -> str:
             stored.append(len(list(out.glob("parts/*.json"))))
         # one that was killed while it drew its figures is finished too
         if (out / SUMMARY).exists():
-            check_same(out, folder / "expected")
+            same.append(check_same(out, folder / "expected"))
             finished += 1
             out = folder / str(finished)
     finish(out, *SHORT)
-    check_same(out, folder / "expected")
+    same.append(check_same(out, folder / "expected"))
     return (
         f"killed {N_KILLS} times with {stored} of 80 shards stored, resumed each time, "
-        f"{finished + 1} runs finished: their tables equal the uninterrupted one"
+        f"{finished + 1} runs finished, the same as the uninterrupted one: {'; '.join(same)}"
     )
 
 
@@ -161,8 +183,8 @@ def node(folder: Path) -> str:
         check(process.wait() == 0, log_of(out)[-2000:])
     finally:
         cluster.shutdown()
-    check_same(out, folder / "expected")
-    return f"a Ray node removed with {stored} of 80 shards stored: the table is the same"
+    same = check_same(out, folder / "expected")
+    return f"a Ray node removed with {stored} of 80 shards stored: the same, {same}"
 
 
 def disk(folder: Path) -> str:
@@ -186,10 +208,10 @@ def disk(folder: Path) -> str:
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         check(result.returncode == 0, result.stderr)
-        check_same(out, folder / "expected")
+        same = check_same(out, folder / "expected")
     finally:
         subprocess.run(["umount", str(small)], check=True)
-    return f"a full disk: `{told}`; with room again the run was finished, its table the same"
+    return f"a full disk: `{told}`; with room again the run was finished, the same, {same}"
 
 
 def damage(folder: Path) -> str:
@@ -215,8 +237,8 @@ def damage(folder: Path) -> str:
     finish(out, *SHORT)
     found = len(re.findall(r"part \d+ is damaged", log_of(out)))
     check(found == N_DAMAGED, f"{found} of {N_DAMAGED} damaged parts found")
-    check_same(out, folder / "expected")
-    return f"{found} of {N_DAMAGED} damaged parts found and solved again; the table is the same"
+    same = check_same(out, folder / "expected")
+    return f"{found} of {N_DAMAGED} damaged parts found and solved again: the same, {same}"
 
 
 def throughput(folder: Path) -> str:
@@ -317,7 +339,7 @@ def memory(folder: Path) -> str:
 
 CHECKS = {
     each.__name__: each
-    for each in (identical, kills, node, disk, damage, overhead, memory, throughput)
+    for each in (executors, kills, node, disk, damage, overhead, memory, throughput)
 }
 
 

@@ -1,6 +1,7 @@
 """Reproduce the digits model that comes with the package: python scripts/train_digits_vae.py.
 
-The model is written to runs/digits_vae/model.safetensors.
+The model is written to runs/digits_vae/model.safetensors. The seed fixes it but for rounding, which
+depends on the processor and on the releases of torch and scikit-learn, and which training enlarges.
 """
 
 import sys

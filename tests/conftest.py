@@ -1,4 +1,17 @@
-"""Shared set-up: a fixed hypothesis profile, float64, and CUDA tests that skip without a GPU."""
+"""Shared set-up: a fixed hypothesis profile, float64, and CUDA tests that skip without a GPU.
+
+No test may depend on how this processor rounds. Besides as they are, run them as
+
+    pytest --threads 2
+    pytest --misaligned 0
+    ATEN_CPU_CAPABILITY=default pytest
+    ATEN_CPU_CAPABILITY=avx2 pytest
+    MKL_CBWR=COMPATIBLE pytest
+
+with 2 threads instead of 1; with operands of matrix products at odd places in memory, 0 being the
+seed of the places (`rounding.Misaligned`); with torch's kernels for lesser processors; and with
+MKL's, where torch was built with it.
+"""
 
 import gzip
 import os
@@ -7,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from rounding import Misaligned
 
 # the same examples on every machine; torch's first calls are too slow for deadlines
 settings.register_profile(
@@ -19,8 +33,35 @@ settings.register_profile(
 )
 settings.load_profile("geolatent")
 
-# the tensors here are small: on a busy machine threads wait for each other longer than they work
-torch.set_num_threads(1)
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of torch (default: 1, for the tensors here are small: on a busy machine "
+        "threads wait for each other longer than they work)",
+    )
+    parser.addoption(
+        "--misaligned",
+        type=int,
+        metavar="SEED",
+        help="put the operands of matrix products at odd places in memory",
+    )
+
+
+def pytest_configure(config):
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+@pytest.fixture(autouse=True)
+def _misaligned(request):
+    seed = request.config.getoption("--misaligned")
+    if seed is None:
+        yield
+    else:
+        with Misaligned(seed):
+            yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rounding import assert_same_pairs
 from torch import nn
 
 import geolatent as gl
@@ -186,7 +187,7 @@ def test_shards_hold_all_pairs_and_equal_one_shard(digits):
     assert told[-1] == 1.0
     parts = list(shards)
     # a shard does not depend on those before it
-    assert last.table.equals(parts[2].table)
+    assert_same_pairs(last, parts[2])
     joined = SolvedPairs.join(parts)
     (whole,) = Shards([Case(metric, pairs)], COARSE)
     assert joined.column("pair").tolist() == [0, 1, 2, 3, 4]
@@ -353,10 +354,10 @@ def test_a_model_compared_with_itself_is_equal(digits):
     rows = draw_images(3, len(images))
     models = {"one": model, "two": model}
     metrics = {name: model.metric() for name in models}
-    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=0.0)
+    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=1e-3)
     one, two = (batch.where("model", name) for name in models)
     for name in ("relative_improvement", "length", "start", "end"):
-        np.testing.assert_array_equal(one.column(name), two.column(name))
+        np.testing.assert_allclose(one.column(name), two.column(name), rtol=1e-4, atol=1e-4)
     assert one.column("comparable").all()
 
 

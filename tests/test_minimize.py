@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rounding import assert_same_to_rounding
 
 from geolatent.minimize import LBFGS, Preconditioner, cholesky
 
@@ -96,8 +97,9 @@ def test_values_never_rise_and_state_is_consistent(make, history):
         state = minimizer.step(state, objective)
         assert (state.value <= before.value).all()
         value, gradient, _ = objective(state.x, state.index)
-        assert torch.equal(state.value, value)
-        assert torch.equal(state.gradient, gradient)
+        for k in range(len(value)):  # each by its own size
+            assert_same_to_rounding(state.value[k], value[k])
+            assert_same_to_rounding(state.gradient[k], gradient[k], ulps=1e5)
         assert (state.slope <= 0).all()
         rested = state.rejections > 0
         assert torch.equal(state.x[rested], before.x[rested])
@@ -202,7 +204,7 @@ def test_values_that_are_not_finite_spoil_only_their_own_problem(bad, where):
     expected = run(clean, begin(clean), 60)
     state = run(walled, begin(walled), 60)
     free = torch.tensor([0, 2, 4])
-    assert torch.equal(state.x[free], expected.x[free])
+    assert_same_to_rounding(state.x[free], expected.x[free])
     assert state.x.isfinite().all()
     assert state.value.isfinite().all()
     assert state.gradient.isfinite().all()
@@ -261,7 +263,7 @@ def test_cholesky_of_other_matrices_is_usable_and_spoils_no_neighbour():
     factors = cholesky(matrices)
     assert factors.isfinite().all()
     assert (factors.diagonal(dim1=1, dim2=2) > 0).all()
-    assert torch.equal(factors[0], cholesky(good[None])[0])
+    assert_same_to_rounding(factors[0], cholesky(good[None])[0])
     steps = torch.cholesky_solve(torch.ones(6, 3, 1), factors)
     assert (steps.squeeze(2).sum(1) > 0).all()  # downhill
     # where nothing depends on x, nothing has to move

@@ -299,7 +299,8 @@ class Shards:
     """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
 
     Shard k holds pairs k n, k n + 1, ..., of every case, n the solver's ``batch_size``. What it
-    gives follows from the cases, the options and its number alone. Iterating solves all shards in
+    gives follows from the cases, the options and its number alone, but for rounding, which depends
+    on the processor and the number of threads. Iterating solves all shards in
     turn.
 
     Attributes

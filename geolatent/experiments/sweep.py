@@ -45,8 +45,8 @@ def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     Raises
     ------
     ValueError
-        If an option cannot change results, has no values or a value twice, or a value is no
-        number, text or list.
+        If an option changes results by rounding at most, has no values or a value twice, or a value
+        is no number, text or list.
 
     Examples
     --------

@@ -297,7 +297,8 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
         raise FileNotFoundError(requirement("path", "an existing file", path))
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            # copies: products round by where their operands lie, and in a file they lie anyhow
+            return {name: value.clone() for name, value in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(f"{requirement('path', required, path)} {error}.") from error
     try:
