@@ -27,7 +27,7 @@ def has_gauss_newton(metric: Metric, dim: int) -> bool:
 class DiscreteEnergy:
     """Path energy of splines on fixed knots as a function of their control points.
 
-    Where the metric has `Chords`, as one that is immersed by F, the energy of the chain of output
+    Where ``ends`` are given, which the metric's `Chords` need, the energy of the chain of output
     points on N segments, E = 1/2 sum_i |F(z_{i+1}) - F(z_i)|^2 / (t_{i+1} - t_i); otherwise
     Gauss-Legendre quadrature of v^T G v / 2. Both converge to the path energy as the nodes get
     denser.
@@ -41,8 +41,9 @@ class DiscreteEnergy:
     nodes_per_span
         Segments (chords) or quadrature nodes on each knot span.
     ends
-        Values of F at start and end of every curve, (B, 2, D), which do not change; unused where
-        the metric has no chords.
+        Values of F at start and end of every curve, (B, 2, D), which do not change. None where the
+        metric has no chords, or where these would be too short for their rounding: then the energy
+        is had by quadrature.
     dim
         Latent dimension d.
     dtype
@@ -70,8 +71,8 @@ class DiscreteEnergy:
         self.dtype = dtype
         self.ends = ends
         self.budget = budget
-        self.gauss_newton = gauss_newton and has_gauss_newton(metric, dim)
-        self.chords = metric.chords
+        self.gauss_newton = gauss_newton and ends is not None and has_gauss_newton(metric, dim)
+        self.chords = None if ends is None else metric.chords
         if self.chords is not None:
             t = _uniform_nodes(knots, nodes_per_span)
             self.steps = t.diff()

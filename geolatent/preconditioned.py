@@ -18,6 +18,8 @@ from geolatent.solution import Status
 _DENSE_SIZE = 600
 # of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
 _RIDGE = 0.1
+# predictions are scaled up or down by what levels really gained, by this factor at most
+_LARGEST_RATIO = 32.0
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
@@ -199,7 +201,7 @@ class Level:
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
         """Judge the curves as they came, in this level's spline space; return who goes on."""
         active = self.active
-        predicted = _relative_decrease(self.state)
+        predicted = _relative_decrease(self.state) * outcome.gain_ratio[active]
         outcome.predicted_improvement[active] = predicted
         first = outcome.predicted_at_start[active]
         outcome.predicted_at_start[active] = torch.where(first.isnan(), predicted, first)
@@ -220,12 +222,13 @@ class Level:
         """Minimise until the level's goal."""
         solver, minimizer = self.solver, self.solver.minimizer
         state = self.state.select(going)
+        promised = _relative_decrease(self.state)
         outcome.n_control_points[self.active[going]] = self.points.shape[1]
         n_going = state.index.numel()
         floor = 0.5 * solver.tolerance
         goal = torch.full_like(self.state.value, floor)
         if not last:
-            goal = (solver.level_reduction * _relative_decrease(self.state)).clamp_min(floor)
+            goal = (solver.level_reduction * promised).clamp_min(floor)
         iteration = 0
         while state.index.numel():
             state = minimizer.step(state, self.objective)
@@ -244,11 +247,28 @@ class Level:
                     stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
                 )
                 outcome.status[left] = state_now[leaving]
+                gained = 0.5 * (self.state.value[state.index] / state.value - 1.0)
+                ratio = _gain_ratio(gained, promised[state.index], predicted, stalled)
+                outcome.gain_ratio[left] = ratio[leaving]
                 state = state.select(~leaving)
             # half of the pairs that leave the level may come back on the next one
             n_pairs = self.problem.control_points.shape[0]
             done = n_pairs - n_going + (n_going - state.index.numel()) // 2
             self.problem.report(done, self.points.shape[1], iteration)
+
+
+def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, stalled: Tensor) -> Tensor:
+    """Return what a level gained over what it was predicted to gain, by which predictions scale.
+
+    A preconditioner that is too stiff promises too little, again and again: its next prediction is
+    raised by the same ratio. Where the gradient jumps, as on decoders with kinks, it promises what
+    nobody can have: a pair that found no way down any more scales its prediction down. Short of
+    that a level may have ended early, and nothing is scaled down.
+    """
+    fulfilled = torch.where(stalled, promised, promised - left)
+    ratio = torch.where(fulfilled > 0, gained / fulfilled, 1.0).nan_to_num(1.0)
+    least = torch.where(stalled, 1.0 / _LARGEST_RATIO, 1.0)
+    return torch.maximum(ratio, least).clamp_max(_LARGEST_RATIO)
 
 
 def _relative_decrease(state: LBFGSState) -> Tensor:

@@ -52,7 +52,7 @@ class Problem:
     control_points, knots
         The starting curves, (B, n, d) and (n + 4,).
     ends
-        Outputs at the end points, (B, 2, D), of a metric with chords; else None.
+        Outputs at the end points, (B, 2, D), where energies are to be those of chords; else None.
     evaluations
         Counts to be added to.
     report
@@ -86,7 +86,8 @@ class Problem:
     @property
     def has_gauss_newton(self) -> bool:
         """Whether energies come with Hessians."""
-        return has_gauss_newton(self.metric, self.control_points.shape[2])
+        dim = self.control_points.shape[2]
+        return self.ends is not None and has_gauss_newton(self.metric, dim)
 
     def metric_tensors(self, knots: Tensor, points: Tensor, pairs: Tensor, m: int) -> Tensor:
         """Return G in the middles of m equal intervals of t, (A, m, d, d), and count it."""
@@ -101,7 +102,8 @@ class Outcome:
     """What a solver makes of a problem, pair by pair; the curves share one knot vector.
 
     ``predicted_improvement`` is that of the curves as they are, ``predicted_at_start`` that of the
-    starting curves; NaN where it is not known.
+    starting curves; NaN where it is not known. ``gain_ratio`` is what the last level really gained
+    over what had been predicted of it.
     """
 
     control_points: Tensor
@@ -109,6 +111,7 @@ class Outcome:
     status: Tensor
     predicted_improvement: Tensor
     predicted_at_start: Tensor
+    gain_ratio: Tensor
     iterations: Tensor
     n_control_points: Tensor
 
@@ -123,6 +126,7 @@ class Outcome:
             status=zeros + int(Status.MAX_ITERATIONS),
             predicted_improvement=zeros.double() + torch.nan,
             predicted_at_start=zeros.double() + torch.nan,
+            gain_ratio=zeros.double() + 1.0,
             iterations=zeros,
             n_control_points=zeros + n,
         )
