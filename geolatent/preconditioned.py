@@ -62,9 +62,13 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
 class PreconditionedSolver(Solver):
     """Metric-preconditioned L-BFGS on the path energy, coarse to fine. The default.
 
-    Every level halves the knot spans of the one before. Its first evaluation, of the unchanged
-    curve in the richer spline space, is the certificate: a pair whose Newton decrement
-    g^T H^-1 g / (4 E) predicts a relative improvement of at most ``tolerance`` is done.
+    Every level halves the knot spans of the one before. It begins with the certificate: at the
+    unchanged curve in the richer spline space the Newton decrement g^T H^-1 g / (4 E) predicts a
+    relative improvement, times what the last level gained over what had been predicted of it. Where
+    that is at most ``tolerance``, ``probe_steps`` of the minimiser put it to the proof: what they
+    gain, and what is predicted after them, is the predicted improvement that is reported. A pair
+    for which it is at most ``tolerance`` still is done, and keeps its curve; the others go on from
+    where the probe has come.
 
     Parameters
     ----------
@@ -82,6 +86,8 @@ class PreconditionedSolver(Solver):
         keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
     level_reduction
         A level is left when the predicted improvement has fallen by this factor.
+    probe_steps
+        Minimiser steps that a certificate is put to the proof by; 0 takes it on trust.
     max_iterations
         Minimiser steps for each pair, all levels together.
     minimizer
@@ -96,10 +102,11 @@ class PreconditionedSolver(Solver):
     tolerance: float = 1e-4
     first_control_points: int = 7
     max_control_points: int = 67
-    nodes_per_span: int = 4
+    nodes_per_span: int = 2
     max_nodes: int = 32
     metric_points: tuple[int, ...] = (4, 8)
     level_reduction: float = 0.05
+    probe_steps: int = 2
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
 
@@ -116,6 +123,7 @@ class PreconditionedSolver(Solver):
         for number in self.metric_points:
             check_integer("metric_points", number)
         check_number("level_reduction", self.level_reduction, above=0.0, at_most=1.0)
+        check_integer("probe_steps", self.probe_steps, minimum=0)
         check_integer("max_iterations", self.max_iterations)
         if not isinstance(self.minimizer, LBFGS):
             raise TypeError(requirement("minimizer", "an LBFGS", describe(self.minimizer)))
@@ -139,10 +147,10 @@ class PreconditionedSolver(Solver):
             if not problem.has_gauss_newton and turn < len(self.metric_points):
                 tensors = problem.metric_tensors(knots, points, active, self.metric_points[turn])
             level = Level(self, problem, knots, points, active, tensors)
-            going = level.certify(outcome, final=n > self.max_control_points)
-            if going.any():
-                outcome.refine(n)
-                level.run(outcome, going, last=next_level(n) > self.max_control_points)
+            final = n > self.max_control_points
+            going = level.certify(outcome, final)
+            last = next_level(n) > self.max_control_points
+            going = level.run(outcome, going, last=last, final=final)
             active = active[going]
             tensors = None if tensors is None else tensors[going]
             n = next_level(n)
@@ -199,7 +207,10 @@ class Level:
         return value, gradient[:, 1:-1].flatten(1), hessian
 
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
-        """Judge the curves as they came, in this level's spline space; return who goes on."""
+        """Judge the curves as they came, in this level's spline space; return who goes on.
+
+        Those who do not and have no status of failure are to be put to the proof.
+        """
         active = self.active
         predicted = _relative_decrease(self.state) * outcome.gain_ratio[active]
         outcome.predicted_improvement[active] = predicted
@@ -218,13 +229,19 @@ class Level:
         outcome.status[active] = status
         return finite & ~converged & ~exhausted & (not final)
 
-    def run(self, outcome: Outcome, going: Tensor, last: bool) -> None:
-        """Minimise until the level's goal."""
+    def run(self, outcome: Outcome, going: Tensor, *, last: bool, final: bool = False) -> Tensor:
+        """Minimise until the level's goal; put certificates to the proof on the way.
+
+        Returns who goes on to the next level.
+        """
         solver, minimizer = self.solver, self.solver.minimizer
-        state = self.state.select(going)
+        probed = outcome.status[self.active] == Status.CONVERGED
+        if not solver.probe_steps:
+            probed = torch.zeros_like(probed)
+        going = going.clone()
+        state = self.state.select(going | probed)
         promised = _relative_decrease(self.state)
-        outcome.n_control_points[self.active[going]] = self.points.shape[1]
-        n_going = state.index.numel()
+        n_working = state.index.numel()
         floor = 0.5 * solver.tolerance
         goal = torch.full_like(self.state.value, floor)
         if not last:
@@ -233,28 +250,45 @@ class Level:
         while state.index.numel():
             state = minimizer.step(state, self.objective)
             iteration += 1
-            pairs = self.active[state.index]
+            index = state.index
+            pairs = self.active[index]
             outcome.iterations[pairs] += 1
             predicted = _relative_decrease(state)
-            reached = predicted <= goal[state.index]
+            gained = 0.5 * (self.state.value[index] / state.value - 1.0)
             stalled = minimizer.stalled(state)
-            leaving = reached | stalled | (outcome.iterations[pairs] >= solver.max_iterations)
+            spent = outcome.iterations[pairs] >= solver.max_iterations
+
+            judged = probed[index] & ((iteration >= solver.probe_steps) | stalled | spent)
+            left = gained + predicted
+            proved = judged & state.convex & (left <= solver.tolerance)
+            refuted = judged & ~proved
+            outcome.predicted_improvement[pairs[judged]] = left[judged]
+            if final:
+                outcome.status[pairs[refuted]] = int(Status.MAX_CONTROL_POINTS)
+            else:
+                going[index[refuted]] = True
+            probed[index[refuted]] = False
+
+            reached = ~probed[index] & (predicted <= goal[index])
+            leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
-                left = pairs[leaving]
-                inner = state.x[leaving].reshape(left.numel(), -1, self.points.shape[2])
-                outcome.control_points[left, 1:-1] = inner
-                state_now = torch.where(
+                outcome.refine(self.points.shape[1])
+                done = pairs[leaving]
+                inner = state.x[leaving].reshape(done.numel(), -1, self.points.shape[2])
+                outcome.control_points[done, 1:-1] = inner
+                outcome.n_control_points[done] = self.points.shape[1]
+                status = torch.where(
                     stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
                 )
-                outcome.status[left] = state_now[leaving]
-                gained = 0.5 * (self.state.value[state.index] / state.value - 1.0)
-                ratio = _gain_ratio(gained, promised[state.index], predicted, stalled)
-                outcome.gain_ratio[left] = ratio[leaving]
-                state = state.select(~leaving)
+                outcome.status[done] = status[leaving]
+                ratio = _gain_ratio(gained, promised[index], predicted, stalled)
+                outcome.gain_ratio[done] = ratio[leaving]
+            state = state.select(~(leaving | proved | (refuted & final)))
             # half of the pairs that leave the level may come back on the next one
             n_pairs = self.problem.control_points.shape[0]
-            done = n_pairs - n_going + (n_going - state.index.numel()) // 2
-            self.problem.report(done, self.points.shape[1], iteration)
+            done_pairs = n_pairs - n_working + (n_working - state.index.numel()) // 2
+            self.problem.report(done_pairs, self.points.shape[1], iteration)
+        return going
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, stalled: Tensor) -> Tensor:
