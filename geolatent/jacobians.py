@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geolatent.checks import check_function, check_placement, describe, requirement
+from geolatent.forward_mode import LOCK, TakenError, jvp, taken
 
-
-@cache
-def _load_forward_mode() -> None:
-    """Let torch load its forward-mode rules, which warns of torch's own use of torch.jit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        one = torch.ones(1)
-        torch.func.jvp(torch.sin, (one,), (one,))
-
-
-def _jvp(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    _load_forward_mode()
-    value, product = torch.func.jvp(map_, (z,), (v,))[:2]
-    return value, product
+_BACKWARD = "using double backward"
 
 
 class Map:
@@ -38,7 +26,8 @@ class Map:
     Products are taken in forward mode (`torch.func.jvp`), whose cost does not depend on D. An
     operation without forward-mode rules falls back to differentiating a vector-Jacobian product
     with respect to its cotangent ("double backward"), and one that `torch.func.vmap` cannot batch
-    to repeated rows; each with one warning for the life of the map.
+    to repeated rows; each with one warning for the life of the map. While another thread uses
+    torch's forward mode by itself, double backward takes its place for the call.
 
     Parameters
     ----------
@@ -124,38 +113,42 @@ class Map:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
         if not self._forward_mode:
             return _double_backward(self, z, v)
-        try:
-            return _jvp(self, z, v)
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError) as error:
-            # only where the other way works was forward mode to blame
+        # under the lock, so that what is decided for good here is not another thread's doing
+        with LOCK:
             try:
-                result = _double_backward(self, z, v)
-            except RuntimeError:
-                raise error from None
-            self._forward_mode = False
-            _warn(f"`{self.name}` has no forward-mode derivative; using double backward", error)
-            return result
+                return jvp(self, z, v)
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                # only where the other way works was forward mode to blame
+                try:
+                    result = _double_backward(self, z, v)
+                except RuntimeError:
+                    raise error from None
+                if not _passing(error):
+                    self._forward_mode = False
+                    _warn(f"`{self.name}` has no forward-mode derivative; {_BACKWARD}", error)
+                return result
 
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k."""
-        if self._batched_columns and self._forward_mode:
+        if not (self._batched_columns and self._forward_mode):
+            return self._columns_by_rows(z)
+        with LOCK:
             try:
                 return self._columns_by_vmap(z)
             except torch.OutOfMemoryError:
                 raise
             except (NotImplementedError, RuntimeError) as error:
                 result = self._columns_by_rows(z)
-                if self._forward_mode:  # else that has been warned of
+                if self._forward_mode and not _passing(error):  # else that has been warned of
                     self._batched_columns = False
                     _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", error)
                 return result
-        return self._columns_by_rows(z)
 
     def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
         def column(direction: Tensor) -> tuple[Tensor, Tensor]:
-            return _jvp(self, z, direction.expand_as(z))
+            return jvp(self, z, direction.expand_as(z))
 
         # the primal pass does not depend on the direction, so vmap runs it once
         directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -189,6 +182,32 @@ def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if not differentiable:
         return value.detach(), product.detach()
     return value, product
+
+
+def second_derivative(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
+    """Return d^2/de^2 f(z + e v) at e = 0 of a function (n, d) -> (n,), row by row.
+
+    Forward mode twice, or reverse mode twice while another thread uses forward mode.
+    """
+
+    def slope(point: Tensor) -> Tensor:
+        return jvp(function, point, v)[1]
+
+    with contextlib.suppress(TakenError):
+        return jvp(slope, z, v)[1]
+    differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
+    with torch.inference_mode(False), torch.enable_grad():
+        point = z.clone() if z.requires_grad else z.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(point).sum(), point, create_graph=True)
+        (curved,) = torch.autograd.grad(
+            (gradient * v).sum(), point, create_graph=differentiable, materialize_grads=True
+        )
+    return (curved * v).sum(1) if differentiable else (curved * v).sum(1).detach()
+
+
+def _passing(error: Exception) -> bool:
+    """Return whether forward mode may have failed because another thread uses it."""
+    return isinstance(error, TakenError) or taken()
 
 
 def _returned(output: object) -> str:

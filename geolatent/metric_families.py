@@ -18,7 +18,7 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.jacobians import Map
+from geolatent.jacobians import Map, second_derivative
 from geolatent.metrics import Metric, PullbackMetric
 
 _OUTPUTS = ("probabilities", "logits")
@@ -470,10 +470,7 @@ class DivergenceMetric(Metric):
         return value.reshape(-1)
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        def slope(other: Tensor) -> Tensor:
-            return torch.func.jvp(lambda point: self._between(z, point), (other,), (v,))[1]
-
-        return 0.5 * torch.func.jvp(slope, (z,), (v,))[1]
+        return 0.5 * second_derivative(lambda other: self._between(z, other), z, v)
 
     def _tensor(self, z: Tensor) -> Tensor:
         n, d = z.shape

@@ -13,7 +13,7 @@ PACKAGE = Path(geolatent.__file__).parent
 
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
-    ["_version", "checks", "files", "solution", "quadrature", "ode", "minimize"],
+    ["_version", "checks", "forward_mode", "files", "solution", "quadrature", "ode", "minimize"],
     ["curves", "jacobians"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting"],
