@@ -135,7 +135,7 @@ class CategoricalPullbackMetric(PullbackMetric):
 
 def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
     with torch.no_grad():
-        values = decoder.function(z)
+        values = decoder.apply(z)
     required = 'a callable returning probabilities strictly inside (0, 1) (or output="logits")'
     if not isinstance(values, Tensor):
         raise TypeError(requirement("decoder", required, f"one returning {describe(values)}"))
@@ -463,7 +463,7 @@ class DivergenceMetric(Metric):
             self._between(z, z)
 
     def _between(self, z: Tensor, other: Tensor) -> Tensor:
-        value = self.divergence(self.decoder.function(z), self.decoder.function(other))
+        value = self.divergence(self.decoder.apply(z), self.decoder.apply(other))
         required = f"a callable returning one number for each of {z.shape[0]} rows"
         if not isinstance(value, Tensor) or value.numel() != z.shape[0]:
             raise ValueError(requirement("divergence", required, describe(value)))

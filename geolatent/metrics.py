@@ -180,14 +180,14 @@ class PullbackMetric(_ImmersedMetric):
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
             return self.decoder(z)
-        return self.features(self.decoder.function(z))
+        return self.features(self.decoder.apply(z))
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
         self.decoder.check(name, z)
         if self.features is not None:
             with torch.no_grad():
-                self.features.check("decoder output", self.decoder.function(z))
+                self.features.check("decoder output", self.decoder.apply(z))
 
 
 class GaussianPullbackMetric(Metric):
@@ -257,7 +257,7 @@ class GaussianPullbackMetric(Metric):
         self.decoder.check(name, z)
         if self.features is not None:
             with torch.no_grad():
-                self.features.check("decoder mean", self.decoder.function(z)[0])
+                self.features.check("decoder mean", self.decoder.apply(z)[0])
 
     @property
     def chords(self) -> Chords | None:
