@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # objects that are looked at; what lies behind more is not found
@@ -32,8 +33,27 @@ def modules_behind(function: Callable[..., Any]) -> Iterator[nn.Module]:
     containers, attributes of objects, the functions that it calls or wraps. Of an object only the
     attributes that the code names are followed, so that modules of other methods do not count.
     """
-    seen: set[tuple[int, frozenset[str]]] = set()
     modules: set[int] = set()
+    for value in _objects_behind(function):
+        if isinstance(value, nn.Module) and id(value) not in modules:
+            modules.update(id(part) for part in value.modules())
+            yield value
+
+
+def is_scripted(function: Callable[..., Any]) -> bool:
+    """Return whether a callable is known to use TorchScript."""
+    return any(
+        isinstance(value, torch.jit.ScriptFunction)
+        or (
+            isinstance(value, nn.Module)
+            and any(isinstance(part, torch.jit.ScriptModule) for part in value.modules())
+        )
+        for value in _objects_behind(function)
+    )
+
+
+def _objects_behind(function: Callable[..., Any]) -> Iterator[object]:
+    seen: set[tuple[int, frozenset[str]]] = set()
     queue: deque[tuple[object, frozenset[str]]] = deque([(function, frozenset())])
     alive: list[object] = []  # an id may be used again once its object is gone
     while queue and len(alive) < _MAX_OBJECTS:
@@ -42,9 +62,7 @@ def modules_behind(function: Callable[..., Any]) -> Iterator[nn.Module]:
             continue
         seen.add((id(value), names))
         alive.append(value)
-        if isinstance(value, nn.Module) and id(value) not in modules:
-            modules.update(id(part) for part in value.modules())
-            yield value
+        yield value
         queue.extend(_parts(value, names))
 
 

@@ -162,14 +162,15 @@ def check_function(name: str, function: object) -> Callable[..., Any]:
     for module in modules_behind(function):
         for path, part in module.named_modules():
             label = f"{type(part).__name__} `{path}`" if path else type(part).__name__
-            if isinstance(part, _BatchNorm) and not part.training and part.running_mean is None:
+            training = getattr(part, "training", False)  # a frozen scripted module has no mode
+            if isinstance(part, _BatchNorm) and not training and part.running_mean is None:
                 required = "free of BatchNorm without running statistics, which mixes the rows"
                 raise ValueError(requirement(name, required, label))
-            if part.training and isinstance(part, _NormBase) and part.track_running_stats:
+            if training and isinstance(part, _NormBase) and part.track_running_stats:
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
             random = isinstance(part, _BatchNorm | _DropoutNd | nn.RReLU)
-            if part.training and (random or _drops_out(part)):
+            if training and (random or _drops_out(part)):
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
     return function

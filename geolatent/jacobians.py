@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geolatent.callables import is_scripted
 from geolatent.checks import Buffers, check_function, check_placement, describe, requirement
+from geolatent.differences import Quotients, random_like
 from geolatent.forward_mode import LOCK, TakenError, jvp, taken
-from geolatent.rows import check_rows
+from geolatent.rows import check_rows, neighbour
 
 _BACKWARD = "using double backward"
+# how often a product is taken before it is believed
+_CALLS = 3
 
 
 class Map:
@@ -38,16 +42,36 @@ class Map:
         What to call it in messages.
     n_outputs
         Number of tensors it returns.
+    parts
+        Maps that it is made of: what they cannot do, it cannot.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, n_outputs: int = 1) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        n_outputs: int = 1,
+        parts: Sequence[Map] = (),
+    ) -> None:
         self.function = check_function(name, function)
         self.name = name
         self.n_outputs = n_outputs
+        self.parts = tuple(parts)
         self._output_shape: torch.Size | None = None
         self._forward_mode = True
         self._batched_columns = True
         self._tested = False
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether products are taken in forward mode, as far as is known."""
+        return self._forward_mode and all(part.forward_mode for part in self.parts)
+
+    @property
+    def batched_columns(self) -> bool:
+        """Whether columns are taken by forward mode under vmap."""
+        batched = self._batched_columns and self._forward_mode
+        return batched and all(part.batched_columns for part in self.parts)
 
     @property
     def output_shape(self) -> torch.Size:
@@ -92,7 +116,8 @@ class Map:
         """Evaluate F on codes from outside and return F(z).
 
         An error that comes from codes on another device or of another dtype than the parameters
-        is told as such. The mode of the modules is checked again: it may have changed.
+        is told as such. The mode of the modules is checked again: it may have changed. The first
+        call also finds out how F can be differentiated.
         """
         check_function(self.name, self.function)
         buffers = None if self._tested else Buffers.behind(self.function)
@@ -115,12 +140,72 @@ class Map:
         value = value.detach()
         check_rows(self.name, self, z[:1].detach(), value[:1], thorough=not self._tested)
         if not self._tested:
-            self._tested = True
+            with LOCK:
+                self._choose_way(z[:1].detach())
         return value
+
+    def _choose_way(self, z: Tensor) -> None:
+        """Take the first way of differentiating whose products are those of the values.
+
+        At a code and one near it, J v must be adjoint to reverse mode's J^T u and agree with a
+        difference quotient. J v is taken several times: what optimises itself while it is called
+        may lose its tangents only then. TorchScript does, at a call that cannot be foretold.
+        """
+        generator = torch.Generator().manual_seed(0)
+        points = torch.cat([z, neighbour(z)])
+        v = random_like(points, generator)
+        with torch.inference_mode(False), torch.enable_grad():
+            point = points.clone().requires_grad_()
+            value = self(point)
+            u = random_like(value, generator)
+            (pulled,) = torch.autograd.grad(value, point, u, materialize_grads=True)
+        quotients = Quotients(self, points, v, value)
+
+        def complaint(product: Callable[[], Tensor], calls: int) -> str | None:
+            try:
+                with torch.no_grad():
+                    for _ in range(calls):
+                        products = product()
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                return _first_line(error)
+            contradiction = _not_adjoint(value, products, u, pulled, v)
+            return contradiction or quotients.contradict(products)
+
+        def batched() -> Tensor:
+            return torch.func.vmap(lambda w: jvp(self, points, w)[1])(torch.stack([v, -v]))[0]
+
+        if taken():
+            return  # of forward mode nothing can be told now
+        reason = "TorchScript drops tangents" if is_scripted(self.function) else None
+        if self._forward_mode and reason is None:
+            reason = complaint(lambda: jvp(self, points, v)[1], _CALLS)
+            if reason is None and self._batched_columns:
+                unbatched = complaint(batched, 1)
+                if unbatched is not None and not taken():
+                    self._batched_columns = False
+                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", unbatched)
+        if reason is not None or not self._forward_mode:
+            failure = complaint(lambda: _double_backward(self, points, v)[1], _CALLS)
+            if failure is not None:
+                required = (
+                    "differentiable, by rules that belong to its values: without detach, torch."
+                    "no_grad, NumPy or rounding inside, custom functions with a differentiable "
+                    "backward"
+                )
+                raise ValueError(requirement(self.name, required, f"one with {failure}"))
+            if taken():
+                return
+            if self._forward_mode:
+                self._forward_mode = False
+                _warn(f"`{self.name}` has no forward-mode derivative; {_BACKWARD}", str(reason))
+        # a code where nothing is finite has told nothing
+        self._tested = bool(value.isfinite().all(1).any())
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
-        if not self._forward_mode:
+        if not self.forward_mode:
             return _double_backward(self, z, v)
         # under the lock, so that what is decided for good here is not another thread's doing
         with LOCK:
@@ -136,12 +221,15 @@ class Map:
                     raise error from None
                 if not _passing(error):
                     self._forward_mode = False
-                    _warn(f"`{self.name}` has no forward-mode derivative; {_BACKWARD}", error)
+                    _warn(
+                        f"`{self.name}` has no forward-mode derivative; {_BACKWARD}",
+                        _first_line(error),
+                    )
                 return result
 
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k."""
-        if not (self._batched_columns and self._forward_mode):
+        if not self.batched_columns:
             return self._columns_by_rows(z)
         with LOCK:
             try:
@@ -152,7 +240,10 @@ class Map:
                 result = self._columns_by_rows(z)
                 if self._forward_mode and not _passing(error):  # else that has been warned of
                     self._batched_columns = False
-                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", error)
+                    _warn(
+                        f"`{self.name}` cannot be batched by vmap; repeating rows",
+                        _first_line(error),
+                    )
                 return result
 
     def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,17 +284,20 @@ def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return value, product
 
 
-def second_derivative(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
+def second_derivative(
+    function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, *, forward: bool = True
+) -> Tensor:
     """Return d^2/de^2 f(z + e v) at e = 0 of a function (n, d) -> (n,), row by row.
 
-    Forward mode twice, or reverse mode twice while another thread uses forward mode.
+    Forward mode twice; or reverse mode twice, also while another thread uses forward mode.
     """
 
     def slope(point: Tensor) -> Tensor:
         return jvp(function, point, v)[1]
 
-    with contextlib.suppress(TakenError):
-        return jvp(slope, z, v)[1]
+    if forward:
+        with contextlib.suppress(TakenError):
+            return jvp(slope, z, v)[1]
     differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
     with torch.inference_mode(False), torch.enable_grad():
         point = z.clone() if z.requires_grad else z.detach().clone().requires_grad_()
@@ -212,6 +306,29 @@ def second_derivative(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor
             (gradient * v).sum(), point, create_graph=differentiable, materialize_grads=True
         )
     return (curved * v).sum(1) if differentiable else (curved * v).sum(1).detach()
+
+
+def _not_adjoint(
+    value: Tensor, products: Tensor, u: Tensor, pulled: Tensor, v: Tensor
+) -> str | None:
+    """Say where <u, J v> is not <J^T u, v>, row by row, or None."""
+    product = (u * products).double().sum(1)
+    adjoint = (pulled * v).double().flatten(1).sum(1)
+    # the entries of u and v are of size 1
+    size = products.double().norm(dim=1) + pulled.double().flatten(1).norm(dim=1)
+    eps = torch.finfo(v.dtype).eps
+    # large derivatives that cancel, as before a normalisation, leave the rounding of the values
+    limit = max(1e-3, 4.0 * eps**0.5) * size + 8.0 * eps * value.detach().double().norm(dim=1)
+    wrong = ((product - adjoint).abs() > limit) & size.isfinite()
+    if not wrong.any():
+        return None
+    row = int(wrong.nonzero()[0])
+    return f"<u, J v> = {float(product[row]):.3g} but <J^T u, v> = {float(adjoint[row]):.3g}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _passing(error: Exception) -> bool:
@@ -223,6 +340,6 @@ def _returned(output: object) -> str:
     return f"one returning {describe(output)}"
 
 
-def _warn(what: str, error: Exception) -> None:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _warn(what: str, reason: str | Exception) -> None:
+    reason = reason if isinstance(reason, str) else _first_line(reason)
     warnings.warn(f"{what} (slower, same result). Reason: {reason}", UserWarning, stacklevel=3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geolatent.callables import is_scripted
 from geolatent.checks import (
     check_alike,
     check_choice,
@@ -18,8 +19,10 @@ from geolatent.checks import (
     describe,
     requirement,
 )
+from geolatent.differences import check_gradient
 from geolatent.jacobians import Map, second_derivative
 from geolatent.metrics import Metric, PullbackMetric
+from geolatent.rows import check_rows
 
 _OUTPUTS = ("probabilities", "logits")
 
@@ -264,7 +267,7 @@ class EnsembleMetric(Metric):
         self.weights = tuple(value / sum(values) for value in values)
         self._immersions = [m.immersion for m in members if m.immersion is not None]
         if len(self._immersions) == len(members):
-            self.immersion = Map(self._joined, "members")
+            self.immersion = Map(self._joined, "members", parts=self._immersions)
         if all(member.quadratic_cost == "forward" for member in members):
             self.quadratic_cost = "forward"
 
@@ -338,6 +341,7 @@ class ConformalMetric(Metric):
         self.factor: Callable[[Tensor], Any] = check_function("factor", factor)
         self.dim = metric.dim
         self.quadratic_cost = metric.quadratic_cost
+        self._tested = False
 
     @classmethod
     def from_log_density(
@@ -385,14 +389,24 @@ class ConformalMetric(Metric):
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate metric and factor on codes from outside: the factor must be positive."""
         self.metric.check(name, z)
+        check_function("factor", self.factor)
         with torch.no_grad():
             factor = self._factor(z)
         if not bool((factor > 0).all()):
             required = "a callable returning positive numbers"
             raise ValueError(requirement("factor", required, f"one of {float(factor.min()):.3g}"))
 
+        def single(codes: Tensor) -> Tensor:
+            return self._factor(codes)[:, None]
+
+        code = z[:1].detach()
+        check_rows("factor", single, code, factor[:1, None], thorough=not self._tested)
+        if not self._tested:
+            check_gradient("factor", single, code)
+            self._tested = True
+
     def _factor(self, z: Tensor) -> Tensor:
-        factor = self.factor(z)
+        factor = self.factor(z.clone())
         if not isinstance(factor, Tensor) or factor.shape != z.shape[:1]:
             required = f"a callable returning a tensor of shape ({z.shape[0]},)"
             raise ValueError(requirement("factor", required, f"one returning {describe(factor)}"))
@@ -450,6 +464,7 @@ class DivergenceMetric(Metric):
     ) -> None:
         self.decoder = Map(decoder, "decoder")
         self.divergence: Callable[..., Any] = check_function("divergence", divergence)
+        self._scripted = is_scripted(divergence)
 
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as: one second derivative per entry."""
@@ -470,7 +485,12 @@ class DivergenceMetric(Metric):
         return value.reshape(-1)
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        return 0.5 * second_derivative(lambda other: self._between(z, other), z, v)
+        forward = self.decoder.forward_mode and not self._scripted
+
+        def between(other: Tensor) -> Tensor:
+            return self._between(z, other)
+
+        return 0.5 * second_derivative(between, z, v, forward=forward)
 
     def _tensor(self, z: Tensor) -> Tensor:
         n, d = z.shape

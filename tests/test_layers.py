@@ -14,7 +14,17 @@ PACKAGE = Path(geolatent.__file__).parent
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
     ["_version", "callables"],
-    ["checks", "forward_mode", "rows", "files", "solution", "quadrature", "ode", "minimize"],
+    [
+        "checks",
+        "forward_mode",
+        "rows",
+        "differences",
+        "files",
+        "solution",
+        "quadrature",
+        "ode",
+        "minimize",
+    ],
     ["curves", "jacobians"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting"],
