@@ -15,8 +15,10 @@ from geolatent.rows import neighbour
 _TOLERANCE = 0.1
 # and the slopes on both sides from one another: a kink changes a quotient by half as much
 _CURVATURE = 0.03
-# steps are tried from the largest, each a hundredth of the one before, until one agrees
-_STEPS = 4
+# steps are tried from the largest, in units of the cube root of the precision, until one agrees
+_FIRST_STEP = 4.0
+_STEP_RATIO = 8.0
+_STEPS = 6
 # units in the last place of values
 _ROUNDING = 8.0
 # vector-Jacobian products that stand for a whole Jacobian
@@ -49,14 +51,15 @@ class Quotients:
     def contradict(self, products: Tensor) -> str | None:
         """Say by how much products (n, D) differ from the quotients, or None where they do not.
 
-        A row is contradicted where no step's quotient agrees, and one at least could have told: it
-        is above the rounding, with F smooth on that scale. Kinks and rows that are not finite
-        contradict nothing.
+        A row is contradicted where no step's quotient agrees, though two successive ones agree with
+        each other, are above the rounding and see no kink. A kink, a jump, which gives other
+        quotients at every step, and what is not finite contradict nothing.
         """
         products = products.detach().double()
         agreed = ~products.isfinite().all(1)
         told = torch.zeros_like(agreed)
         size = torch.zeros_like(products[:, 0])
+        before, smooth_before = torch.full_like(products, torch.nan), told
         for number in range(_STEPS):
             quotient, smooth, rounding = self._at(number)
             larger = torch.maximum(quotient.norm(dim=1), products.norm(dim=1))
@@ -64,8 +67,11 @@ class Quotients:
             gap = (quotient - products).norm(dim=1)
             agreed |= above_rounding & (gap <= _TOLERANCE * larger + rounding)
             smooth = smooth & above_rounding
-            size = torch.where(smooth & ~told, quotient.norm(dim=1), size)
-            told |= smooth
+            steady = (quotient - before).norm(dim=1) <= _TOLERANCE * larger
+            telling = smooth & smooth_before & steady
+            size = torch.where(telling & ~told, quotient.norm(dim=1), size)
+            told = told | telling
+            before, smooth_before = quotient, smooth
             # the rounding of a smaller step is larger
             if (agreed | ~above_rounding).all():
                 break
@@ -82,7 +88,7 @@ class Quotients:
         """Return quotients (n, D), which rows they tell of, and their rounding, (n,) each."""
         if number == len(self._known):
             size = self._points.flatten(1).abs().amax(1).clamp_min(1.0)
-            step = self._eps ** (1.0 / 3.0) * size * 100.0**-number
+            step = _FIRST_STEP * self._eps ** (1.0 / 3.0) * size * _STEP_RATIO**-number
             step = step.reshape(-1, *[1] * (self._points.ndim - 1))
             move = (step * self._tangents).to(self._points)
             with torch.no_grad():
