@@ -287,6 +287,11 @@ class EnsembleMetric(Metric):
         for member in self.members:
             member.check(name, z)
 
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where a member is negative in a direction at codes from outside."""
+        for member in self.members:
+            member.check_definite(name, z)
+
     def _tensor(self, z: Tensor) -> Tensor:
         total = self.weights[0] * self.members[0]._tensor(z)
         for weight, member in zip(self.weights[1:], self.members[1:], strict=True):
@@ -390,11 +395,7 @@ class ConformalMetric(Metric):
         """Evaluate metric and factor on codes from outside: the factor must be positive."""
         self.metric.check(name, z)
         check_function("factor", self.factor)
-        with torch.no_grad():
-            factor = self._factor(z)
-        if not bool((factor > 0).all()):
-            required = "a callable returning positive numbers"
-            raise ValueError(requirement("factor", required, f"one of {float(factor.min()):.3g}"))
+        factor = self._check_positive(z)
 
         def single(codes: Tensor) -> Tensor:
             return self._factor(codes)[:, None]
@@ -404,6 +405,19 @@ class ConformalMetric(Metric):
         if not self._tested:
             check_gradient("factor", single, code)
             self._tested = True
+
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where the factor is not positive, or the metric is negative in a direction."""
+        self.metric.check_definite(name, z)
+        self._check_positive(z)
+
+    def _check_positive(self, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            factor = self._factor(z.detach())
+        if not bool((factor > 0).all()):
+            required = "a callable returning positive numbers"
+            raise ValueError(requirement("factor", required, f"one of {float(factor.min()):.3g}"))
+        return factor
 
     def _factor(self, z: Tensor) -> Tensor:
         factor = self.factor(z.clone())

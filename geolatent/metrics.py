@@ -23,6 +23,9 @@ from geolatent.differences import check_gradient
 from geolatent.jacobians import Map
 from geolatent.rows import check_rows, neighbour
 
+# codes of one call at which a tensor field is looked at
+_CHECKED_CODES = 256
+
 
 class Metric(ABC):
     """A Riemannian metric z -> G(z) on R^d.
@@ -64,6 +67,13 @@ class Metric(ABC):
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""
         if self.immersion is not None:
             self.immersion.check(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:  # noqa: B027
+        """Raise where the metric is negative in a direction at codes from outside.
+
+        For those who give the metric itself; what is a sum of squares cannot be. Errors name
+        ``name``.
+        """
 
     def tensor(self, z: Tensor) -> Tensor:
         """Return the metric tensors G(z).
@@ -114,6 +124,27 @@ class Metric(ABC):
             )
         self.check("z", z[:1].detach())
         return self._quadratic(z, v)
+
+
+def indefinite(tensors: Tensor) -> Tensor:
+    """Return which symmetric matrices (..., d, d) have an eigenvalue negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the largest entry.
+    """
+    scale = tensors.abs().amax((-2, -1))
+    eye = torch.eye(tensors.shape[-1], dtype=torch.float64, device=tensors.device)
+    floor = (torch.finfo(tensors.dtype).eps ** 0.5 * scale).double()[..., None, None] * eye
+    failed = torch.linalg.cholesky_ex(tensors.double() + floor)[1] > 0
+    return failed & scale.isfinite() & (scale > 0)
+
+
+def negative(squares: Tensor) -> Tensor:
+    """Return which rows of values v^T G v, (..., Q), have one that is negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the row's largest value.
+    """
+    scale = squares.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1, keepdim=True)
+    return (squares < -(torch.finfo(squares.dtype).eps ** 0.5) * scale).any(-1)
 
 
 def check_metric(value: object) -> Metric:
@@ -370,14 +401,16 @@ class TensorMetric(Metric):
     Parameters
     ----------
     fn
-        (n, d) -> (n, d, d), symmetric positive definite matrices, differentiable.
+        (n, d) -> (n, d, d), symmetric positive definite matrices, differentiable. Where a solve
+        meets one with a negative eigenvalue, its status is ``INDEFINITE_METRIC``.
     dim
         Latent dimension d.
 
     Raises
     ------
     TypeError, ValueError
-        At the first use, where ``fn`` returns something else than symmetric (n, d, d).
+        At the first use, where ``fn`` returns something else than symmetric (n, d, d), has a
+        gradient that does not fit its values, or a negative eigenvalue at a code of the call.
 
     Examples
     --------
@@ -399,7 +432,7 @@ class TensorMetric(Metric):
         """Forward rows that one metric tensor counts as: it is one evaluation of ``fn``."""
         return 1
 
-    def check(self, name: str, z: Tensor) -> None:  # noqa: ARG002
+    def check(self, name: str, z: Tensor) -> None:
         """Evaluate ``fn`` on codes from outside: symmetric, with a gradient that is its own."""
         code = z[:1].detach()
         with torch.no_grad():
@@ -417,6 +450,18 @@ class TensorMetric(Metric):
         if not self._tested:
             check_gradient("fn", flat, code)
             self._tested = True
+        self.check_definite(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where ``fn`` has a negative eigenvalue at one of the first codes."""
+        with torch.no_grad():
+            tensors = self._tensor(z[:_CHECKED_CODES].detach())
+        wrong = tensors[indefinite(tensors)]
+        if len(wrong):
+            values = torch.linalg.eigvalsh(wrong[0].double())
+            required = "a callable returning positive definite matrices"
+            found = f"one with the eigenvalues {float(values[0]):.3g} to {float(values[-1]):.3g}"
+            raise ValueError(requirement("fn", required, f"{found} at a code of `{name}`"))
 
     def _tensor(self, z: Tensor) -> Tensor:
         tensor = self.fn(z.clone())
@@ -429,4 +474,11 @@ class TensorMetric(Metric):
         return tensor
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        return torch.einsum("ni,nij,nj->n", v, self._tensor(z), v)
+        tensor = self._tensor(z)
+        square = torch.einsum("ni,nij,nj->n", v, tensor, v)
+        # what is negative by the rounding of the sum is zero, and keeps its gradient
+        with torch.no_grad():
+            terms = torch.einsum("ni,nij,nj->n", v.abs(), tensor.abs(), v.abs())
+            rounding = 2.0 * tensor.shape[-1] * torch.finfo(tensor.dtype).eps * terms
+            excess = torch.where(square >= -rounding, square.clamp_max(0.0), 0.0)
+        return square - excess
