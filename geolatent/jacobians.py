@@ -80,6 +80,18 @@ class Map:
             raise RuntimeError(f"the shape of `{self.name}`'s output is known after the first call")
         return self._output_shape
 
+    @property
+    def is_known(self) -> bool:
+        """Whether F was called, so that the shape of its output is known."""
+        return self._output_shape is not None
+
+    def width(self, z: Tensor) -> int:
+        """Return D, the size of F(z) for one row; F is called where it was not before."""
+        if not self.is_known:
+            with torch.no_grad():
+                self(z[:1])
+        return self.n_outputs * self.output_shape.numel()
+
     def __call__(self, z: Tensor) -> Tensor:
         """Return F(z), shape (n, D)."""
         output = self.apply(z)

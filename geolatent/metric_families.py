@@ -25,6 +25,8 @@ from geolatent.metrics import Metric, PullbackMetric
 from geolatent.rows import check_rows
 
 _OUTPUTS = ("probabilities", "logits")
+# numbers that differences of codes and data points may have at once
+_DIFFERENCES = 2**24
 
 
 class BernoulliPullbackMetric(PullbackMetric):
@@ -196,6 +198,10 @@ class GaussianFisherRaoMetric(Metric):
                 requirement("decoder", required, f"one of {float(deviation.min()):.3g}")
             )
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation."""
+        return self.decoder.width(z)
+
     def _scaled(self, joint: Tensor, tangents: Tensor) -> Tensor:
         """Divide tangents (m, n, 2 D) of mean and standard deviation by the latter."""
         deviation = joint.chunk(2, dim=1)[1]
@@ -281,6 +287,10 @@ class EnsembleMetric(Metric):
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as: those of all members."""
         return sum(member.tensor_rows(dim) for member in self.members)
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of all members' outputs."""
+        return sum(member.row_width(z) for member in self.members)
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate all members on codes from outside; errors name ``name``."""
@@ -391,6 +401,10 @@ class ConformalMetric(Metric):
         """Forward rows that one metric tensor counts as; the factor's are not counted."""
         return self.metric.tensor_rows(dim)
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the metric's; what the factor makes is not known."""
+        return self.metric.row_width(z)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate metric and factor on codes from outside: the factor must be positive."""
         self.metric.check(name, z)
@@ -484,6 +498,10 @@ class DivergenceMetric(Metric):
         """Forward rows that one metric tensor counts as: one second derivative per entry."""
         return dim * (dim + 1) // 2
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the two outputs that are compared."""
+        return 2 * self.decoder.width(z)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and divergence on codes from outside; errors name ``name``."""
         self.decoder.check(name, z)
@@ -574,11 +592,19 @@ class LocalVarianceMetric(Metric):
         """Forward rows that one metric tensor counts as: it is one evaluation."""
         return 1
 
+    def row_width(self, z: Tensor) -> int:  # noqa: ARG002
+        """Return the size of the data, all of which is compared with a row."""
+        return self.data.numel()
+
     def check(self, name: str, z: Tensor) -> None:
         """Check that codes are of the data's dtype and device."""
         check_alike(name, z, "data", self.data)
 
     def _diagonal(self, z: Tensor) -> Tensor:
+        rows = max(1, _DIFFERENCES // self.data.numel())
+        return torch.cat([self._inverse_variances(part) for part in z.split(rows)])
+
+    def _inverse_variances(self, z: Tensor) -> Tensor:
         squares = (self.data - z[:, None]).square()
         weights = torch.exp(-0.5 * squares.sum(2) / self.bandwidth**2)
         return 1.0 / (torch.einsum("nm,nmd->nd", weights, squares) + self.floor)

@@ -63,6 +63,13 @@ class Metric(ABC):
         """Forward rows that one metric tensor counts as."""
         return dim
 
+    def row_width(self, z: Tensor) -> int:
+        """Return about how many numbers one row makes at once, from which budgets are chosen.
+
+        To be given by metrics that make more than their immersion's output, or have none.
+        """
+        return z.shape[1] if self.immersion is None else self.immersion.width(z)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""
         if self.immersion is not None:
@@ -214,6 +221,10 @@ class PullbackMetric(_ImmersedMetric):
             parts = (self.decoder, self.features)
             super().__init__(Map(self._chain, "decoder", parts=parts))
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the decoder's output, or of the features' where it is larger."""
+        return max(self.decoder.width(z), super().row_width(z))
+
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
             return self.decoder(z)
@@ -295,6 +306,16 @@ class GaussianPullbackMetric(Metric):
         if self.features is not None:
             mean = joint.chunk(2, dim=1)[0]
             self.features.check("decoder mean", mean.reshape(-1, *self.decoder.output_shape))
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation, and of the features beside them."""
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
+            with torch.no_grad():
+                self._quadratic(z[:1], torch.zeros_like(z[:1]))
+        return width + self.features.output_shape.numel()
 
     @property
     def chords(self) -> Chords | None:
@@ -431,6 +452,10 @@ class TensorMetric(Metric):
     def tensor_rows(self, dim: int) -> int:  # noqa: ARG002
         """Forward rows that one metric tensor counts as: it is one evaluation of ``fn``."""
         return 1
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of a tensor."""
+        return z.shape[1] ** 2
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate ``fn`` on codes from outside: symmetric, with a gradient that is its own."""
