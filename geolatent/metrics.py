@@ -223,7 +223,13 @@ class PullbackMetric(_ImmersedMetric):
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of the decoder's output, or of the features' where it is larger."""
-        return max(self.decoder.width(z), super().row_width(z))
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
+            with torch.no_grad():
+                self._chain(z[:1])
+        return max(width, self.features.output_shape.numel())
 
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
