@@ -8,7 +8,7 @@ from torch import Tensor
 from geolatent.budget import RowBudget
 from geolatent.chords import Chords
 from geolatent.curves import basis_matrix
-from geolatent.metrics import Metric
+from geolatent.metrics import Metric, negative
 from geolatent.quadrature import composite_rule
 from geolatent.solution import Evaluations
 
@@ -52,6 +52,8 @@ class DiscreteEnergy:
         The rows that may go through the decoder at once.
     gauss_newton
         Whether to return Hessians where they are cheap.
+    inadmissible
+        Marks for the B pairs, set where v^T G v was negative: the energy is infinite there.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class DiscreteEnergy:
         budget: RowBudget,
         *,
         gauss_newton: bool = True,
+        inadmissible: Tensor | None = None,
     ) -> None:
         self.metric = metric
         self.dim = dim
         self.dtype = dtype
         self.ends = ends
         self.budget = budget
+        self.inadmissible = inadmissible
         self.gauss_newton = gauss_newton and ends is not None and has_gauss_newton(metric, dim)
         self.chords = None if ends is None else metric.chords
         if self.chords is not None:
@@ -113,7 +117,7 @@ class DiscreteEnergy:
 
         def chunk(items: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             if self.chords is None:
-                return *self._quadrature(control_points[items]), None
+                return *self._quadrature(control_points[items], pairs[items]), None
             if self.gauss_newton:
                 return self._chords_by_columns(control_points[items], pairs[items])
             return *self._chords(control_points[items], pairs[items]), None
@@ -171,13 +175,18 @@ class DiscreteEnergy:
         mixed = torch.einsum("klaq,qij->aikjl", next_, neighbours).reshape(a, n * d, n * d)
         return energy, gradient, hessian.reshape(a, n * d, n * d) - mixed - mixed.mT
 
-    def _quadrature(self, control_points: Tensor) -> tuple[Tensor, Tensor]:
+    def _quadrature(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         a, _, d = control_points.shape
         z = (self.basis @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
         v = (self.slope @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
         with torch.enable_grad():
             squares = self.metric._quadratic(z, v)
-        energy = 0.5 * (squares.detach().reshape(a, -1).double() * self.weights).sum(1)
+        values = squares.detach().reshape(a, -1)
+        energy = 0.5 * (values.double() * self.weights).sum(1)
+        bad = negative(values)
+        energy = torch.where(bad, torch.inf, energy)
+        if self.inadmissible is not None:
+            self.inadmissible[pairs] |= bad
         weights = (0.5 * self.weights).to(self.dtype).repeat(a)
         by_z, by_v = torch.autograd.grad(squares, (z, v), weights, materialize_grads=True)
         gradient = self.basis.T @ by_z.reshape(a, -1, d).double()

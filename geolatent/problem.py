@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, refine
 from geolatent.energy import DiscreteEnergy, has_gauss_newton
-from geolatent.metrics import Metric
+from geolatent.metrics import Metric, indefinite
 from geolatent.solution import Evaluations, Status
 
 
@@ -57,6 +57,9 @@ class Problem:
         Counts to be added to.
     report
         Called after every step with (pairs done so far, control points, iteration).
+    indefinite, inadmissible
+        Marks, (B,): pairs on whose curves a metric tensor had a negative eigenvalue, and pairs with
+        a curve tried along which v^T G v was negative.
     """
 
     metric: Metric
@@ -67,6 +70,13 @@ class Problem:
     ends: Tensor | None
     evaluations: Evaluations
     report: Callable[[int, int, int], None]
+    indefinite: Tensor = field(init=False)
+    inadmissible: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        points = self.control_points
+        self.indefinite = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
+        self.inadmissible = self.indefinite.clone()
 
     def energy(
         self, knots: Tensor, nodes_per_span: int, *, gauss_newton: bool = True
@@ -81,6 +91,7 @@ class Problem:
             self.dtype,
             self.budget,
             gauss_newton=gauss_newton,
+            inadmissible=self.inadmissible,
         )
 
     @property
@@ -94,7 +105,23 @@ class Problem:
         at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
         places = (basis_matrix(knots, at) @ points).to(self.dtype)
         self.evaluations.forward[pairs] += m * self.metric.tensor_rows(points.shape[2])
-        return metric_tensors(self.metric, places, self.budget)
+        return self.tensors_at(places, pairs)
+
+    def tensors_at(self, places: Tensor, pairs: Tensor) -> Tensor:
+        """Return G at codes (A, m, d) on the pairs' curves, and mark where it is indefinite."""
+        tensors = metric_tensors(self.metric, places, self.budget)
+        if self.metric.chords is None:  # else it is a sum of squares
+            self.indefinite[pairs] |= indefinite(tensors).any(1)
+        return tensors
+
+    def judge(self, status: Tensor) -> Tensor:
+        """Return the statuses (B,), changed where the metric was found to be indefinite.
+
+        A step too far that was rejected does not count where the pair went on and converged.
+        """
+        ended = (status == Status.NON_FINITE) | (status == Status.STALLED)
+        lost = self.indefinite | (self.inadmissible & ended)
+        return torch.where(lost, int(Status.INDEFINITE_METRIC), status)
 
 
 @dataclass

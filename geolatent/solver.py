@@ -113,6 +113,8 @@ def solve_geodesic(
     length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
     first, last = check_pairs(start, end, metric.dim)
     metric.check("start", first[:1])
+    metric.check_definite("start", first)
+    metric.check_definite("end", last)
     budget = RowBudget(max_rows)
     budget.fit(metric, first[:1])
     curves = check_initial(metric, first, last, initial, budget)
@@ -257,7 +259,9 @@ def _solve_group(
 
         points = curve.control_points.double()
         problem = Problem(metric, start.dtype, budget, points, curve.knots, ends, evaluations, tell)
-        outcomes.append(solver.shorten(problem))
+        outcome = solver.shorten(problem)
+        outcome.status = problem.judge(outcome.status)
+        outcomes.append(outcome)
 
     curves = [line, *(CubicBSpline(o.control_points, o.knots) for o in outcomes)]
     curves = [curve.to(dtype=start.dtype) for curve in curves]
@@ -281,7 +285,9 @@ def _solve_group(
     shorter = lengths[best, pairs] < straight_length.nan_to_num(torch.inf)
     failed = (status == Status.NON_FINITE) | ~straight_length.isfinite()
     kept = torch.where(failed, int(Status.NON_FINITE), int(Status.STRAIGHT_IS_SHORTEST))
+    indefinite = measured.indefinite | (status == Status.INDEFINITE_METRIC)
     status = torch.where(shorter, status, kept)
+    status = torch.where(indefinite, int(Status.INDEFINITE_METRIC), status)
     predicted = chosen([o.predicted_improvement for o in outcomes])
     at_start = _left_for_line(
         outcomes[0].predicted_at_start, predicted, lengths[best, pairs] / straight_length

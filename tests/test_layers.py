@@ -13,7 +13,18 @@ PACKAGE = Path(geolatent.__file__).parent
 
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
-    ["_version", "checks", "files", "solution", "quadrature", "ode", "minimize"],
+    ["_version", "callables"],
+    [
+        "checks",
+        "forward_mode",
+        "rows",
+        "differences",
+        "files",
+        "solution",
+        "quadrature",
+        "ode",
+        "minimize",
+    ],
     ["curves", "jacobians"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting"],
