@@ -20,6 +20,8 @@ _DENSE_SIZE = 600
 _RIDGE = 0.1
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
+# steps after which the minimiser's memory is trusted to know the directions that are nearly flat
+_LEAST_STEPS = 2
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
@@ -64,11 +66,10 @@ class PreconditionedSolver(Solver):
 
     Every level halves the knot spans of the one before. It begins with the certificate: at the
     unchanged curve in the richer spline space the Newton decrement g^T H^-1 g / (4 E) predicts a
-    relative improvement, times what the last level gained over what had been predicted of it. Where
-    that is at most ``tolerance``, ``probe_steps`` of the minimiser put it to the proof: what they
-    gain, and what is predicted after them, is the predicted improvement that is reported. A pair
-    for which it is at most ``tolerance`` still is done, and keeps its curve; the others go on from
-    where the probe has come.
+    relative improvement, times what the last level gained over what had been predicted of it; what
+    only the steps of that level tell of is added. A pair is done where that is at most
+    ``tolerance``. Where it is so at the first level, two steps of the minimiser put it to the proof:
+    what they gain, and what is predicted after them, must be at most ``tolerance`` too.
 
     Parameters
     ----------
@@ -80,14 +81,13 @@ class PreconditionedSolver(Solver):
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
         Decoder rows per knot span in the discrete energy; where that makes more than ``max_nodes``
-        on a curve, fewer, but two at least.
+        on a curve, fewer, but two at least. By default two, or four where Hessians come with the
+        energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
         keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
     level_reduction
         A level is left when the predicted improvement has fallen by this factor.
-    probe_steps
-        Minimiser steps that a certificate is put to the proof by; 0 takes it on trust.
     max_iterations
         Minimiser steps for each pair, all levels together.
     minimizer
@@ -102,11 +102,10 @@ class PreconditionedSolver(Solver):
     tolerance: float = 1e-4
     first_control_points: int = 7
     max_control_points: int = 67
-    nodes_per_span: int = 2
+    nodes_per_span: int | None = None
     max_nodes: int = 32
     metric_points: tuple[int, ...] = (4, 8)
     level_reduction: float = 0.05
-    probe_steps: int = 2
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
 
@@ -116,14 +115,14 @@ class PreconditionedSolver(Solver):
         check_integer(
             "max_control_points", self.max_control_points, minimum=self.first_control_points
         )
-        check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
+        if self.nodes_per_span is not None:
+            check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
         check_integer("max_nodes", self.max_nodes, minimum=2)
         if not self.metric_points:
             raise ValueError(requirement("metric_points", "at least one number", "()"))
         for number in self.metric_points:
             check_integer("metric_points", number)
         check_number("level_reduction", self.level_reduction, above=0.0, at_most=1.0)
-        check_integer("probe_steps", self.probe_steps, minimum=0)
         check_integer("max_iterations", self.max_iterations)
         if not isinstance(self.minimizer, LBFGS):
             raise TypeError(requirement("minimizer", "an LBFGS", describe(self.minimizer)))
@@ -180,17 +179,26 @@ class Level:
         self.active = active
         self.points = points
         spans = knots.unique().numel() - 1
-        per_span = max(2, min(solver.nodes_per_span, -(-solver.max_nodes // spans)))
+        wanted = solver.nodes_per_span or (4 if problem.has_gauss_newton else 2)
+        per_span = max(2, min(wanted, -(-solver.max_nodes // spans)))
         self.energy = problem.energy(knots, per_span)
         everyone = torch.arange(active.numel(), device=points.device)
         x = points[:, 1:-1].flatten(1)
-        value, gradient, hessian = self.objective(x, everyone)
-        if hessian is None:
+        self.residual: Tensor | None = None
+        self.convex = torch.ones_like(active, dtype=torch.bool)
+        if problem.has_gauss_newton:
+            d = points.shape[2]
+            value, gradient, hessian, residual = self.energy.with_residual(points, active)
+            self.energy.count(problem.evaluations, active, residual=True)
+            self.residual = residual[:, d:-d, d:-d]
+            gradient = gradient[:, 1:-1].flatten(1)
+            hessian, self.convex = self._add_residual(hessian[:, d:-d, d:-d], everyone)
+            preconditioner = Preconditioner.dense(hessian)
+        else:
             if tensors is None:
                 raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
+            value, gradient, _ = self.objective(x, everyone)
             preconditioner = sobolev_preconditioner(knots, points.shape[1], tensors)
-        else:
-            preconditioner = Preconditioner.dense(hessian)
         self.state = solver.minimizer.init(x, value, gradient, preconditioner)
 
     def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -203,8 +211,21 @@ class Level:
         self.energy.count(self.problem.evaluations, pairs)
         d = curve.shape[2]
         if hessian is not None:
-            hessian = hessian[:, d:-d, d:-d]
+            hessian = self._add_residual(hessian[:, d:-d, d:-d], index)[0]
         return value, gradient[:, 1:-1].flatten(1), hessian
+
+    def _add_residual(self, hessian: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the level's residual to Gauss-Newton Hessians where the sum is positive definite.
+
+        Returns the Hessians, and where that was so.
+        """
+        if self.residual is None:
+            return hessian, torch.ones_like(index, dtype=torch.bool)
+        whole = hessian + self.residual[index]
+        bad = ~whole.isfinite().flatten(1).all(1)
+        whole = torch.where(bad[:, None, None], hessian, whole)
+        convex = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
+        return torch.where(convex[:, None, None], whole, hessian), convex
 
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
         """Judge the curves as they came, in this level's spline space; return who goes on.
@@ -213,11 +234,12 @@ class Level:
         """
         active = self.active
         predicted = _relative_decrease(self.state) * outcome.gain_ratio[active]
+        predicted = predicted + outcome.unseen[active]
         outcome.predicted_improvement[active] = predicted
         first = outcome.predicted_at_start[active]
         outcome.predicted_at_start[active] = torch.where(first.isnan(), predicted, first)
         finite = self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
-        converged = finite & (predicted <= self.solver.tolerance)
+        converged = finite & self.convex & (predicted <= self.solver.tolerance)
         exhausted = outcome.iterations[active] >= self.solver.max_iterations
         status = outcome.status[active]
         if final:
@@ -235,9 +257,8 @@ class Level:
         Returns who goes on to the next level.
         """
         solver, minimizer = self.solver, self.solver.minimizer
-        probed = outcome.status[self.active] == Status.CONVERGED
-        if not solver.probe_steps:
-            probed = torch.zeros_like(probed)
+        converged = outcome.status[self.active] == Status.CONVERGED
+        probed = converged & ~outcome.tried[self.active]
         going = going.clone()
         state = self.state.select(going | probed)
         promised = _relative_decrease(self.state)
@@ -258,7 +279,9 @@ class Level:
             stalled = minimizer.stalled(state)
             spent = outcome.iterations[pairs] >= solver.max_iterations
 
-            judged = probed[index] & ((iteration >= solver.probe_steps) | stalled | spent)
+            # a Hessian knows what only the memory of steps tells otherwise
+            enough = iteration >= (_LEAST_STEPS if self.residual is None else 1)
+            judged = probed[index] & (enough | stalled | spent)
             left = gained + predicted
             proved = judged & state.convex & (left <= solver.tolerance)
             refuted = judged & ~proved
@@ -269,7 +292,7 @@ class Level:
                 going[index[refuted]] = True
             probed[index[refuted]] = False
 
-            reached = ~probed[index] & (predicted <= goal[index])
+            reached = ~probed[index] & enough & state.convex & (predicted <= goal[index])
             leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
                 outcome.refine(self.points.shape[1])
@@ -283,6 +306,9 @@ class Level:
                 outcome.status[done] = status[leaving]
                 ratio = _gain_ratio(gained, promised[index], predicted, stalled)
                 outcome.gain_ratio[done] = ratio[leaving]
+                unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
+                outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
+                outcome.tried[done] = True
             state = state.select(~(leaving | proved | (refuted & final)))
             # half of the pairs that leave the level may come back on the next one
             n_pairs = self.problem.control_points.shape[0]

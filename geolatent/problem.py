@@ -129,8 +129,9 @@ class Outcome:
     """What a solver makes of a problem, pair by pair; the curves share one knot vector.
 
     ``predicted_improvement`` is that of the curves as they are, ``predicted_at_start`` that of the
-    starting curves; NaN where it is not known. ``gain_ratio`` is what the last level really gained
-    over what had been predicted of it.
+    starting curves; NaN where it is not known. Of the last level, ``gain_ratio`` is what it really
+    gained over what had been predicted of it, and ``unseen`` the relative improvement left that
+    only the steps taken tell of, not the metric at the curve; ``tried`` says whether there was one.
     """
 
     control_points: Tensor
@@ -139,6 +140,8 @@ class Outcome:
     predicted_improvement: Tensor
     predicted_at_start: Tensor
     gain_ratio: Tensor
+    unseen: Tensor
+    tried: Tensor
     iterations: Tensor
     n_control_points: Tensor
 
@@ -154,6 +157,8 @@ class Outcome:
             predicted_improvement=zeros.double() + torch.nan,
             predicted_at_start=zeros.double() + torch.nan,
             gain_ratio=zeros.double() + 1.0,
+            unseen=zeros.double(),
+            tried=zeros > 0,
             iterations=zeros,
             n_control_points=zeros + n,
         )

@@ -236,7 +236,10 @@ def check_certificate(n: int = 100, models: Path | None = None, dump: Path | Non
         )
         predicted = solution.predicted_improvement[chosen].double()
         stored[case.name] = {"chosen": chosen, "predicted": predicted, "gained": gained}
-        stored[case.name] |= {"points": solution.curve.control_points, "knots": solution.curve.knots}
+        stored[case.name] |= {
+            "points": solution.curve.control_points,
+            "knots": solution.curve.knots,
+        }
         if dump is not None:
             torch.save(stored, dump)
         over = [int((gained > k * predicted + NOISE).sum()) for k in (1, 2, 10)]
