@@ -15,7 +15,7 @@ from geolatent.solution import Evaluations
 # up to this latent dimension the minimiser gets Gauss-Newton Hessians
 GAUSS_NEWTON_DIM = 3
 # at so many nodes of a curve at most what these leave out is evaluated
-RESIDUAL_NODES = 16
+RESIDUAL_NODES = 12
 
 
 def has_gauss_newton(metric: Metric, dim: int) -> bool:

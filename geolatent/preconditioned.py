@@ -22,6 +22,9 @@ _RIDGE = 0.1
 _LARGEST_RATIO = 32.0
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat
 _LEAST_STEPS = 2
+# a level that took more steps, or gained more than this times what was promised, found a valley
+# that is nearly flat in some direction
+_MANY_STEPS, _ROUGH_RATIO = 4, 1.5
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
@@ -81,7 +84,7 @@ class PreconditionedSolver(Solver):
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
         Decoder rows per knot span in the discrete energy; where that makes more than ``max_nodes``
-        on a curve, fewer, but two at least. By default two, or four where Hessians come with the
+        on a curve, fewer, but two at least. By default two, or three where Hessians come with the
         energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
@@ -104,7 +107,7 @@ class PreconditionedSolver(Solver):
     max_control_points: int = 67
     nodes_per_span: int | None = None
     max_nodes: int = 32
-    metric_points: tuple[int, ...] = (4, 8)
+    metric_points: tuple[int, ...] = (4, 6)
     level_reduction: float = 0.05
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
@@ -145,7 +148,7 @@ class PreconditionedSolver(Solver):
             points = matrix @ outcome.control_points[active]
             if not problem.has_gauss_newton and turn < len(self.metric_points):
                 tensors = problem.metric_tensors(knots, points, active, self.metric_points[turn])
-            level = Level(self, problem, knots, points, active, tensors)
+            level = Level(self, problem, knots, points, active, tensors, outcome.flat[active])
             final = n > self.max_control_points
             going = level.certify(outcome, final)
             last = next_level(n) > self.max_control_points
@@ -173,33 +176,49 @@ class Level:
         points: Tensor,
         active: Tensor,
         tensors: Tensor | None,
+        flat: Tensor | None = None,
     ) -> None:
         self.solver = solver
         self.problem = problem
         self.active = active
         self.points = points
         spans = knots.unique().numel() - 1
-        wanted = solver.nodes_per_span or (4 if problem.has_gauss_newton else 2)
+        wanted = solver.nodes_per_span or (3 if problem.has_gauss_newton else 2)
         per_span = max(2, min(wanted, -(-solver.max_nodes // spans)))
         self.energy = problem.energy(knots, per_span)
         everyone = torch.arange(active.numel(), device=points.device)
         x = points[:, 1:-1].flatten(1)
         self.residual: Tensor | None = None
         self.convex = torch.ones_like(active, dtype=torch.bool)
-        if problem.has_gauss_newton:
-            d = points.shape[2]
-            value, gradient, hessian, residual = self.energy.with_residual(points, active)
-            self.energy.count(problem.evaluations, active, residual=True)
-            self.residual = residual[:, d:-d, d:-d]
-            gradient = gradient[:, 1:-1].flatten(1)
-            hessian, self.convex = self._add_residual(hessian[:, d:-d, d:-d], everyone)
-            preconditioner = Preconditioner.dense(hessian)
+        if problem.has_gauss_newton and flat is not None and flat.any():
+            value, gradient, hessian = self._with_residual(x, flat)
         else:
+            value, gradient, hessian = self.objective(x, everyone)
+        if hessian is None:
             if tensors is None:
                 raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
-            value, gradient, _ = self.objective(x, everyone)
             preconditioner = sobolev_preconditioner(knots, points.shape[1], tensors)
+        else:
+            preconditioner = Preconditioner.dense(hessian)
         self.state = solver.minimizer.init(x, value, gradient, preconditioner)
+
+    def _with_residual(self, x: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the curves as they came; for the pairs marked, all of the Hessian."""
+        a, n, d = self.points.shape
+        value, gradient = x.new_empty(a), torch.empty_like(x)
+        hessian = x.new_empty((a, (n - 2) * d, (n - 2) * d))
+        self.residual = torch.zeros_like(hessian)
+        rest, chosen = (~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)
+        if rest.numel():
+            value[rest], gradient[rest], hessian[rest] = self.objective(x[rest], rest)  # type: ignore[assignment]
+        pairs = self.active[chosen]
+        found = self.energy.with_residual(self.points[chosen], pairs)
+        self.energy.count(self.problem.evaluations, pairs, residual=True)
+        value[chosen], gradient[chosen] = found[0], found[1][:, 1:-1].flatten(1)
+        self.residual[chosen] = found[3][:, d:-d, d:-d]
+        whole, convex = self._add_residual(found[2][:, d:-d, d:-d], chosen)
+        hessian[chosen], self.convex[chosen] = whole, convex
+        return value, gradient, hessian
 
     def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return energies and derivatives by free control points (A, m) of the level's pairs."""
@@ -273,14 +292,13 @@ class Level:
             iteration += 1
             index = state.index
             pairs = self.active[index]
-            outcome.iterations[pairs] += 1
+            outcome.iterations[pairs] += (~probed[index]).long()
             predicted = _relative_decrease(state)
             gained = 0.5 * (self.state.value[index] / state.value - 1.0)
             stalled = minimizer.stalled(state)
             spent = outcome.iterations[pairs] >= solver.max_iterations
 
-            # a Hessian knows what only the memory of steps tells otherwise
-            enough = iteration >= (_LEAST_STEPS if self.residual is None else 1)
+            enough = iteration >= _LEAST_STEPS
             judged = probed[index] & (enough | stalled | spent)
             left = gained + predicted
             proved = judged & state.convex & (left <= solver.tolerance)
@@ -306,6 +324,11 @@ class Level:
                 outcome.status[done] = status[leaving]
                 ratio = _gain_ratio(gained, promised[index], predicted, stalled)
                 outcome.gain_ratio[done] = ratio[leaving]
+                # at the first level curves have far to go, and predictions are rough
+                many = _MANY_STEPS if outcome.tried[done].any() else 2 * _MANY_STEPS
+                slow = iteration > many
+                rough = outcome.tried[done] & (ratio[leaving] > _ROUGH_RATIO)
+                outcome.flat[done] |= rough | slow
                 unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
                 outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
                 outcome.tried[done] = True

@@ -132,6 +132,7 @@ class Outcome:
     starting curves; NaN where it is not known. Of the last level, ``gain_ratio`` is what it really
     gained over what had been predicted of it, and ``unseen`` the relative improvement left that
     only the steps taken tell of, not the metric at the curve; ``tried`` says whether there was one.
+    ``flat`` marks pairs whose valley was found to be nearly flat in some direction.
     """
 
     control_points: Tensor
@@ -142,6 +143,7 @@ class Outcome:
     gain_ratio: Tensor
     unseen: Tensor
     tried: Tensor
+    flat: Tensor
     iterations: Tensor
     n_control_points: Tensor
 
@@ -159,6 +161,7 @@ class Outcome:
             gain_ratio=zeros.double() + 1.0,
             unseen=zeros.double(),
             tried=zeros > 0,
+            flat=zeros > 0,
             iterations=zeros,
             n_control_points=zeros + n,
         )

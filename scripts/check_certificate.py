@@ -8,8 +8,6 @@ improvement. Great circles and pairs of codes that almost coincide, where nothin
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
