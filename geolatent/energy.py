@@ -118,7 +118,6 @@ class DiscreteEnergy:
         tuple[Tensor, Tensor, Tensor | None]
             Shapes (A,), (A, n, d) and (A, n d, n d).
         """
-
         if self.gauss_newton:
             return self._by_columns(control_points, pairs, residual=False)[:3]
 

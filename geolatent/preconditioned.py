@@ -25,6 +25,8 @@ _LEAST_STEPS = 2
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
 _MANY_STEPS, _ROUGH_RATIO = 4, 1.5
+# of the tolerance: so little left is taken for nothing
+_NOTHING = 1e-3
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
@@ -71,8 +73,8 @@ class PreconditionedSolver(Solver):
     unchanged curve in the richer spline space the Newton decrement g^T H^-1 g / (4 E) predicts a
     relative improvement, times what the last level gained over what had been predicted of it; what
     only the steps of that level tell of is added. A pair is done where that is at most
-    ``tolerance``. Where it is so at the first level, two steps of the minimiser put it to the proof:
-    what they gain, and what is predicted after them, must be at most ``tolerance`` too.
+    ``tolerance``. Where it is so at the first level, two steps of the minimiser put it to the
+    proof: what they gain, and what is predicted after them, must be at most ``tolerance`` too.
 
     Parameters
     ----------
@@ -202,7 +204,7 @@ class Level:
             preconditioner = Preconditioner.dense(hessian)
         self.state = solver.minimizer.init(x, value, gradient, preconditioner)
 
-    def _with_residual(self, x: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_residual(self, x: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Evaluate the curves as they came; for the pairs marked, all of the Hessian."""
         a, n, d = self.points.shape
         value, gradient = x.new_empty(a), torch.empty_like(x)
@@ -301,7 +303,9 @@ class Level:
             enough = iteration >= _LEAST_STEPS
             judged = probed[index] & (enough | stalled | spent)
             left = gained + predicted
-            proved = judged & state.convex & (left <= solver.tolerance)
+            # in what little is left rounding may look like anything
+            convex = state.convex | (left <= _NOTHING * solver.tolerance)
+            proved = judged & convex & (left <= solver.tolerance)
             refuted = judged & ~proved
             outcome.predicted_improvement[pairs[judged]] = left[judged]
             if final:
@@ -310,7 +314,7 @@ class Level:
                 going[index[refuted]] = True
             probed[index[refuted]] = False
 
-            reached = ~probed[index] & enough & state.convex & (predicted <= goal[index])
+            reached = ~probed[index] & enough & convex & (predicted <= goal[index])
             leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
                 outcome.refine(self.points.shape[1])
@@ -325,18 +329,19 @@ class Level:
                 ratio = _gain_ratio(gained, promised[index], predicted, stalled)
                 outcome.gain_ratio[done] = ratio[leaving]
                 # at the first level curves have far to go, and predictions are rough
-                many = _MANY_STEPS if outcome.tried[done].any() else 2 * _MANY_STEPS
-                slow = iteration > many
-                rough = outcome.tried[done] & (ratio[leaving] > _ROUGH_RATIO)
-                outcome.flat[done] |= rough | slow
+                tried = outcome.tried[done]
+                rough = tried & (ratio[leaving] > _ROUGH_RATIO)
+                many = torch.where(tried, _MANY_STEPS, 2 * _MANY_STEPS)
+                outcome.flat[done] |= rough | (many < iteration)
                 unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
                 outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
                 outcome.tried[done] = True
             state = state.select(~(leaving | proved | (refuted & final)))
-            # half of the pairs that leave the level may come back on the next one
-            n_pairs = self.problem.control_points.shape[0]
-            done_pairs = n_pairs - n_working + (n_working - state.index.numel()) // 2
-            self.problem.report(done_pairs, self.points.shape[1], iteration)
+            if not final:
+                # half of the pairs that leave the level may come back on the next one
+                n_pairs = self.problem.control_points.shape[0]
+                settled = n_pairs - n_working + (n_working - state.index.numel()) // 2
+                self.problem.report(settled, self.points.shape[1], iteration)
         return going
 
 

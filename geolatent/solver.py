@@ -315,8 +315,8 @@ def _left_for_line(at_start: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor
     """Return the predicted improvement of straight lines, where no shorter curve was found.
 
     A line's own prediction takes the energy that it loses by running at constant speed for a gain
-    in length. A curve that came out as long as the line, but for measuring, is that line at constant
-    speed: what is predicted to be left for the curve is left for the line.
+    in length. A curve that came out as long as the line, but for measuring, is that line at
+    constant speed: what is predicted to be left for the curve is left for the line.
 
     Parameters
     ----------

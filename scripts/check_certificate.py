@@ -1,9 +1,10 @@
 """How well the certificate tells what is left to be gained: python scripts/check_certificate.py.
 
-Every curve that ends CONVERGED is solved further in two ways: by the default solver with a tolerance
-a thousand times tighter and more control points, and by monotone descent in small steps that cannot
-leap into another valley. What the better of the two gains in length is held against the predicted
-improvement. Great circles and pairs of codes that almost coincide, where nothing is left, come last.
+Every curve that ends CONVERGED is solved further in two ways: by the default solver with a
+tolerance a hundred times tighter, and by monotone descent in small steps that cannot leap into
+another valley. What the better of the two gains in length is held against the predicted
+improvement. Great circles and pairs of codes that almost coincide, where nothing is left, come
+last.
 """
 
 from __future__ import annotations
