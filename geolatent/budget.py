@@ -23,12 +23,12 @@ class RowBudget:
     Parameters
     ----------
     max_rows
-        Rows per call; None chooses from the size of the decoder's output.
+        Rows per call; None chooses from what the metric makes of a row, `Metric.row_width`.
 
     Attributes
     ----------
     width
-        Size of the decoder's output for one row, D, once `fit` was called.
+        Numbers that the metric makes of one row, as the decoder's output, once `fit` was called.
     """
 
     max_rows: int | None = None
@@ -40,13 +40,10 @@ class RowBudget:
             self._rows = check_integer("max_rows", self.max_rows)
 
     def fit(self, metric: Metric, z: Tensor) -> None:
-        """Learn the size of a decoder's output, and choose the rows where the user has not."""
+        """Learn what the metric makes of a row, and choose the rows where the user has not."""
         if self.width:
             return
-        self.width = z.shape[1]
-        if metric.chords is not None:
-            with torch.no_grad():
-                self.width = max(self.width, metric.chords.values(z[:1]).shape[1])
+        self.width = max(z.shape[1], metric.row_width(z))
         if self._rows:
             return
         # a decoder's activations are taken as sixty times its output, for values and derivatives

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from geolatent.callables import modules_behind
 from geolatent.requirements import (
     check_choice,
     check_integer,
@@ -96,27 +97,6 @@ def check_pairs(start: object, end: object, dim: int | None = None) -> tuple[Ten
     return first.detach().clone(), last.detach().clone()
 
 
-def _modules_behind(function: Callable[..., Any]) -> Iterator[nn.Module]:
-    """Find the modules a callable is known to use: itself, its bound object, partials' parts."""
-    if isinstance(function, nn.Module):
-        yield function
-    elif isinstance(function, functools.partial):
-        for part in (function.func, *function.args, *function.keywords.values()):
-            if callable(part):
-                yield from _modules_behind(part)
-    else:
-        owner = getattr(function, "__self__", None)
-        if isinstance(owner, nn.Module):
-            yield owner
-        for cell in getattr(function, "__closure__", None) or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:  # a variable that was not assigned yet
-                continue
-            if isinstance(content, nn.Module):
-                yield content
-
-
 def _drops_out(module: nn.Module) -> bool:
     """Return whether a recurrent or attention layer drops activations in training."""
     kinds = (nn.RNNBase, nn.MultiheadAttention)
@@ -131,27 +111,65 @@ def check_function(name: str, function: object) -> Callable[..., Any]:
     """
     if not callable(function):
         raise TypeError(requirement(name, "callable", describe(function)))
-    for module in _modules_behind(function):
+    for module in modules_behind(function):
         for path, part in module.named_modules():
             label = f"{type(part).__name__} `{path}`" if path else type(part).__name__
-            if isinstance(part, _BatchNorm) and not part.training and part.running_mean is None:
+            training = getattr(part, "training", False)  # a frozen scripted module has no mode
+            if isinstance(part, _BatchNorm) and not training and part.running_mean is None:
                 required = "free of BatchNorm without running statistics, which mixes the rows"
                 raise ValueError(requirement(name, required, label))
-            if part.training and isinstance(part, _NormBase) and part.track_running_stats:
+            if training and isinstance(part, _NormBase) and part.track_running_stats:
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
             random = isinstance(part, _BatchNorm | _DropoutNd | nn.RReLU)
-            if part.training and (random or _drops_out(part)):
+            if training and (random or _drops_out(part)):
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
     return function
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Buffers of the modules behind a callable, as they were: (label, module, name, tensor, copy).
+
+    A call that changes one, as running statistics, depends on the calls before.
+    """
+
+    kept: list[tuple[str, nn.Module, str, Tensor, Tensor]]
+
+    @classmethod
+    def behind(cls, function: Callable[..., Any]) -> Buffers:
+        """Keep copies."""
+        kept = []
+        for module in modules_behind(function):
+            for path, part in module.named_modules():
+                for name, tensor in part.named_buffers(recurse=False):
+                    if not tensor.is_meta:
+                        label = f"{path}.{name}" if path else name
+                        kept.append((label, part, name, tensor, tensor.detach().clone()))
+        return cls(kept)
+
+    def restore(self) -> list[str]:
+        """Undo all changes; return the labels of the buffers that had changed."""
+        changed = []
+        for label, module, name, tensor, copy in self.kept:
+            now = getattr(module, name, None)
+            same = isinstance(now, Tensor) and now.shape == copy.shape
+            if same and bool(((now == copy) | ((now != now) & (copy != copy))).all()):
+                continue
+            changed.append(f"{type(module).__name__} `{label}`")
+            with torch.no_grad():
+                tensor.copy_(copy)
+            if now is not tensor:
+                setattr(module, name, tensor)
+        return changed
 
 
 def check_placement(
     name: str, function: Callable[..., Any], codes_name: str, codes: Tensor
 ) -> None:
     """Raise where the parameters of the modules behind a callable and the codes cannot meet."""
-    for module in _modules_behind(function):
+    for module in modules_behind(function):
         for label, parameter in module.named_parameters():
             if parameter.device != codes.device:
                 required = f"on the device of `{name}` ({parameter.device}, parameter `{label}`)"

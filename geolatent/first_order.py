@@ -137,5 +137,6 @@ class FirstOrderSolver(Solver):
         tensors = None
         if not problem.has_gauss_newton:
             tensors = problem.metric_tensors(knots, points, pairs, 8)
-        Level(judge, problem, knots, points, pairs, tensors).certify(outcome, final=True)
+        level = Level(judge, problem, knots, points, pairs, tensors)
+        level.run(outcome, level.certify(outcome, final=True), last=True, final=True)
         return outcome

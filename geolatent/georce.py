@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.budget import metric_tensors
 from geolatent.checks import check_integer, check_number
 from geolatent.curves import basis_matrix
+from geolatent.metrics import negative
 from geolatent.problem import Outcome, Problem, Solver
 from geolatent.solution import Status
 
@@ -109,7 +109,10 @@ class GEORCESolver(Solver):
                 squares = problem.metric._quadratic(
                     points, steps[items].reshape(-1, d).to(problem.dtype)
                 )
-            return squares.double().reshape(-1, n).sum(1)
+            squares = squares.reshape(-1, n)
+            bad = negative(squares)
+            problem.inadmissible[pairs[items]] |= bad
+            return torch.where(bad, torch.inf, squares.double().sum(1))
 
         spent = problem.evaluations
         counts = spent.jvp if problem.metric.quadratic_cost == "jvp" else spent.forward
@@ -142,7 +145,7 @@ class GEORCESolver(Solver):
         """Return the best polylines with tensors and slopes held, and the Newton decrement."""
         d = z.shape[2]
         start, end = z[:, 0], z[:, -1]
-        tensors = metric_tensors(problem.metric, z[:, :-1].to(problem.dtype), problem.budget)
+        tensors = problem.tensors_at(z[:, :-1].to(problem.dtype), pairs)
         problem.evaluations.forward[pairs] += self.segments * problem.metric.tensor_rows(d)
         tensors = tensors.double()
         eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)

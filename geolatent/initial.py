@@ -100,7 +100,8 @@ def _segment_lengths(
         with torch.no_grad():
             if chords is not None:
                 return chords.squares(chords.values(a), chords.values(b)).double().sqrt()
-            return metric._quadratic((a + b) / 2.0, b - a).double().clamp_min(0.0).sqrt()
+            # NaN where the metric is negative: there is no edge
+            return metric._quadratic((a + b) / 2.0, b - a).double().sqrt()
 
     return torch.cat(budget.run(chunk, first.shape[0], 2)).cpu().numpy()
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_function, check_placement, describe, requirement
+from geolatent.callables import is_scripted
+from geolatent.checks import Buffers, check_function, check_placement, describe, requirement
+from geolatent.differences import Quotients, random_like
+from geolatent.forward_mode import LOCK, TakenError, jvp, taken
+from geolatent.rows import check_rows, neighbour
 
-
-@cache
-def _load_forward_mode() -> None:
-    """Let torch load its forward-mode rules, which warns of torch's own use of torch.jit."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        one = torch.ones(1)
-        torch.func.jvp(torch.sin, (one,), (one,))
-
-
-def _jvp(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    _load_forward_mode()
-    value, product = torch.func.jvp(map_, (z,), (v,))[:2]
-    return value, product
+_BACKWARD = "using double backward"
+# how often a product is taken before it is believed
+_CALLS = 3
 
 
 class Map:
@@ -38,7 +31,8 @@ class Map:
     Products are taken in forward mode (`torch.func.jvp`), whose cost does not depend on D. An
     operation without forward-mode rules falls back to differentiating a vector-Jacobian product
     with respect to its cotangent ("double backward"), and one that `torch.func.vmap` cannot batch
-    to repeated rows; each with one warning for the life of the map.
+    to repeated rows; each with one warning for the life of the map. While another thread uses
+    torch's forward mode by itself, double backward takes its place for the call.
 
     Parameters
     ----------
@@ -48,15 +42,36 @@ class Map:
         What to call it in messages.
     n_outputs
         Number of tensors it returns.
+    parts
+        Maps that it is made of: what they cannot do, it cannot.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, n_outputs: int = 1) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        n_outputs: int = 1,
+        parts: Sequence[Map] = (),
+    ) -> None:
         self.function = check_function(name, function)
         self.name = name
         self.n_outputs = n_outputs
+        self.parts = tuple(parts)
         self._output_shape: torch.Size | None = None
         self._forward_mode = True
         self._batched_columns = True
+        self._tested = False
+
+    @property
+    def forward_mode(self) -> bool:
+        """Whether products are taken in forward mode, as far as is known."""
+        return self._forward_mode and all(part.forward_mode for part in self.parts)
+
+    @property
+    def batched_columns(self) -> bool:
+        """Whether columns are taken by forward mode under vmap."""
+        batched = self._batched_columns and self._forward_mode
+        return batched and all(part.batched_columns for part in self.parts)
 
     @property
     def output_shape(self) -> torch.Size:
@@ -65,9 +80,21 @@ class Map:
             raise RuntimeError(f"the shape of `{self.name}`'s output is known after the first call")
         return self._output_shape
 
+    @property
+    def is_known(self) -> bool:
+        """Whether F was called, so that the shape of its output is known."""
+        return self._output_shape is not None
+
+    def width(self, z: Tensor) -> int:
+        """Return D, the size of F(z) for one row; F is called where it was not before."""
+        if not self.is_known:
+            with torch.no_grad():
+                self(z[:1])
+        return self.n_outputs * self.output_shape.numel()
+
     def __call__(self, z: Tensor) -> Tensor:
         """Return F(z), shape (n, D)."""
-        output = self.function(z)
+        output = self.apply(z)
         if self.n_outputs == 1:
             self._check_output(output, z, "a floating-point tensor of shape (n, ...)")
             self._output_shape = output.shape[1:]
@@ -85,6 +112,10 @@ class Map:
         self._output_shape = output[0].shape[1:]
         return torch.cat([part.reshape(z.shape[0], -1) for part in output], dim=1)
 
+    def apply(self, z: Tensor) -> Any:
+        """Return what the function itself returns for z, which it may overwrite."""
+        return self.function(z.clone())
+
     def _check_output(self, output: object, z: Tensor, wanted: str) -> None:
         required = f"a callable returning {wanted}"
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -97,65 +128,139 @@ class Map:
         """Evaluate F on codes from outside and return F(z).
 
         An error that comes from codes on another device or of another dtype than the parameters
-        is told as such. The mode of the modules is checked again: it may have changed.
+        is told as such. The mode of the modules is checked again: it may have changed. The first
+        call also finds out how F can be differentiated.
         """
         check_function(self.name, self.function)
+        buffers = None if self._tested else Buffers.behind(self.function)
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 value = self(z.detach().clone().requires_grad_())
         except RuntimeError:
             check_placement(self.name, self.function, z_name, z)
             raise
+        finally:
+            changed = [] if buffers is None else buffers.restore()
+        if changed:
+            required = "one whose buffers stay as they are (call eval() on modules)"
+            found = f"one that changes {', '.join(changed)} when it is called"
+            raise ValueError(requirement(self.name, required, found))
         if not value.requires_grad:
             # forward mode sees through torch.no_grad, reverse mode does not: no silent mixture
             required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
             raise ValueError(requirement(self.name, required, "one without a gradient"))
         value = value.detach()
-        with torch.no_grad():
-            twice = self(z[:1].repeat(2, *[1] * (z.ndim - 1)))
-        gap = (twice - value[:1]).nan_to_num(0.0).abs().max()
-        if gap > 1e-3 * value.nan_to_num(0.0).abs().max():
-            required = "deterministic, each row by itself (call eval() on modules)"
-            found = f"one whose output for one code changes by {float(gap):.3g} from call to call"
-            raise ValueError(requirement(self.name, required, found))
+        check_rows(self.name, self, z[:1].detach(), value[:1], thorough=not self._tested)
+        if not self._tested:
+            with LOCK:
+                self._choose_way(z[:1].detach())
         return value
+
+    def _choose_way(self, z: Tensor) -> None:
+        """Take the first way of differentiating whose products are those of the values.
+
+        At a code and one near it, J v must be adjoint to reverse mode's J^T u and agree with a
+        difference quotient. J v is taken several times: what optimises itself while it is called
+        may lose its tangents only then. TorchScript does, at a call that cannot be foretold.
+        """
+        generator = torch.Generator().manual_seed(0)
+        points = torch.cat([z, neighbour(z)])
+        v = random_like(points, generator)
+        with torch.inference_mode(False), torch.enable_grad():
+            point = points.clone().requires_grad_()
+            value = self(point)
+            u = random_like(value, generator)
+            (pulled,) = torch.autograd.grad(value, point, u, materialize_grads=True)
+        quotients = Quotients(self, points, v, value)
+
+        def complaint(product: Callable[[], Tensor], calls: int) -> str | None:
+            try:
+                with torch.no_grad():
+                    for _ in range(calls):
+                        products = product()
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                return _first_line(error)
+            contradiction = _not_adjoint(value, products, u, pulled, v)
+            return contradiction or quotients.contradict(products)
+
+        def batched() -> Tensor:
+            return torch.func.vmap(lambda w: jvp(self, points, w)[1])(torch.stack([v, -v]))[0]
+
+        if taken():
+            return  # of forward mode nothing can be told now
+        reason = "TorchScript drops tangents" if is_scripted(self.function) else None
+        if self._forward_mode and reason is None:
+            reason = complaint(lambda: jvp(self, points, v)[1], _CALLS)
+            if reason is None and self._batched_columns:
+                unbatched = complaint(batched, 1)
+                if unbatched is not None and not taken():
+                    self._batched_columns = False
+                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", unbatched)
+        if reason is not None or not self._forward_mode:
+            failure = complaint(lambda: _double_backward(self, points, v)[1], _CALLS)
+            if failure is not None:
+                required = (
+                    "differentiable, by rules that belong to its values: without detach, torch."
+                    "no_grad, NumPy or rounding inside, custom functions with a differentiable "
+                    "backward"
+                )
+                raise ValueError(requirement(self.name, required, f"one with {failure}"))
+            if taken():
+                return
+            if self._forward_mode:
+                self._forward_mode = False
+                _warn(f"`{self.name}` has no forward-mode derivative; {_BACKWARD}", str(reason))
+        # a code where nothing is finite has told nothing
+        self._tested = bool(value.isfinite().all(1).any())
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
-        if not self._forward_mode:
+        if not self.forward_mode:
             return _double_backward(self, z, v)
-        try:
-            return _jvp(self, z, v)
-        except torch.OutOfMemoryError:
-            raise
-        except (NotImplementedError, RuntimeError) as error:
-            # only where the other way works was forward mode to blame
+        # under the lock, so that what is decided for good here is not another thread's doing
+        with LOCK:
             try:
-                result = _double_backward(self, z, v)
-            except RuntimeError:
-                raise error from None
-            self._forward_mode = False
-            _warn(f"`{self.name}` has no forward-mode derivative; using double backward", error)
-            return result
+                return jvp(self, z, v)
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError) as error:
+                # only where the other way works was forward mode to blame
+                try:
+                    result = _double_backward(self, z, v)
+                except RuntimeError:
+                    raise error from None
+                if not _passing(error):
+                    self._forward_mode = False
+                    _warn(
+                        f"`{self.name}` has no forward-mode derivative; {_BACKWARD}",
+                        _first_line(error),
+                    )
+                return result
 
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k."""
-        if self._batched_columns and self._forward_mode:
+        if not self.batched_columns:
+            return self._columns_by_rows(z)
+        with LOCK:
             try:
                 return self._columns_by_vmap(z)
             except torch.OutOfMemoryError:
                 raise
             except (NotImplementedError, RuntimeError) as error:
                 result = self._columns_by_rows(z)
-                if self._forward_mode:  # else that has been warned of
+                if self._forward_mode and not _passing(error):  # else that has been warned of
                     self._batched_columns = False
-                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", error)
+                    _warn(
+                        f"`{self.name}` cannot be batched by vmap; repeating rows",
+                        _first_line(error),
+                    )
                 return result
-        return self._columns_by_rows(z)
 
     def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
         def column(direction: Tensor) -> tuple[Tensor, Tensor]:
-            return _jvp(self, z, direction.expand_as(z))
+            return jvp(self, z, direction.expand_as(z))
 
         # the primal pass does not depend on the direction, so vmap runs it once
         directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
@@ -191,10 +296,62 @@ def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return value, product
 
 
+def second_derivative(
+    function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, *, forward: bool = True
+) -> Tensor:
+    """Return d^2/de^2 f(z + e v) at e = 0 of a function (n, d) -> (n,), row by row.
+
+    Forward mode twice; or reverse mode twice, also while another thread uses forward mode.
+    """
+
+    def slope(point: Tensor) -> Tensor:
+        return jvp(function, point, v)[1]
+
+    if forward:
+        with contextlib.suppress(TakenError):
+            return jvp(slope, z, v)[1]
+    differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
+    with torch.inference_mode(False), torch.enable_grad():
+        point = z.clone() if z.requires_grad else z.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(point).sum(), point, create_graph=True)
+        (curved,) = torch.autograd.grad(
+            (gradient * v).sum(), point, create_graph=differentiable, materialize_grads=True
+        )
+    return (curved * v).sum(1) if differentiable else (curved * v).sum(1).detach()
+
+
+def _not_adjoint(
+    value: Tensor, products: Tensor, u: Tensor, pulled: Tensor, v: Tensor
+) -> str | None:
+    """Say where <u, J v> is not <J^T u, v>, row by row, or None."""
+    product = (u * products).double().sum(1)
+    adjoint = (pulled * v).double().flatten(1).sum(1)
+    # the entries of u and v are of size 1
+    size = products.double().norm(dim=1) + pulled.double().flatten(1).norm(dim=1)
+    eps = torch.finfo(v.dtype).eps
+    # large derivatives that cancel, as before a normalisation, leave the rounding of the values
+    limit = max(1e-3, 4.0 * eps**0.5) * size + 8.0 * eps * value.detach().double().norm(dim=1)
+    wrong = ((product - adjoint).abs() > limit) & size.isfinite()
+    if not wrong.any():
+        return None
+    row = int(wrong.nonzero()[0])
+    return f"<u, J v> = {float(product[row]):.3g} but <J^T u, v> = {float(adjoint[row]):.3g}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _passing(error: Exception) -> bool:
+    """Return whether forward mode may have failed because another thread uses it."""
+    return isinstance(error, TakenError) or taken()
+
+
 def _returned(output: object) -> str:
     return f"one returning {describe(output)}"
 
 
-def _warn(what: str, error: Exception) -> None:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _warn(what: str, reason: str | Exception) -> None:
+    reason = reason if isinstance(reason, str) else _first_line(reason)
     warnings.warn(f"{what} (slower, same result). Reason: {reason}", UserWarning, stacklevel=3)

@@ -13,7 +13,7 @@ from geolatent.budget import RowBudget
 from geolatent.checks import check_codes, check_number, describe, requirement
 from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, basis_matrix
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics import Metric, check_metric, negative
 from geolatent.quadrature import composite_rule
 
 # Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
@@ -31,19 +31,24 @@ _OUTPUT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Measured:
-    """Lengths and energies of C batches of B curves, (C, B) each, and rows spent, (B,) each."""
+    """Lengths and energies of C batches of B curves, (C, B) each, and rows spent, (B,) each.
+
+    ``indefinite``, (B,), marks pairs with a curve along which v^T G v is negative: its length is
+    NaN.
+    """
 
     length: Tensor
     energy: Tensor
     forward: Tensor
     jvp: Tensor
+    indefinite: Tensor
 
     @classmethod
     def empty(cls, n_curves: int, n_pairs: int, device: torch.device) -> Measured:
         """Return NaN lengths and no rows."""
         zeros = torch.zeros(n_pairs, dtype=torch.int64, device=device)
         nan = torch.full((n_curves, n_pairs), torch.nan, dtype=torch.float64, device=device)
-        return cls(nan, nan.clone(), zeros, zeros.clone())
+        return cls(nan, nan.clone(), zeros, zeros.clone(), zeros.bool())
 
 
 def measure(
@@ -192,8 +197,10 @@ def _measure_by_speed(
             with torch.no_grad():
                 return metric._quadratic(points[items], tangents[items])
 
-        squares = torch.cat(budget.run(decode, points.shape[0], 1)).double().clamp_min(0.0)
-        squares = squares.reshape(z.shape[:3])
+        squares = torch.cat(budget.run(decode, points.shape[0], 1)).reshape(z.shape[:3])
+        bad = negative(squares)
+        result.indefinite[pairs] |= bad.any(0)
+        squares = torch.where(bad[..., None], torch.nan, squares.double()).clamp_min(0.0)
         (result.jvp if by_jvp else result.forward)[pairs] += len(curves) * t.numel()
         length = (squares.sqrt() * weights).sum(2)
         # a NaN change is the first value's; a length that is not finite will not get better
@@ -236,7 +243,8 @@ def path_length(
     Returns
     -------
     Tensor
-        Shape (B,), in the units of the decoder's output.
+        Shape (B,), in the units of the decoder's output; NaN where the metric is negative along the
+        curve.
 
     Raises
     ------

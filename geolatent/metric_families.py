@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geolatent.callables import is_scripted
 from geolatent.checks import (
     check_alike,
     check_choice,
@@ -18,10 +19,14 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.jacobians import Map
+from geolatent.differences import check_gradient
+from geolatent.jacobians import Map, second_derivative
 from geolatent.metrics import Metric, PullbackMetric
+from geolatent.rows import check_rows
 
 _OUTPUTS = ("probabilities", "logits")
+# numbers that differences of codes and data points may have at once
+_DIFFERENCES = 2**24
 
 
 class BernoulliPullbackMetric(PullbackMetric):
@@ -135,7 +140,7 @@ class CategoricalPullbackMetric(PullbackMetric):
 
 def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
     with torch.no_grad():
-        values = decoder.function(z)
+        values = decoder.apply(z)
     required = 'a callable returning probabilities strictly inside (0, 1) (or output="logits")'
     if not isinstance(values, Tensor):
         raise TypeError(requirement("decoder", required, f"one returning {describe(values)}"))
@@ -192,6 +197,10 @@ class GaussianFisherRaoMetric(Metric):
             raise ValueError(
                 requirement("decoder", required, f"one of {float(deviation.min()):.3g}")
             )
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation."""
+        return self.decoder.width(z)
 
     def _scaled(self, joint: Tensor, tangents: Tensor) -> Tensor:
         """Divide tangents (m, n, 2 D) of mean and standard deviation by the latter."""
@@ -264,7 +273,7 @@ class EnsembleMetric(Metric):
         self.weights = tuple(value / sum(values) for value in values)
         self._immersions = [m.immersion for m in members if m.immersion is not None]
         if len(self._immersions) == len(members):
-            self.immersion = Map(self._joined, "members")
+            self.immersion = Map(self._joined, "members", parts=self._immersions)
         if all(member.quadratic_cost == "forward" for member in members):
             self.quadratic_cost = "forward"
 
@@ -279,10 +288,19 @@ class EnsembleMetric(Metric):
         """Forward rows that one metric tensor counts as: those of all members."""
         return sum(member.tensor_rows(dim) for member in self.members)
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of all members' outputs."""
+        return sum(member.row_width(z) for member in self.members)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate all members on codes from outside; errors name ``name``."""
         for member in self.members:
             member.check(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where a member is negative in a direction at codes from outside."""
+        for member in self.members:
+            member.check_definite(name, z)
 
     def _tensor(self, z: Tensor) -> Tensor:
         total = self.weights[0] * self.members[0]._tensor(z)
@@ -338,6 +356,7 @@ class ConformalMetric(Metric):
         self.factor: Callable[[Tensor], Any] = check_function("factor", factor)
         self.dim = metric.dim
         self.quadratic_cost = metric.quadratic_cost
+        self._tested = False
 
     @classmethod
     def from_log_density(
@@ -382,17 +401,40 @@ class ConformalMetric(Metric):
         """Forward rows that one metric tensor counts as; the factor's are not counted."""
         return self.metric.tensor_rows(dim)
 
+    def row_width(self, z: Tensor) -> int:
+        """Return the metric's; what the factor makes is not known."""
+        return self.metric.row_width(z)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate metric and factor on codes from outside: the factor must be positive."""
         self.metric.check(name, z)
+        check_function("factor", self.factor)
+        factor = self._check_positive(z)
+
+        def single(codes: Tensor) -> Tensor:
+            return self._factor(codes)[:, None]
+
+        code = z[:1].detach()
+        check_rows("factor", single, code, factor[:1, None], thorough=not self._tested)
+        if not self._tested:
+            check_gradient("factor", single, code)
+            self._tested = True
+
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where the factor is not positive, or the metric is negative in a direction."""
+        self.metric.check_definite(name, z)
+        self._check_positive(z)
+
+    def _check_positive(self, z: Tensor) -> Tensor:
         with torch.no_grad():
-            factor = self._factor(z)
+            factor = self._factor(z.detach())
         if not bool((factor > 0).all()):
             required = "a callable returning positive numbers"
             raise ValueError(requirement("factor", required, f"one of {float(factor.min()):.3g}"))
+        return factor
 
     def _factor(self, z: Tensor) -> Tensor:
-        factor = self.factor(z)
+        factor = self.factor(z.clone())
         if not isinstance(factor, Tensor) or factor.shape != z.shape[:1]:
             required = f"a callable returning a tensor of shape ({z.shape[0]},)"
             raise ValueError(requirement("factor", required, f"one returning {describe(factor)}"))
@@ -450,10 +492,15 @@ class DivergenceMetric(Metric):
     ) -> None:
         self.decoder = Map(decoder, "decoder")
         self.divergence: Callable[..., Any] = check_function("divergence", divergence)
+        self._scripted = is_scripted(divergence)
 
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as: one second derivative per entry."""
         return dim * (dim + 1) // 2
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the two outputs that are compared."""
+        return 2 * self.decoder.width(z)
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and divergence on codes from outside; errors name ``name``."""
@@ -463,17 +510,19 @@ class DivergenceMetric(Metric):
             self._between(z, z)
 
     def _between(self, z: Tensor, other: Tensor) -> Tensor:
-        value = self.divergence(self.decoder.function(z), self.decoder.function(other))
+        value = self.divergence(self.decoder.apply(z), self.decoder.apply(other))
         required = f"a callable returning one number for each of {z.shape[0]} rows"
         if not isinstance(value, Tensor) or value.numel() != z.shape[0]:
             raise ValueError(requirement("divergence", required, describe(value)))
         return value.reshape(-1)
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        def slope(other: Tensor) -> Tensor:
-            return torch.func.jvp(lambda point: self._between(z, point), (other,), (v,))[1]
+        forward = self.decoder.forward_mode and not self._scripted
 
-        return 0.5 * torch.func.jvp(slope, (z,), (v,))[1]
+        def between(other: Tensor) -> Tensor:
+            return self._between(z, other)
+
+        return 0.5 * second_derivative(between, z, v, forward=forward)
 
     def _tensor(self, z: Tensor) -> Tensor:
         n, d = z.shape
@@ -543,11 +592,19 @@ class LocalVarianceMetric(Metric):
         """Forward rows that one metric tensor counts as: it is one evaluation."""
         return 1
 
+    def row_width(self, z: Tensor) -> int:  # noqa: ARG002
+        """Return the size of the data, all of which is compared with a row."""
+        return self.data.numel()
+
     def check(self, name: str, z: Tensor) -> None:
         """Check that codes are of the data's dtype and device."""
         check_alike(name, z, "data", self.data)
 
     def _diagonal(self, z: Tensor) -> Tensor:
+        rows = max(1, _DIFFERENCES // self.data.numel())
+        return torch.cat([self._inverse_variances(part) for part in z.split(rows)])
+
+    def _inverse_variances(self, z: Tensor) -> Tensor:
         squares = (self.data - z[:, None]).square()
         weights = torch.exp(-0.5 * squares.sum(2) / self.bandwidth**2)
         return 1.0 / (torch.einsum("nm,nmd->nd", weights, squares) + self.floor)

@@ -19,7 +19,12 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.chords import Chords
+from geolatent.differences import check_gradient
 from geolatent.jacobians import Map
+from geolatent.rows import check_rows, neighbour
+
+# codes of one call at which a tensor field is looked at
+_CHECKED_CODES = 256
 
 
 class Metric(ABC):
@@ -58,10 +63,24 @@ class Metric(ABC):
         """Forward rows that one metric tensor counts as."""
         return dim
 
+    def row_width(self, z: Tensor) -> int:
+        """Return about how many numbers one row makes at once, from which budgets are chosen.
+
+        To be given by metrics that make more than their immersion's output, or have none.
+        """
+        return z.shape[1] if self.immersion is None else self.immersion.width(z)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""
         if self.immersion is not None:
             self.immersion.check(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:  # noqa: B027
+        """Raise where the metric is negative in a direction at codes from outside.
+
+        For those who give the metric itself; what is a sum of squares cannot be. Errors name
+        ``name``.
+        """
 
     def tensor(self, z: Tensor) -> Tensor:
         """Return the metric tensors G(z).
@@ -112,6 +131,27 @@ class Metric(ABC):
             )
         self.check("z", z[:1].detach())
         return self._quadratic(z, v)
+
+
+def indefinite(tensors: Tensor) -> Tensor:
+    """Return which symmetric matrices (..., d, d) have an eigenvalue negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the largest entry.
+    """
+    scale = tensors.abs().amax((-2, -1))
+    eye = torch.eye(tensors.shape[-1], dtype=torch.float64, device=tensors.device)
+    floor = (torch.finfo(tensors.dtype).eps ** 0.5 * scale).double()[..., None, None] * eye
+    failed = torch.linalg.cholesky_ex(tensors.double() + floor)[1] > 0
+    return failed & scale.isfinite() & (scale > 0)
+
+
+def negative(squares: Tensor) -> Tensor:
+    """Return which rows of values v^T G v, (..., Q), have one that is negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the row's largest value.
+    """
+    scale = squares.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1, keepdim=True)
+    return (squares < -(torch.finfo(squares.dtype).eps ** 0.5) * scale).any(-1)
 
 
 def check_metric(value: object) -> Metric:
@@ -175,19 +215,33 @@ class PullbackMetric(_ImmersedMetric):
     ) -> None:
         self.decoder = Map(decoder, "decoder")
         self.features = None if features is None else Map(features, "features")
-        super().__init__(self.decoder if features is None else Map(self._chain, "decoder"))
+        if self.features is None:
+            super().__init__(self.decoder)
+        else:
+            parts = (self.decoder, self.features)
+            super().__init__(Map(self._chain, "decoder", parts=parts))
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the decoder's output, or of the features' where it is larger."""
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
+            with torch.no_grad():
+                self._chain(z[:1])
+        return max(width, self.features.output_shape.numel())
 
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
             return self.decoder(z)
-        return self.features(self.decoder.function(z))
+        return self.features(self.decoder.apply(z))
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
-        self.decoder.check(name, z)
+        output = self.decoder.check(name, z)
         if self.features is not None:
-            with torch.no_grad():
-                self.features.check("decoder output", self.decoder.function(z))
+            shape = self.decoder.output_shape
+            self.features.check("decoder output", output.reshape(-1, *shape))
 
 
 class GaussianPullbackMetric(Metric):
@@ -254,10 +308,20 @@ class GaussianPullbackMetric(Metric):
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
-        self.decoder.check(name, z)
+        joint = self.decoder.check(name, z)
         if self.features is not None:
+            mean = joint.chunk(2, dim=1)[0]
+            self.features.check("decoder mean", mean.reshape(-1, *self.decoder.output_shape))
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation, and of the features beside them."""
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
             with torch.no_grad():
-                self.features.check("decoder mean", self.decoder.function(z)[0])
+                self._quadratic(z[:1], torch.zeros_like(z[:1]))
+        return width + self.features.output_shape.numel()
 
     @property
     def chords(self) -> Chords | None:
@@ -364,14 +428,16 @@ class TensorMetric(Metric):
     Parameters
     ----------
     fn
-        (n, d) -> (n, d, d), symmetric positive definite matrices, differentiable.
+        (n, d) -> (n, d, d), symmetric positive definite matrices, differentiable. Where a solve
+        meets one with a negative eigenvalue, its status is ``INDEFINITE_METRIC``.
     dim
         Latent dimension d.
 
     Raises
     ------
     TypeError, ValueError
-        At the first use, where ``fn`` returns something else than symmetric (n, d, d).
+        At the first use, where ``fn`` returns something else than symmetric (n, d, d), has a
+        gradient that does not fit its values, or a negative eigenvalue at a code of the call.
 
     Examples
     --------
@@ -387,27 +453,49 @@ class TensorMetric(Metric):
     def __init__(self, fn: Callable[[Tensor], Tensor], dim: int) -> None:
         self.dim = check_integer("dim", dim)
         self.fn: Callable[[Tensor], Any] = check_function("fn", fn)
+        self._tested = False
 
     def tensor_rows(self, dim: int) -> int:  # noqa: ARG002
         """Forward rows that one metric tensor counts as: it is one evaluation of ``fn``."""
         return 1
 
-    def check(self, name: str, z: Tensor) -> None:  # noqa: ARG002
-        """Evaluate ``fn`` on codes from outside: symmetric, and differentiable where it varies."""
-        with torch.inference_mode(False), torch.enable_grad():
-            two = torch.cat([z[:1], z[:1] + 1e-2]).detach().clone().requires_grad_()
-            tensor = self._tensor(two)
-        if not tensor.requires_grad and bool((tensor[0] != tensor[1]).any()):
-            required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
-            raise ValueError(requirement("fn", required, "one without a gradient"))
-        tensor = tensor.detach()
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of a tensor."""
+        return z.shape[1] ** 2
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate ``fn`` on codes from outside: symmetric, with a gradient that is its own."""
+        code = z[:1].detach()
+        with torch.no_grad():
+            tensor = self._tensor(torch.cat([code, neighbour(code)]))
+            alone = self._tensor(code).flatten(1)
         skew = float((tensor - tensor.mT).abs().max())
         if skew > 1e-3 * float(tensor.abs().max()):
             required = "a callable returning symmetric matrices"
             raise ValueError(requirement("fn", required, f"one with |G - G^T| up to {skew:.3g}"))
 
+        def flat(codes: Tensor) -> Tensor:
+            return self._tensor(codes).flatten(1)
+
+        check_rows("fn", flat, code, alone, thorough=not self._tested)
+        if not self._tested:
+            check_gradient("fn", flat, code)
+            self._tested = True
+        self.check_definite(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:
+        """Raise where ``fn`` has a negative eigenvalue at one of the first codes."""
+        with torch.no_grad():
+            tensors = self._tensor(z[:_CHECKED_CODES].detach())
+        wrong = tensors[indefinite(tensors)]
+        if len(wrong):
+            values = torch.linalg.eigvalsh(wrong[0].double())
+            required = "a callable returning positive definite matrices"
+            found = f"one with the eigenvalues {float(values[0]):.3g} to {float(values[-1]):.3g}"
+            raise ValueError(requirement("fn", required, f"{found} at a code of `{name}`"))
+
     def _tensor(self, z: Tensor) -> Tensor:
-        tensor = self.fn(z)
+        tensor = self.fn(z.clone())
         shape = (z.shape[0], self.dim, self.dim)
         required = f"a callable returning a floating-point tensor of shape {shape}"
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -417,4 +505,11 @@ class TensorMetric(Metric):
         return tensor
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        return torch.einsum("ni,nij,nj->n", v, self._tensor(z), v)
+        tensor = self._tensor(z)
+        square = torch.einsum("ni,nij,nj->n", v, tensor, v)
+        # what is negative by the rounding of the sum is zero, and keeps its gradient
+        with torch.no_grad():
+            terms = torch.einsum("ni,nij,nj->n", v.abs(), tensor.abs(), v.abs())
+            rounding = 2.0 * tensor.shape[-1] * torch.finfo(tensor.dtype).eps * terms
+            excess = torch.where(square >= -rounding, square.clamp_max(0.0), 0.0)
+        return square - excess

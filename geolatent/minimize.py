@@ -107,6 +107,8 @@ class LBFGSState:
         H, factored.
     newton_decrement
         g^T H^-1 g, (A,).
+    convex
+        Whether the value curved upwards along the last accepted step, (A,).
     index
         The number of each problem among all.
     """
@@ -123,6 +125,7 @@ class LBFGSState:
     rejections: Tensor
     preconditioner: Preconditioner
     newton_decrement: Tensor
+    convex: Tensor
     index: Tensor
 
     def select(self, chosen: Tensor) -> LBFGSState:
@@ -194,6 +197,7 @@ class LBFGS:
             rejections=torch.zeros_like(index),
             preconditioner=preconditioner,
             newton_decrement=decrement,
+            convex=torch.ones_like(index, dtype=torch.bool),
             index=index,
         )
 
@@ -258,6 +262,7 @@ class LBFGS:
         pushed = torch.cat([inverse[:, None], state.curvature[:, :-1]], dim=1)
         return replace(
             state,
+            convex=torch.where(move.any(1), useful, state.convex),
             differences=push(state.differences, move),
             gradient_differences=push(state.gradient_differences, change),
             curvature=torch.where(useful[:, None], pushed, state.curvature),

@@ -18,6 +18,15 @@ from geolatent.solution import Status
 _DENSE_SIZE = 600
 # of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
 _RIDGE = 0.1
+# predictions are scaled up or down by what levels really gained, by this factor at most
+_LARGEST_RATIO = 32.0
+# steps after which the minimiser's memory is trusted to know the directions that are nearly flat
+_LEAST_STEPS = 2
+# a level that took more steps, or gained more than this times what was promised, found a valley
+# that is nearly flat in some direction
+_MANY_STEPS, _ROUGH_RATIO = 4, 1.5
+# of the tolerance: so little left is taken for nothing
+_NOTHING = 1e-3
 
 
 def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
@@ -60,9 +69,12 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
 class PreconditionedSolver(Solver):
     """Metric-preconditioned L-BFGS on the path energy, coarse to fine. The default.
 
-    Every level halves the knot spans of the one before. Its first evaluation, of the unchanged
-    curve in the richer spline space, is the certificate: a pair whose Newton decrement
-    g^T H^-1 g / (4 E) predicts a relative improvement of at most ``tolerance`` is done.
+    Every level halves the knot spans of the one before. It begins with the certificate: at the
+    unchanged curve in the richer spline space the Newton decrement g^T H^-1 g / (4 E) predicts a
+    relative improvement, times what the last level gained over what had been predicted of it; what
+    only the steps of that level tell of is added. A pair is done where that is at most
+    ``tolerance``. Where it is so at the first level, two steps of the minimiser put it to the
+    proof: what they gain, and what is predicted after them, must be at most ``tolerance`` too.
 
     Parameters
     ----------
@@ -74,7 +86,8 @@ class PreconditionedSolver(Solver):
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
         Decoder rows per knot span in the discrete energy; where that makes more than ``max_nodes``
-        on a curve, fewer, but two at least.
+        on a curve, fewer, but two at least. By default two, or three where Hessians come with the
+        energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
         keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
@@ -94,9 +107,9 @@ class PreconditionedSolver(Solver):
     tolerance: float = 1e-4
     first_control_points: int = 7
     max_control_points: int = 67
-    nodes_per_span: int = 4
+    nodes_per_span: int | None = None
     max_nodes: int = 32
-    metric_points: tuple[int, ...] = (4, 8)
+    metric_points: tuple[int, ...] = (4, 6)
     level_reduction: float = 0.05
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
@@ -107,7 +120,8 @@ class PreconditionedSolver(Solver):
         check_integer(
             "max_control_points", self.max_control_points, minimum=self.first_control_points
         )
-        check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
+        if self.nodes_per_span is not None:
+            check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
         check_integer("max_nodes", self.max_nodes, minimum=2)
         if not self.metric_points:
             raise ValueError(requirement("metric_points", "at least one number", "()"))
@@ -136,11 +150,11 @@ class PreconditionedSolver(Solver):
             points = matrix @ outcome.control_points[active]
             if not problem.has_gauss_newton and turn < len(self.metric_points):
                 tensors = problem.metric_tensors(knots, points, active, self.metric_points[turn])
-            level = Level(self, problem, knots, points, active, tensors)
-            going = level.certify(outcome, final=n > self.max_control_points)
-            if going.any():
-                outcome.refine(n)
-                level.run(outcome, going, last=next_level(n) > self.max_control_points)
+            level = Level(self, problem, knots, points, active, tensors, outcome.flat[active])
+            final = n > self.max_control_points
+            going = level.certify(outcome, final)
+            last = next_level(n) > self.max_control_points
+            going = level.run(outcome, going, last=last, final=final)
             active = active[going]
             tensors = None if tensors is None else tensors[going]
             n = next_level(n)
@@ -164,17 +178,24 @@ class Level:
         points: Tensor,
         active: Tensor,
         tensors: Tensor | None,
+        flat: Tensor | None = None,
     ) -> None:
         self.solver = solver
         self.problem = problem
         self.active = active
         self.points = points
         spans = knots.unique().numel() - 1
-        per_span = max(2, min(solver.nodes_per_span, -(-solver.max_nodes // spans)))
+        wanted = solver.nodes_per_span or (3 if problem.has_gauss_newton else 2)
+        per_span = max(2, min(wanted, -(-solver.max_nodes // spans)))
         self.energy = problem.energy(knots, per_span)
         everyone = torch.arange(active.numel(), device=points.device)
         x = points[:, 1:-1].flatten(1)
-        value, gradient, hessian = self.objective(x, everyone)
+        self.residual: Tensor | None = None
+        self.convex = torch.ones_like(active, dtype=torch.bool)
+        if problem.has_gauss_newton and flat is not None and flat.any():
+            value, gradient, hessian = self._with_residual(x, flat)
+        else:
+            value, gradient, hessian = self.objective(x, everyone)
         if hessian is None:
             if tensors is None:
                 raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
@@ -182,6 +203,24 @@ class Level:
         else:
             preconditioner = Preconditioner.dense(hessian)
         self.state = solver.minimizer.init(x, value, gradient, preconditioner)
+
+    def _with_residual(self, x: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Evaluate the curves as they came; for the pairs marked, all of the Hessian."""
+        a, n, d = self.points.shape
+        value, gradient = x.new_empty(a), torch.empty_like(x)
+        hessian = x.new_empty((a, (n - 2) * d, (n - 2) * d))
+        self.residual = torch.zeros_like(hessian)
+        rest, chosen = (~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)
+        if rest.numel():
+            value[rest], gradient[rest], hessian[rest] = self.objective(x[rest], rest)  # type: ignore[assignment]
+        pairs = self.active[chosen]
+        found = self.energy.with_residual(self.points[chosen], pairs)
+        self.energy.count(self.problem.evaluations, pairs, residual=True)
+        value[chosen], gradient[chosen] = found[0], found[1][:, 1:-1].flatten(1)
+        self.residual[chosen] = found[3][:, d:-d, d:-d]
+        whole, convex = self._add_residual(found[2][:, d:-d, d:-d], chosen)
+        hessian[chosen], self.convex[chosen] = whole, convex
+        return value, gradient, hessian
 
     def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return energies and derivatives by free control points (A, m) of the level's pairs."""
@@ -193,18 +232,35 @@ class Level:
         self.energy.count(self.problem.evaluations, pairs)
         d = curve.shape[2]
         if hessian is not None:
-            hessian = hessian[:, d:-d, d:-d]
+            hessian = self._add_residual(hessian[:, d:-d, d:-d], index)[0]
         return value, gradient[:, 1:-1].flatten(1), hessian
 
+    def _add_residual(self, hessian: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the level's residual to Gauss-Newton Hessians where the sum is positive definite.
+
+        Returns the Hessians, and where that was so.
+        """
+        if self.residual is None:
+            return hessian, torch.ones_like(index, dtype=torch.bool)
+        whole = hessian + self.residual[index]
+        bad = ~whole.isfinite().flatten(1).all(1)
+        whole = torch.where(bad[:, None, None], hessian, whole)
+        convex = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
+        return torch.where(convex[:, None, None], whole, hessian), convex
+
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
-        """Judge the curves as they came, in this level's spline space; return who goes on."""
+        """Judge the curves as they came, in this level's spline space; return who goes on.
+
+        Those who do not and have no status of failure are to be put to the proof.
+        """
         active = self.active
-        predicted = _relative_decrease(self.state)
+        predicted = _relative_decrease(self.state) * outcome.gain_ratio[active]
+        predicted = predicted + outcome.unseen[active]
         outcome.predicted_improvement[active] = predicted
         first = outcome.predicted_at_start[active]
         outcome.predicted_at_start[active] = torch.where(first.isnan(), predicted, first)
         finite = self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
-        converged = finite & (predicted <= self.solver.tolerance)
+        converged = finite & self.convex & (predicted <= self.solver.tolerance)
         exhausted = outcome.iterations[active] >= self.solver.max_iterations
         status = outcome.status[active]
         if final:
@@ -216,39 +272,91 @@ class Level:
         outcome.status[active] = status
         return finite & ~converged & ~exhausted & (not final)
 
-    def run(self, outcome: Outcome, going: Tensor, last: bool) -> None:
-        """Minimise until the level's goal."""
+    def run(self, outcome: Outcome, going: Tensor, *, last: bool, final: bool = False) -> Tensor:
+        """Minimise until the level's goal; put certificates to the proof on the way.
+
+        Returns who goes on to the next level.
+        """
         solver, minimizer = self.solver, self.solver.minimizer
-        state = self.state.select(going)
-        outcome.n_control_points[self.active[going]] = self.points.shape[1]
-        n_going = state.index.numel()
+        converged = outcome.status[self.active] == Status.CONVERGED
+        probed = converged & ~outcome.tried[self.active]
+        going = going.clone()
+        state = self.state.select(going | probed)
+        promised = _relative_decrease(self.state)
+        n_working = state.index.numel()
         floor = 0.5 * solver.tolerance
         goal = torch.full_like(self.state.value, floor)
         if not last:
-            goal = (solver.level_reduction * _relative_decrease(self.state)).clamp_min(floor)
+            goal = (solver.level_reduction * promised).clamp_min(floor)
         iteration = 0
         while state.index.numel():
             state = minimizer.step(state, self.objective)
             iteration += 1
-            pairs = self.active[state.index]
-            outcome.iterations[pairs] += 1
+            index = state.index
+            pairs = self.active[index]
+            outcome.iterations[pairs] += (~probed[index]).long()
             predicted = _relative_decrease(state)
-            reached = predicted <= goal[state.index]
+            gained = 0.5 * (self.state.value[index] / state.value - 1.0)
             stalled = minimizer.stalled(state)
-            leaving = reached | stalled | (outcome.iterations[pairs] >= solver.max_iterations)
+            spent = outcome.iterations[pairs] >= solver.max_iterations
+
+            enough = iteration >= _LEAST_STEPS
+            judged = probed[index] & (enough | stalled | spent)
+            left = gained + predicted
+            # in what little is left rounding may look like anything
+            convex = state.convex | (left <= _NOTHING * solver.tolerance)
+            proved = judged & convex & (left <= solver.tolerance)
+            refuted = judged & ~proved
+            outcome.predicted_improvement[pairs[judged]] = left[judged]
+            if final:
+                outcome.status[pairs[refuted]] = int(Status.MAX_CONTROL_POINTS)
+            else:
+                going[index[refuted]] = True
+            probed[index[refuted]] = False
+
+            reached = ~probed[index] & enough & convex & (predicted <= goal[index])
+            leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
-                left = pairs[leaving]
-                inner = state.x[leaving].reshape(left.numel(), -1, self.points.shape[2])
-                outcome.control_points[left, 1:-1] = inner
-                state_now = torch.where(
+                outcome.refine(self.points.shape[1])
+                done = pairs[leaving]
+                inner = state.x[leaving].reshape(done.numel(), -1, self.points.shape[2])
+                outcome.control_points[done, 1:-1] = inner
+                outcome.n_control_points[done] = self.points.shape[1]
+                status = torch.where(
                     stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
                 )
-                outcome.status[left] = state_now[leaving]
-                state = state.select(~leaving)
-            # half of the pairs that leave the level may come back on the next one
-            n_pairs = self.problem.control_points.shape[0]
-            done = n_pairs - n_going + (n_going - state.index.numel()) // 2
-            self.problem.report(done, self.points.shape[1], iteration)
+                outcome.status[done] = status[leaving]
+                ratio = _gain_ratio(gained, promised[index], predicted, stalled)
+                outcome.gain_ratio[done] = ratio[leaving]
+                # at the first level curves have far to go, and predictions are rough
+                tried = outcome.tried[done]
+                rough = tried & (ratio[leaving] > _ROUGH_RATIO)
+                many = torch.where(tried, _MANY_STEPS, 2 * _MANY_STEPS)
+                outcome.flat[done] |= rough | (many < iteration)
+                unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
+                outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
+                outcome.tried[done] = True
+            state = state.select(~(leaving | proved | (refuted & final)))
+            if not final:
+                # half of the pairs that leave the level may come back on the next one
+                n_pairs = self.problem.control_points.shape[0]
+                settled = n_pairs - n_working + (n_working - state.index.numel()) // 2
+                self.problem.report(settled, self.points.shape[1], iteration)
+        return going
+
+
+def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, stalled: Tensor) -> Tensor:
+    """Return what a level gained over what it was predicted to gain, by which predictions scale.
+
+    A preconditioner that is too stiff promises too little, again and again: its next prediction is
+    raised by the same ratio. Where the gradient jumps, as on decoders with kinks, it promises what
+    nobody can have: a pair that found no way down any more scales its prediction down. Short of
+    that a level may have ended early, and nothing is scaled down.
+    """
+    fulfilled = torch.where(stalled, promised, promised - left)
+    ratio = torch.where(fulfilled > 0, gained / fulfilled, 1.0).nan_to_num(1.0)
+    least = torch.where(stalled, 1.0 / _LARGEST_RATIO, 1.0)
+    return torch.maximum(ratio, least).clamp_max(_LARGEST_RATIO)
 
 
 def _relative_decrease(state: LBFGSState) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, refine
 from geolatent.energy import DiscreteEnergy, has_gauss_newton
-from geolatent.metrics import Metric
+from geolatent.metrics import Metric, indefinite
 from geolatent.solution import Evaluations, Status
 
 
@@ -52,11 +52,14 @@ class Problem:
     control_points, knots
         The starting curves, (B, n, d) and (n + 4,).
     ends
-        Outputs at the end points, (B, 2, D), of a metric with chords; else None.
+        Outputs at the end points, (B, 2, D), where energies are to be those of chords; else None.
     evaluations
         Counts to be added to.
     report
         Called after every step with (pairs done so far, control points, iteration).
+    indefinite, inadmissible
+        Marks, (B,): pairs on whose curves a metric tensor had a negative eigenvalue, and pairs with
+        a curve tried along which v^T G v was negative.
     """
 
     metric: Metric
@@ -67,6 +70,13 @@ class Problem:
     ends: Tensor | None
     evaluations: Evaluations
     report: Callable[[int, int, int], None]
+    indefinite: Tensor = field(init=False)
+    inadmissible: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        points = self.control_points
+        self.indefinite = torch.zeros(points.shape[0], dtype=torch.bool, device=points.device)
+        self.inadmissible = self.indefinite.clone()
 
     def energy(
         self, knots: Tensor, nodes_per_span: int, *, gauss_newton: bool = True
@@ -81,19 +91,37 @@ class Problem:
             self.dtype,
             self.budget,
             gauss_newton=gauss_newton,
+            inadmissible=self.inadmissible,
         )
 
     @property
     def has_gauss_newton(self) -> bool:
         """Whether energies come with Hessians."""
-        return has_gauss_newton(self.metric, self.control_points.shape[2])
+        dim = self.control_points.shape[2]
+        return self.ends is not None and has_gauss_newton(self.metric, dim)
 
     def metric_tensors(self, knots: Tensor, points: Tensor, pairs: Tensor, m: int) -> Tensor:
         """Return G in the middles of m equal intervals of t, (A, m, d, d), and count it."""
         at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
         places = (basis_matrix(knots, at) @ points).to(self.dtype)
         self.evaluations.forward[pairs] += m * self.metric.tensor_rows(points.shape[2])
-        return metric_tensors(self.metric, places, self.budget)
+        return self.tensors_at(places, pairs)
+
+    def tensors_at(self, places: Tensor, pairs: Tensor) -> Tensor:
+        """Return G at codes (A, m, d) on the pairs' curves, and mark where it is indefinite."""
+        tensors = metric_tensors(self.metric, places, self.budget)
+        if self.metric.chords is None:  # else it is a sum of squares
+            self.indefinite[pairs] |= indefinite(tensors).any(1)
+        return tensors
+
+    def judge(self, status: Tensor) -> Tensor:
+        """Return the statuses (B,), changed where the metric was found to be indefinite.
+
+        A step too far that was rejected does not count where the pair went on and converged.
+        """
+        ended = (status == Status.NON_FINITE) | (status == Status.STALLED)
+        lost = self.indefinite | (self.inadmissible & ended)
+        return torch.where(lost, int(Status.INDEFINITE_METRIC), status)
 
 
 @dataclass
@@ -101,7 +129,10 @@ class Outcome:
     """What a solver makes of a problem, pair by pair; the curves share one knot vector.
 
     ``predicted_improvement`` is that of the curves as they are, ``predicted_at_start`` that of the
-    starting curves; NaN where it is not known.
+    starting curves; NaN where it is not known. Of the last level, ``gain_ratio`` is what it really
+    gained over what had been predicted of it, and ``unseen`` the relative improvement left that
+    only the steps taken tell of, not the metric at the curve; ``tried`` says whether there was one.
+    ``flat`` marks pairs whose valley was found to be nearly flat in some direction.
     """
 
     control_points: Tensor
@@ -109,6 +140,10 @@ class Outcome:
     status: Tensor
     predicted_improvement: Tensor
     predicted_at_start: Tensor
+    gain_ratio: Tensor
+    unseen: Tensor
+    tried: Tensor
+    flat: Tensor
     iterations: Tensor
     n_control_points: Tensor
 
@@ -123,6 +158,10 @@ class Outcome:
             status=zeros + int(Status.MAX_ITERATIONS),
             predicted_improvement=zeros.double() + torch.nan,
             predicted_at_start=zeros.double() + torch.nan,
+            gain_ratio=zeros.double() + 1.0,
+            unseen=zeros.double(),
+            tried=zeros > 0,
+            flat=zeros > 0,
             iterations=zeros,
             n_control_points=zeros + n,
         )

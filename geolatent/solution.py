@@ -34,6 +34,7 @@ class Status(StatusEnum):
     MAX_ITERATIONS = 4
     STALLED = 5
     NON_FINITE = 6
+    INDEFINITE_METRIC = 7
 
     @property
     def explanation(self) -> str:
@@ -62,6 +63,10 @@ _EXPLANATIONS = {
     Status.NON_FINITE: (
         "The metric is NaN or infinite on the way between the end points; the straight line is "
         "returned where no finite curve was found."
+    ),
+    Status.INDEFINITE_METRIC: (
+        "The metric has a negative direction on the way between the end points, where lengths mean "
+        "nothing; the curve is not a geodesic."
     ),
 }
 

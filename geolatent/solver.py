@@ -26,6 +26,10 @@ from geolatent.solution import Evaluations, GeodesicSolution, Status
 
 # control points of a curve that starts on a graph's path or on given points: enough to follow it
 _PATH_CONTROL_POINTS = 24
+# outputs closer together than this many roundings have chords too short to tell energies
+_RESOLVED = 2.0**14
+# curves whose lengths differ relatively by less are taken for one
+_SAME_LENGTH = 1e-3
 
 
 @torch.inference_mode(False)
@@ -109,6 +113,8 @@ def solve_geodesic(
     length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
     first, last = check_pairs(start, end, metric.dim)
     metric.check("start", first[:1])
+    metric.check_definite("start", first)
+    metric.check_definite("end", last)
     budget = RowBudget(max_rows)
     budget.fit(metric, first[:1])
     curves = check_initial(metric, first, last, initial, budget)
@@ -119,7 +125,7 @@ def solve_geodesic(
     pair_bytes = solver.pair_bytes(d) + 2 * budget.width * first.element_size()
     size = max(1, budget.memory(first) // pair_bytes)
     groups = list(open_pairs.split(size)) if open_pairs.numel() else []
-    parts = []
+    parts, order = [], []
     furthest = 0.0
     for number, group in enumerate(groups):
 
@@ -129,13 +135,22 @@ def solve_geodesic(
             if callback is not None:
                 callback(Progress(furthest, n_pairs, n, iteration))
 
-        chosen = curves[group] if isinstance(curves, CubicBSpline) else curves
-        parts.append(
-            _solve_group(
-                metric, first[group], last[group], solver, chosen, length_tolerance, budget, report
+        for pairs, ends in _by_resolution(metric, first, last, group, budget):
+            chosen = curves[pairs] if isinstance(curves, CubicBSpline) else curves
+            solved = _solve_group(
+                metric,
+                first[pairs],
+                last[pairs],
+                ends,
+                solver,
+                chosen,
+                length_tolerance,
+                budget,
+                report,
             )
-        )
-    solution = _assemble(first, last, open_pairs, parts)
+            parts.append(solved)
+            order.append(pairs)
+    solution = _assemble(first, last, torch.cat(order) if order else open_pairs, parts)
     if callback is not None:
         callback(Progress(1.0, n_pairs, solution.curve.n_control_points, 0))
     return solution
@@ -182,10 +197,36 @@ def check_initial(
     return curve_through_points(metric, points, _PATH_CONTROL_POINTS, budget)
 
 
+def _by_resolution(
+    metric: Metric, start: Tensor, end: Tensor, group: Tensor, budget: RowBudget
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Split a group of pairs by whether chords between them stand out of the outputs' rounding.
+
+    Returns the pairs of each part with the outputs at their ends, (A, 2, D), or None where energies
+    are to be had from the speed.
+    """
+    if metric.chords is None:
+        return [(group, None)]
+    values = metric.chords.values
+    both = torch.stack([start[group], end[group]], dim=1).flatten(0, 1)
+
+    def decode(items: slice) -> Tensor:
+        with torch.no_grad():
+            return values(both[items])
+
+    ends = torch.cat(budget.run(decode, both.shape[0], 1)).reshape(group.numel(), 2, -1)
+    rounding = torch.finfo(ends.dtype).eps * ends.norm(dim=2).amax(1)
+    # what is not finite is met later, pair by pair
+    close = (ends[:, 1] - ends[:, 0]).norm(dim=1) < _RESOLVED * rounding
+    parts = [(group[~close], ends[~close]), (group[close], None)]
+    return [(pairs, outputs) for pairs, outputs in parts if pairs.numel()]
+
+
 def _solve_group(
     metric: Metric,
     start: Tensor,
     end: Tensor,
+    ends: Tensor | None,
     solver: Solver,
     initial: LatentGraph | CubicBSpline | None,
     length_tolerance: float,
@@ -195,9 +236,11 @@ def _solve_group(
     """Solve pairs with different end points that fit into memory together."""
     b = start.shape[0]
     evaluations = Evaluations.zeros(b, start.device)
+    # in float64, for end points may be few roundings apart
+    line = CubicBSpline.straight(start.double(), end.double())
     starts: list[CubicBSpline] = []
     if not isinstance(initial, CubicBSpline):
-        starts.append(CubicBSpline.straight(start, end))
+        starts.append(line)
     if isinstance(initial, CubicBSpline):
         starts.append(initial)
     elif initial is not None:
@@ -205,16 +248,7 @@ def _solve_group(
         evaluations.forward.add_(rows)
         starts.append(curve)
 
-    ends = None
     if metric.chords is not None:
-        values = metric.chords.values
-        both = torch.stack([start, end], dim=1).flatten(0, 1)
-
-        def decode(items: slice) -> Tensor:
-            with torch.no_grad():
-                return values(both[items])
-
-        ends = torch.cat(budget.run(decode, 2 * b, 1)).reshape(b, 2, -1)
         evaluations.forward.add_(2)
 
     outcomes = []
@@ -225,11 +259,13 @@ def _solve_group(
 
         points = curve.control_points.double()
         problem = Problem(metric, start.dtype, budget, points, curve.knots, ends, evaluations, tell)
-        outcomes.append(solver.shorten(problem))
+        outcome = solver.shorten(problem)
+        outcome.status = problem.judge(outcome.status)
+        outcomes.append(outcome)
 
-    line = CubicBSpline.straight(start, end)
-    curves = [CubicBSpline(o.control_points.to(start), o.knots) for o in outcomes]
-    measured = measure(metric, [line, *curves], tolerance=length_tolerance, budget=budget)
+    curves = [line, *(CubicBSpline(o.control_points, o.knots) for o in outcomes)]
+    curves = [curve.to(dtype=start.dtype) for curve in curves]
+    measured = measure(metric, curves, tolerance=length_tolerance, budget=budget)
     evaluations.forward.add_(measured.forward)
     evaluations.jvp.add_(measured.jvp)
 
@@ -249,12 +285,15 @@ def _solve_group(
     shorter = lengths[best, pairs] < straight_length.nan_to_num(torch.inf)
     failed = (status == Status.NON_FINITE) | ~straight_length.isfinite()
     kept = torch.where(failed, int(Status.NON_FINITE), int(Status.STRAIGHT_IS_SHORTEST))
+    indefinite = measured.indefinite | (status == Status.INDEFINITE_METRIC)
     status = torch.where(shorter, status, kept)
-    # the certificate of the line, where a solver began with it
-    at_start = outcomes[0].predicted_at_start
-    if isinstance(initial, CubicBSpline):
-        at_start = torch.full_like(at_start, torch.nan)
+    status = torch.where(indefinite, int(Status.INDEFINITE_METRIC), status)
     predicted = chosen([o.predicted_improvement for o in outcomes])
+    at_start = _left_for_line(
+        outcomes[0].predicted_at_start, predicted, lengths[best, pairs] / straight_length
+    )
+    if isinstance(initial, CubicBSpline):  # no solver began with the line
+        at_start = torch.full_like(at_start, torch.nan)
     lines = straight_control_points(start.double(), end.double(), outcomes[0].knots)
     points = torch.where(
         shorter[:, None, None], chosen([o.control_points for o in outcomes]), lines
@@ -270,6 +309,26 @@ def _solve_group(
         control_points=torch.where(shorter, chosen([o.n_control_points for o in outcomes]), 4),
         evaluations=evaluations,
     )
+
+
+def _left_for_line(at_start: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
+    """Return the predicted improvement of straight lines, where no shorter curve was found.
+
+    A line's own prediction takes the energy that it loses by running at constant speed for a gain
+    in length. A curve that came out as long as the line, but for measuring, is that line at
+    constant speed: what is predicted to be left for the curve is left for the line.
+
+    Parameters
+    ----------
+    at_start
+        Predicted of the lines themselves, (B,).
+    predicted
+        Predicted of the curves that solvers made of them, (B,).
+    ratio
+        Length of the curves over that of the lines, (B,).
+    """
+    left = (1.0 - ratio * (1.0 - predicted)).clamp_min(0.0)
+    return torch.where((ratio - 1.0).abs() <= _SAME_LENGTH, left, at_start)
 
 
 def _assemble(

@@ -558,3 +558,49 @@ def test_messages_count_bad_values():
     value = torch.tensor([1.0, torch.nan, torch.inf])
     call = functools.partial(check_tensor, "x", value, "of shape (n,)", (1,))
     check_refused(call, ValueError, "x", "finite", "with 2 values that are NaN or infinite")
+
+
+# Rows
+
+
+def standard_deviation(z):
+    return z / z.std(0, keepdim=True)
+
+
+ROW_MIXING = {
+    "mean": lambda z: z - z.mean(0),
+    "mean beside a large constant": lambda z: 1e4 + z - z.mean(0),
+    "a little of the mean": lambda z: z + 0.05 * z.mean(0),
+    "standard deviation": standard_deviation,
+    "batch statistics": lambda z: (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt(),
+    "softmax over rows": lambda z: z.softmax(0),
+    "running sum": lambda z: z.cumsum(0),
+    "position": lambda z: z * torch.arange(1.0, len(z) + 1).to(z)[:, None],
+    "number of rows": lambda z: z / len(z),
+    "chance": lambda z: z + 0.1 * torch.rand_like(z),
+}
+
+
+@pytest.mark.filterwarnings(r"ignore:std\(\)")  # torch's own, of one row
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", ROW_MIXING)
+def test_rows_that_depend_on_one_another(case, dtype):
+    mixing = ROW_MIXING[case]
+    codes = torch.tensor([[0.3, -0.7], [0.1, 2.0]], dtype=dtype)
+    for metric, name in (
+        (PullbackMetric(mixing), "decoder"),
+        (PullbackMetric(double, mixing), "features"),
+    ):
+        call = functools.partial(solve_geodesic, metric, codes, codes + 1)
+        check_refused(call, ValueError, name, "each row by itself", "rest of the batch")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rounding_is_no_dependence(dtype, offset):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(8, 300), nn.GELU(), nn.Linear(300, 300), nn.Tanh())
+    body = nn.Sequential(*body, nn.Linear(300, 784)).to(dtype)
+    for seed in range(5):
+        z = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        assert PullbackMetric(lambda z: offset + body(z)).tensor(z).dtype == dtype

@@ -33,7 +33,6 @@ from geolatent.experiments.sweep import sweep_points
 from geolatent.files import LOCK, FolderLock, write_file
 from geolatent.results import (
     CONFIG,
-    CURVES,
     ENVIRONMENT,
     PAIRS,
     PARTS,

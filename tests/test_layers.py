@@ -15,10 +15,10 @@ PACKAGE = Path(geolatent.__file__).parent
 
 # From the bottom up; a module imports from its own layer and lower ones only.
 LAYERS = [
-    ["_version", "requirements", "files", "display", "quadrature", "ode"],
-    ["console", "terminal"],
+    ["_version", "requirements", "files", "display", "quadrature", "ode", "callables"],
+    ["console", "terminal", "forward_mode"],
     ["checks", "config", "memory", "idx"],
-    ["places"],
+    ["places", "rows", "differences"],
     ["minimize", "solution", "curves", "jacobians", "outline", "words"],
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting", "results"],

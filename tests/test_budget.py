@@ -1,0 +1,139 @@
+"""Rows that metrics see at once stay within what the memory holds, with chords or without."""
+
+import pytest
+import torch
+from torch import nn
+
+from geolatent import (
+    CubicBSpline,
+    EnsembleMetric,
+    GaussianPullbackMetric,
+    PullbackMetric,
+    TensorMetric,
+    path_length,
+    solve_geodesic,
+)
+from geolatent.budget import RowBudget
+from geolatent.metric_families import (
+    BernoulliPullbackMetric,
+    ConformalMetric,
+    DivergenceMetric,
+    GaussianFisherRaoMetric,
+    LocalVarianceMetric,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+WIDE = 784
+MEMORY = 2**25
+
+
+class Gaussian(nn.Module):
+    """Mean and standard deviation, (n, 2) -> two times (n, 784); notes the rows of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, WIDE)
+        self.rows = []
+
+    def forward(self, z):
+        self.rows.append(len(z))
+        mean = self.linear(z).sin()
+        return mean, 1.0 + 0.1 * mean.square()
+
+
+def flat(gaussian):
+    return lambda z: gaussian(z)[0]
+
+
+FEATURES = nn.Linear(WIDE, 100).double()
+SUMMED = nn.Linear(WIDE, 3).double()
+# each metric of a Gaussian decoder, and the numbers that one row makes of it at least
+METRICS = {
+    "pull-back": (lambda g: PullbackMetric(flat(g)), WIDE),
+    "few features of many outputs": (lambda g: PullbackMetric(flat(g), SUMMED), WIDE),
+    "Gaussian": (GaussianPullbackMetric, 2 * WIDE),
+    "Gaussian, exact": (lambda g: GaussianPullbackMetric(g, SUMMED), 2 * WIDE),
+    "Gaussian, Hutchinson": (lambda g: GaussianPullbackMetric(g, FEATURES, n_probes=2), 2 * WIDE),
+    "Fisher-Rao": (GaussianFisherRaoMetric, 2 * WIDE),
+    "Bernoulli": (lambda g: BernoulliPullbackMetric(flat(g), output="logits"), WIDE),
+    "ensemble": (lambda g: EnsembleMetric([GaussianFisherRaoMetric(g)] * 2), 4 * WIDE),
+    "conformal": (
+        lambda g: ConformalMetric(GaussianFisherRaoMetric(g), lambda z: 1.0 + z.square().sum(1)),
+        2 * WIDE,
+    ),
+    "divergence": (
+        lambda g: DivergenceMetric(flat(g), lambda x, y: (x - y).square().sum(1)),
+        2 * WIDE,
+    ),
+}
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(RowBudget, "memory", staticmethod(lambda _: MEMORY))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("case", METRICS)
+def test_width_is_what_a_row_makes(case, checked):
+    make, least = METRICS[case]
+    metric, z = make(Gaussian()), torch.randn(1, 2)
+    if checked:
+        metric.check("z", z)
+    assert least <= metric.row_width(z) <= 1.2 * least
+
+
+@pytest.mark.parametrize("case", METRICS)
+def test_rows_at_once_fit_into_memory(case, little_memory):
+    make, least = METRICS[case]
+    gaussian = Gaussian()
+    metric = make(gaussian)
+    ends = torch.randn(2, 40, 2)
+    metric.check("z", ends[0, :1])
+    gaussian.rows.clear()
+    path_length(metric, CubicBSpline.straight(*ends), tolerance=1e-1)
+    limit = MEMORY // (60 * least * 8)
+    # columns and repeated rows are those of as many codes
+    assert sum(gaussian.rows) > 4 * limit
+    assert max(gaussian.rows) <= limit
+
+
+def test_local_variance_counts_its_points(little_memory, monkeypatch):
+    seen = []
+    diagonal = LocalVarianceMetric._diagonal
+
+    def noted(self, z):
+        seen.append(len(z))
+        return diagonal(self, z)
+
+    monkeypatch.setattr(LocalVarianceMetric, "_diagonal", noted)
+    metric = LocalVarianceMetric(torch.randn(2000, 2), bandwidth=0.5)
+    start, end = torch.randn(2, 5, 2)
+    solve_geodesic(metric, start, end)
+    limit = max(16, MEMORY // (60 * 4000 * 8))
+    assert sum(seen) > 20 * limit
+    # a curve's nodes stay together
+    assert max(seen) <= max(limit, 300)
+
+
+def test_local_variance_of_many_codes_and_points(monkeypatch):
+    data, codes = torch.randn(50, 2), torch.randn(30, 2)
+    expected = LocalVarianceMetric(data, bandwidth=0.5).tensor(codes)
+    seen = []
+    inverse_variances = LocalVarianceMetric._inverse_variances
+
+    def noted(self, z):
+        seen.append(len(z))
+        return inverse_variances(self, z)
+
+    monkeypatch.setattr(LocalVarianceMetric, "_inverse_variances", noted)
+    monkeypatch.setattr("geolatent.metric_families._DIFFERENCES", 700)
+    metric = LocalVarianceMetric(data, bandwidth=0.5)
+    torch.testing.assert_close(metric.tensor(codes), expected)
+    assert seen == [7, 7, 7, 7, 2]
+
+
+def test_tensor_fields_count_their_entries():
+    metric = TensorMetric(lambda z: torch.eye(5).expand(len(z), 5, 5), dim=5)
+    assert metric.row_width(torch.zeros(1, 5)) == 25
