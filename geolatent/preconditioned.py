@@ -73,8 +73,9 @@ class PreconditionedSolver(Solver):
     unchanged curve in the richer spline space the Newton decrement g^T H^-1 g / (4 E) predicts a
     relative improvement, times what the last level gained over what had been predicted of it; what
     only the steps of that level tell of is added. A pair is done where that is at most
-    ``tolerance``. Where it is so at the first level, two steps of the minimiser put it to the
-    proof: what they gain, and what is predicted after them, must be at most ``tolerance`` too.
+    ``tolerance``. Where it is so at the first level, or after one that was not convex, two steps of
+    the minimiser put it to the proof: what they gain, and what is predicted after them, must be at
+    most ``tolerance`` too.
 
     Parameters
     ----------
@@ -279,7 +280,7 @@ class Level:
         """
         solver, minimizer = self.solver, self.solver.minimizer
         converged = outcome.status[self.active] == Status.CONVERGED
-        probed = converged & ~outcome.tried[self.active]
+        probed = converged & ~outcome.trusted[self.active]
         going = going.clone()
         state = self.state.select(going | probed)
         promised = _relative_decrease(self.state)
@@ -329,13 +330,13 @@ class Level:
                 ratio = _gain_ratio(gained, promised[index], predicted, stalled)
                 outcome.gain_ratio[done] = ratio[leaving]
                 # at the first level curves have far to go, and predictions are rough
-                tried = outcome.tried[done]
-                rough = tried & (ratio[leaving] > _ROUGH_RATIO)
-                many = torch.where(tried, _MANY_STEPS, 2 * _MANY_STEPS)
+                trusted = outcome.trusted[done]
+                rough = trusted & (ratio[leaving] > _ROUGH_RATIO)
+                many = torch.where(trusted, _MANY_STEPS, 2 * _MANY_STEPS)
                 outcome.flat[done] |= rough | (many < iteration)
                 unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
                 outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
-                outcome.tried[done] = True
+                outcome.trusted[done] = self.convex[index[leaving]]
             state = state.select(~(leaving | proved | (refuted & final)))
             if not final:
                 # half of the pairs that leave the level may come back on the next one

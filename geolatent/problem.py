@@ -131,8 +131,9 @@ class Outcome:
     ``predicted_improvement`` is that of the curves as they are, ``predicted_at_start`` that of the
     starting curves; NaN where it is not known. Of the last level, ``gain_ratio`` is what it really
     gained over what had been predicted of it, and ``unseen`` the relative improvement left that
-    only the steps taken tell of, not the metric at the curve; ``tried`` says whether there was one.
-    ``flat`` marks pairs whose valley was found to be nearly flat in some direction.
+    only the steps taken tell of, not the metric at the curve; ``trusted`` says whether there was a
+    level, and the energy was convex where it began. ``flat`` marks pairs whose valley was found to
+    be nearly flat in some direction.
     """
 
     control_points: Tensor
@@ -142,7 +143,7 @@ class Outcome:
     predicted_at_start: Tensor
     gain_ratio: Tensor
     unseen: Tensor
-    tried: Tensor
+    trusted: Tensor
     flat: Tensor
     iterations: Tensor
     n_control_points: Tensor
@@ -160,7 +161,7 @@ class Outcome:
             predicted_at_start=zeros.double() + torch.nan,
             gain_ratio=zeros.double() + 1.0,
             unseen=zeros.double(),
-            tried=zeros > 0,
+            trusted=zeros > 0,
             flat=zeros > 0,
             iterations=zeros,
             n_control_points=zeros + n,
