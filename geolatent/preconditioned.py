@@ -20,7 +20,8 @@ _DENSE_SIZE = 600
 _RIDGE = 0.1
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
-# steps after which the minimiser's memory is trusted to know the directions that are nearly flat
+# steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
+# where no Hessians tell of them
 _LEAST_STEPS = 2
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
@@ -301,8 +302,7 @@ class Level:
             stalled = minimizer.stalled(state)
             spent = outcome.iterations[pairs] >= solver.max_iterations
 
-            enough = iteration >= _LEAST_STEPS
-            judged = probed[index] & (enough | stalled | spent)
+            judged = probed[index] & ((iteration >= _LEAST_STEPS) | stalled | spent)
             left = gained + predicted
             # in what little is left rounding may look like anything
             convex = state.convex | (left <= _NOTHING * solver.tolerance)
@@ -315,6 +315,7 @@ class Level:
                 going[index[refuted]] = True
             probed[index[refuted]] = False
 
+            enough = self.problem.has_gauss_newton or iteration >= _LEAST_STEPS
             reached = ~probed[index] & enough & convex & (predicted <= goal[index])
             leaving = going[index] & (reached | stalled | spent)
             if leaving.any():

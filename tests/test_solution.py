@@ -174,7 +174,7 @@ def test_statuses_stay_integers(kind):
 
 
 def test_the_summary_counts_statuses_in_words():
-    lines = made_up(15).summary().splitlines()
+    lines = made_up(2 * len(Status) + 1).summary().splitlines()
     assert lines[0] == f"3 CONVERGED: {Status.CONVERGED.explanation}"
     assert [line.split(" ")[1] for line in lines] == [f"{status}:" for status in Status]
 
@@ -221,8 +221,8 @@ def test_of_many_pairs_the_ends_are_shown_with_means_and_counts():
     assert rows[11][1:4] == ["3751", "5002", "25.0"]
     assert rows[11][6] == f"{4 + 17 * 9999 / 2:,.0f}"
     counts = " ".join(word for row in rows[12:] for word in row)
-    # 10,000 = 7 * 1428 + 4
-    assert counts == ", ".join(f"{1429 if s < 4 else 1428:,} {s}" for s in Status)
+    each, more = divmod(10_000, len(Status))
+    assert counts == ", ".join(f"{each + (s < more):,} {s}" for s in Status)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 123.456, 1e12])
