@@ -219,7 +219,7 @@ def check_certificate(n: int = 100, models: Path | None = None, dump: Path | Non
         dump: File for predictions and gains of every pair.
     """
     warnings.simplefilter("ignore", UserWarning)  # lengths that do not reach the tight tolerance
-    console = Console()
+    console = Console(width=150)
     head = ("decoder", "pairs", "converged", "rows", "predicted, median", "gained, median")
     head += ("gained more", "more than twice", "more than ten times")
     table = Table(*head, title="Predicted improvement of CONVERGED pairs, and what they gained")
