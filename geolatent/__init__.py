@@ -56,16 +56,16 @@ if TYPE_CHECKING:
         through_points,
     )
     from geolatent.lengths import path_energy, path_length
-    from geolatent.metric_families import (
+    from geolatent.metrics.base import Metric
+    from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
+    from geolatent.metrics.information import (
         BernoulliPullbackMetric,
         CategoricalPullbackMetric,
-        ConformalMetric,
         DivergenceMetric,
-        EnsembleMetric,
         GaussianFisherRaoMetric,
-        LocalVarianceMetric,
     )
-    from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
+    from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
+    from geolatent.metrics.tensor import TensorMetric
     from geolatent.minimize import LBFGS
     from geolatent.preconditioned import PreconditionedSolver
     from geolatent.problem import Progress, Solver
@@ -173,21 +173,23 @@ _MODULES = {
         "path_energy",
         "path_length",
     ),
-    "metric_families": (
-        "BernoulliPullbackMetric",
-        "CategoricalPullbackMetric",
+    "metrics.base": ("Metric",),
+    "metrics.composite": (
         "ConformalMetric",
-        "DivergenceMetric",
         "EnsembleMetric",
-        "GaussianFisherRaoMetric",
         "LocalVarianceMetric",
     ),
-    "metrics": (
-        "GaussianPullbackMetric",
-        "Metric",
-        "PullbackMetric",
-        "TensorMetric",
+    "metrics.information": (
+        "BernoulliPullbackMetric",
+        "CategoricalPullbackMetric",
+        "DivergenceMetric",
+        "GaussianFisherRaoMetric",
     ),
+    "metrics.pullback": (
+        "GaussianPullbackMetric",
+        "PullbackMetric",
+    ),
+    "metrics.tensor": ("TensorMetric",),
     "minimize": ("LBFGS",),
     "preconditioned": ("PreconditionedSolver",),
     "problem": (

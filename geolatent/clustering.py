@@ -17,7 +17,7 @@ from geolatent.checks import check_choice, check_integer, describe, requirement
 from geolatent.distances import graph_distance_matrix
 from geolatent.estimators import as_codes, check_graph, default_graph
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
 from geolatent.statistics import frechet_mean
 
 Floats = NDArray[np.float64]

@@ -7,10 +7,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator, shoot
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 
 
 def brownian_motion(

@@ -9,10 +9,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import check_alike, check_codes, check_pairs, describe, requirement
 from geolatent.initial import LatentGraph, _spoke_lengths
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.problem import Callback, Solver
 from geolatent.solver import solve_geodesic
 

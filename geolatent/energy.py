@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
-from geolatent.chords import Chords
 from geolatent.curves import basis_matrix
-from geolatent.metrics import Metric, negative
+from geolatent.metrics.base import Metric, negative
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.chords import Chords
 from geolatent.quadrature import composite_rule
 from geolatent.solution import Evaluations
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geolatent.checks import check_codes, describe, requirement
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
 
 # nodes at which two metrics are compared
 _COMPARED = 16

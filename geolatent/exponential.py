@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -22,7 +21,8 @@ from geolatent.checks import (
 )
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.ode import TrajectoryStatus, integrate
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Callback, Solver

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_number
 from geolatent.curves import basis_matrix
-from geolatent.metrics import negative
+from geolatent.metrics.base import negative
 from geolatent.problem import Outcome, Problem, Solver
 from geolatent.solution import Status
 

@@ -15,7 +15,6 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -25,9 +24,10 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.chords import Chords
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32

@@ -16,7 +16,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_choice,
     check_integer,
@@ -27,7 +26,8 @@ from geolatent.checks import (
 from geolatent.estimators import as_codes, check_graph, default_graph
 from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.statistics import Logarithms
 

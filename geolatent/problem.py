@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, refine
 from geolatent.energy import DiscreteEnergy, has_gauss_newton
-from geolatent.metrics import Metric, indefinite
+from geolatent.metrics.base import Metric, indefinite
+from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.solution import Evaluations, Status
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_number,
@@ -19,7 +18,8 @@ from geolatent.checks import (
 from geolatent.curves import CubicBSpline, clamped_knots, refine, straight_control_points
 from geolatent.initial import LatentGraph, curve_through_points, graph_curve
 from geolatent.lengths import measure
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Callback, Problem, Progress, Solver
 from geolatent.solution import Evaluations, GeodesicSolution, Status

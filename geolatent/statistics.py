@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -21,7 +20,8 @@ from geolatent.checks import (
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.exponential import HamiltonianFlow, Integrator, shoot_to
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Solver
 from geolatent.solution import Evaluations

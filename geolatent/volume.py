@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -18,7 +17,8 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.metrics import Metric, check_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
 
 
 def _check(metric: object, z: object) -> tuple[Metric, Tensor]:

@@ -22,9 +22,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.budget import RowBudget
 from geolatent.energy import DiscreteEnergy
 from geolatent.experiments.demo import digit_pairs
+from geolatent.metrics.budget import RowBudget
 from geolatent.minimize import Preconditioner
 from geolatent.preconditioned import sobolev_preconditioner
 from geolatent.problem import Problem

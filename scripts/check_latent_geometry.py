@@ -199,7 +199,7 @@ def arcs(n: int, n_arcs: int, seed: int) -> Tensor:
 
 def densities() -> Iterator[Line]:
     """Held-out log-likelihood of LAND and of Gaussian mixtures of as many components."""
-    from geolatent.metric_families import LocalVarianceMetric
+    from geolatent.metrics.composite import LocalVarianceMetric
 
     for k, name in ((1, "half circle"), (2, "two half circles")):
         train, test = arcs(100, k, 0), arcs(100, k, 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from geolatent.data import digits, torchvision_images
 from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression
-from geolatent.metrics import GaussianPullbackMetric, PullbackMetric
+from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import ConvVAE, load_model, save_model
 
 

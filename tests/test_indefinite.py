@@ -17,8 +17,8 @@ from geolatent import (
     path_length,
     solve_geodesic,
 )
-from geolatent.metric_families import ConformalMetric
-from geolatent.metrics import indefinite, negative
+from geolatent.metrics.base import indefinite, negative
+from geolatent.metrics.composite import ConformalMetric
 from geolatent.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64")

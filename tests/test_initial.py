@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
-from geolatent.budget import RowBudget
 from geolatent.curves import clamped_knots
 from geolatent.initial import Path, curve_through_points, graph_curve
+from geolatent.metrics.budget import RowBudget
 
 pytestmark = pytest.mark.usefixtures("float64")
 

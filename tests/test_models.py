@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from geolatent.data import digits
-from geolatent.metrics import GaussianPullbackMetric, PullbackMetric
+from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import (
     MLPVAE,
     VAE,

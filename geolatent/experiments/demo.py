@@ -18,7 +18,7 @@ from geolatent.config import Formats, check_formats
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.initial import LatentGraph
-from geolatent.metrics import GaussianPullbackMetric
+from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.problem import Progress as SolverProgress
 from geolatent.solution import GeodesicSolution
 from geolatent.solver import solve_geodesic

@@ -56,7 +56,7 @@ from geolatent.experiments.setup import (
 )
 from geolatent.experiments.summary import summarise
 from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
 from geolatent.results import Run, RunFolder, SolvedPairs
 
 DEFAULT_STEPS = (1.0, 2.0, 4.0)

@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geolatent import plotting
-from geolatent.budget import RowBudget
 from geolatent.checks import check_integer
 from geolatent.config import (
     DataOptions,
@@ -63,7 +62,8 @@ from geolatent.experiments.summary import summarise
 from geolatent.initial import LatentGraph
 from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
 from geolatent.lengths import measure as measure_lengths
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget
 from geolatent.results import Run, RunFolder, SolvedPairs
 
 PLAIN = "geodesic"

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from geolatent import plotting
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
 from geolatent.config import (
     DataOptions,
@@ -34,7 +33,8 @@ from geolatent.experiments.console import (
 from geolatent.experiments.setup import Dataset, make_device, make_features, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.memory import check_memory
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.results import Run, RunFolder
 
 

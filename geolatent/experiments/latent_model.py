@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
 from geolatent.config import MetricOptions
-from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 
 # images or codes that go through a network at once
 _ROWS = 1024

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.interpolations import log_prior
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
 
 # distances to codes that are held in memory at once
 _DISTANCES = 2**24

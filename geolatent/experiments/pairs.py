@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
 from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
@@ -22,7 +21,8 @@ from geolatent.first_order import FirstOrderSolver
 from geolatent.georce import GEORCESolver
 from geolatent.initial import LatentGraph
 from geolatent.memory import check_memory
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.models.checkpoint import read_tensors
 from geolatent.preconditioned import PreconditionedSolver
 from geolatent.problem import Progress, Solver

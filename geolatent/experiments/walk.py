@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from geolatent import plotting, plotting_statistics
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
 from geolatent.diffusion import brownian_motion
@@ -31,7 +30,8 @@ from geolatent.experiments.summary import statistics
 from geolatent.exponential import DiscreteGeodesic
 from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
 from geolatent.memory import check_memory
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.results import Run, RunFolder
 from geolatent.volume import magnification_factor
 

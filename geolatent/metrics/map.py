@@ -12,9 +12,9 @@ from torch import Tensor
 
 from geolatent.callables import is_scripted
 from geolatent.checks import Buffers, check_function, check_placement, describe, requirement
-from geolatent.differences import Quotients, random_like
-from geolatent.forward_mode import LOCK, TakenError, jvp, taken
-from geolatent.rows import check_rows, neighbour
+from geolatent.metrics.differences import Quotients, random_like
+from geolatent.metrics.forward_mode import LOCK, TakenError, jvp, taken
+from geolatent.metrics.independence import check_rows, neighbour
 
 _BACKWARD = "using double backward"
 # how often a product is taken before it is believed

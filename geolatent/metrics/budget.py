@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer
-from geolatent.metrics import Metric
+from geolatent.metrics.base import Metric
 
 T = TypeVar("T")
 

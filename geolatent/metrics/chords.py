@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.jacobians import Map
+from geolatent.metrics.map import Map
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import requirement
-from geolatent.rows import neighbour
+from geolatent.metrics.independence import neighbour
 
 # by which part of its size a product may differ from a quotient: too narrow for a derivative that
 # is missing
