@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from geolatent.diffusion import brownian_motion
     from geolatent.distances import distance, graph_distances, pairwise_distances
     from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
-    from geolatent.first_order import FirstOrderSolver
-    from geolatent.georce import GEORCESolver
     from geolatent.graph_files import load_graph, save_graph
     from geolatent.initial import LatentGraph
     from geolatent.interpolations import (
@@ -66,11 +64,13 @@ if TYPE_CHECKING:
     )
     from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
     from geolatent.metrics.tensor import TensorMetric
-    from geolatent.minimize import LBFGS
-    from geolatent.preconditioned import PreconditionedSolver
-    from geolatent.problem import Progress, Solver
     from geolatent.solution import Evaluations, GeodesicSolution, Status
     from geolatent.solver import solve_geodesic
+    from geolatent.solvers.first_order import FirstOrderSolver
+    from geolatent.solvers.georce import GEORCESolver
+    from geolatent.solvers.lbfgs import LBFGS
+    from geolatent.solvers.preconditioned import PreconditionedSolver
+    from geolatent.solvers.problem import Progress, Solver
     from geolatent.statistics import frechet_mean
     from geolatent.volume import (
         condition_number,
@@ -152,8 +152,8 @@ _MODULES = {
         "log_map",
         "shoot",
     ),
-    "first_order": ("FirstOrderSolver",),
-    "georce": ("GEORCESolver",),
+    "solvers.first_order": ("FirstOrderSolver",),
+    "solvers.georce": ("GEORCESolver",),
     "graph_files": (
         "load_graph",
         "save_graph",
@@ -190,9 +190,9 @@ _MODULES = {
         "PullbackMetric",
     ),
     "metrics.tensor": ("TensorMetric",),
-    "minimize": ("LBFGS",),
-    "preconditioned": ("PreconditionedSolver",),
-    "problem": (
+    "solvers.lbfgs": ("LBFGS",),
+    "solvers.preconditioned": ("PreconditionedSolver",),
+    "solvers.problem": (
         "Progress",
         "Solver",
     ),

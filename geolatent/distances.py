@@ -13,8 +13,8 @@ from geolatent.checks import check_alike, check_codes, check_pairs, describe, re
 from geolatent.initial import LatentGraph, _spoke_lengths
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.problem import Callback, Solver
 from geolatent.solver import solve_geodesic
+from geolatent.solvers.problem import Callback, Solver
 
 # searches run at once; bounds the memory for their distances
 _SOURCES_AT_ONCE = 64

@@ -24,11 +24,11 @@ from geolatent.initial import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.ode import TrajectoryStatus, integrate
-from geolatent.preconditioned import PreconditionedSolver
-from geolatent.problem import Callback, Solver
 from geolatent.quadrature import composite_rule
 from geolatent.solution import Evaluations, GeodesicSolution
 from geolatent.solver import solve_geodesic
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Callback, Solver
 
 # a correction that does not help is halved so many times before the Jacobian is taken anew
 _HALVINGS = 5

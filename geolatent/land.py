@@ -28,7 +28,7 @@ from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check
 from geolatent.initial import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.preconditioned import PreconditionedSolver
+from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.statistics import Logarithms
 
 _LOG_TWO_PI = math.log(2.0 * math.pi)

@@ -20,9 +20,9 @@ from geolatent.initial import LatentGraph, curve_through_points, graph_curve
 from geolatent.lengths import measure
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.preconditioned import PreconditionedSolver
-from geolatent.problem import Callback, Problem, Progress, Solver
 from geolatent.solution import Evaluations, GeodesicSolution, Status
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Callback, Problem, Progress, Solver
 
 # control points of a curve that starts on a graph's path or on given points: enough to follow it
 _PATH_CONTROL_POINTS = 24

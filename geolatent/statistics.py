@@ -22,10 +22,10 @@ from geolatent.exponential import HamiltonianFlow, Integrator, shoot_to
 from geolatent.initial import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.preconditioned import PreconditionedSolver
-from geolatent.problem import Solver
 from geolatent.solution import Evaluations
 from geolatent.solver import solve_geodesic
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
 
 # control points of the curves that the next iteration starts from
 _WARM_CONTROL_POINTS = 15

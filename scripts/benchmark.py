@@ -41,10 +41,10 @@ from torch import Tensor, nn
 
 import geolatent as gl
 from geolatent.curves import basis_matrix
-from geolatent.energy import DiscreteEnergy
 from geolatent.experiments.demo import digit_pairs
-from geolatent.georce import polyline
 from geolatent.metrics.budget import RowBudget
+from geolatent.solvers.energy import DiscreteEnergy
+from geolatent.solvers.georce import polyline
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
 

@@ -19,7 +19,7 @@ from geolatent import (
 )
 from geolatent.metrics.base import indefinite, negative
 from geolatent.metrics.composite import ConformalMetric
-from geolatent.problem import Problem
+from geolatent.solvers.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64")
 

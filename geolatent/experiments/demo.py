@@ -19,9 +19,9 @@ from geolatent.curves import CubicBSpline
 from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.initial import LatentGraph
 from geolatent.metrics.pullback import GaussianPullbackMetric
-from geolatent.problem import Progress as SolverProgress
 from geolatent.solution import GeodesicSolution
 from geolatent.solver import solve_geodesic
+from geolatent.solvers.problem import Progress as SolverProgress
 
 LATTICE_RESOLUTION = 256
 # latent units between the outermost codes and the edge of the lattice

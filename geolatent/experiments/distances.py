@@ -39,8 +39,8 @@ from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
 from geolatent.initial import LatentGraph
 from geolatent.lengths import path_length
-from geolatent.problem import Progress
 from geolatent.results import Run, RunFolder
+from geolatent.solvers.problem import Progress
 
 _UNITS = {"latent": "latent units"}
 

@@ -17,17 +17,17 @@ from geolatent.checks import check_integer, check_number, check_pairs, requireme
 from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.latent_model import LatentModel
-from geolatent.first_order import FirstOrderSolver
-from geolatent.georce import GEORCESolver
 from geolatent.initial import LatentGraph
 from geolatent.memory import check_memory
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.models.checkpoint import read_tensors
-from geolatent.preconditioned import PreconditionedSolver
-from geolatent.problem import Progress, Solver
 from geolatent.results import SolvedPairs
 from geolatent.solver import solve_geodesic
+from geolatent.solvers.first_order import FirstOrderSolver
+from geolatent.solvers.georce import GEORCESolver
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Progress, Solver
 
 # straight lines and curves of a batch -> further columns of the table, B values each
 Measure = Callable[[CubicBSpline, CubicBSpline], Mapping[str, Any]]

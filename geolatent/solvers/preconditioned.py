@@ -9,10 +9,10 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.curves import basis_matrix, refine
-from geolatent.minimize import LBFGS, LBFGSState, Preconditioner
-from geolatent.problem import Outcome, Problem, Solver
 from geolatent.quadrature import composite_rule
 from geolatent.solution import Status
+from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner
+from geolatent.solvers.problem import Outcome, Problem, Solver
 
 # up to this size, (n - 2) d, a level's preconditioner is a dense matrix for each pair
 _DENSE_SIZE = 600

@@ -8,8 +8,8 @@ import torch
 
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.curves import refine
-from geolatent.preconditioned import Level, PreconditionedSolver, next_level
-from geolatent.problem import Outcome, Problem, Solver
+from geolatent.solvers.preconditioned import Level, PreconditionedSolver, next_level
+from geolatent.solvers.problem import Outcome, Problem, Solver
 
 
 @dataclass(frozen=True)

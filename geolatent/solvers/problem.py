@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from geolatent.curves import basis_matrix, refine
-from geolatent.energy import DiscreteEnergy, has_gauss_newton
 from geolatent.metrics.base import Metric, indefinite
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.solution import Evaluations, Status
+from geolatent.solvers.energy import DiscreteEnergy, has_gauss_newton
 
 
 @dataclass(frozen=True)

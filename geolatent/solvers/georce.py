@@ -10,8 +10,8 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number
 from geolatent.curves import basis_matrix
 from geolatent.metrics.base import negative
-from geolatent.problem import Outcome, Problem, Solver
 from geolatent.solution import Status
+from geolatent.solvers.problem import Outcome, Problem, Solver
 
 
 @dataclass(frozen=True)
