@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from geolatent.diffusion import brownian_motion
     from geolatent.distances import distance, graph_distances, pairwise_distances
     from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
+    from geolatent.graph import LatentGraph
     from geolatent.graph_files import load_graph, save_graph
-    from geolatent.initial import LatentGraph
     from geolatent.interpolations import (
         great_circle,
         lerp,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
     from geolatent.metrics.tensor import TensorMetric
     from geolatent.solution import Evaluations, GeodesicSolution, Status
-    from geolatent.solver import solve_geodesic
+    from geolatent.solve import solve_geodesic
     from geolatent.solvers.first_order import FirstOrderSolver
     from geolatent.solvers.georce import GEORCESolver
     from geolatent.solvers.lbfgs import LBFGS
@@ -158,7 +158,7 @@ _MODULES = {
         "load_graph",
         "save_graph",
     ),
-    "initial": ("LatentGraph",),
+    "graph": ("LatentGraph",),
     "interpolations": (
         "great_circle",
         "lerp",
@@ -201,7 +201,7 @@ _MODULES = {
         "GeodesicSolution",
         "Status",
     ),
-    "solver": ("solve_geodesic",),
+    "solve": ("solve_geodesic",),
     "statistics": ("frechet_mean",),
     "volume": (
         "condition_number",

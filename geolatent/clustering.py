@@ -16,7 +16,7 @@ from torch import Tensor
 from geolatent.checks import check_choice, check_integer, describe, requirement
 from geolatent.distances import graph_distance_matrix
 from geolatent.estimators import as_codes, check_graph, default_graph
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.statistics import frechet_mean
 

@@ -10,10 +10,10 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from geolatent.checks import check_alike, check_codes, check_pairs, describe, requirement
-from geolatent.initial import LatentGraph, _spoke_lengths
+from geolatent.graph import LatentGraph, _spoke_lengths
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.solver import solve_geodesic
+from geolatent.solve import solve_geodesic
 from geolatent.solvers.problem import Callback, Solver
 
 # searches run at once; bounds the memory for their distances

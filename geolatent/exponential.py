@@ -20,13 +20,13 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import DEGREE, CubicBSpline
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.ode import TrajectoryStatus, integrate
 from geolatent.quadrature import composite_rule
 from geolatent.solution import Evaluations, GeodesicSolution
-from geolatent.solver import solve_geodesic
+from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Callback, Solver
 

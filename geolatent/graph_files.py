@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 from geolatent.checks import requirement
 from geolatent.files import write_file
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
 
 

@@ -25,7 +25,7 @@ from geolatent.checks import (
 )
 from geolatent.estimators import as_codes, check_graph, default_graph
 from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.solvers.preconditioned import PreconditionedSolver

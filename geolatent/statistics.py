@@ -19,11 +19,11 @@ from geolatent.checks import (
 )
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.exponential import HamiltonianFlow, Integrator, shoot_to
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.solution import Evaluations
-from geolatent.solver import solve_geodesic
+from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
 

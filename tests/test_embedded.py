@@ -10,7 +10,7 @@ import torch
 import geolatent as gl
 from geolatent.cli import main
 from geolatent.experiments.demo import LATTICE_RESOLUTION, digit_pairs
-from geolatent.initial import graph_curve
+from geolatent.graph import graph_curve
 from geolatent.metrics.budget import RowBudget
 
 

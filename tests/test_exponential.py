@@ -25,7 +25,7 @@ from geolatent.exponential import (
 )
 from geolatent.interpolations import spline_through_points
 from geolatent.ode import TrajectoryStatus, integrate
-from geolatent.solver import PreconditionedSolver, solve_geodesic
+from geolatent.solve import PreconditionedSolver, solve_geodesic
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -21,7 +21,7 @@ from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, 
 from geolatent.distances import graph_distance_matrix
 from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_model
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.results import Run, RunFolder
 
 METHODS = ("Euclidean k-means", "geodesic k-means")

@@ -53,7 +53,7 @@ from geolatent.experiments.setup import (
     make_model,
 )
 from geolatent.experiments.summary import summarise
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
 from geolatent.results import Run, RunFolder, SolvedPairs
 

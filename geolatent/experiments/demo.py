@@ -17,10 +17,10 @@ from geolatent.checks import check_integer, requirement
 from geolatent.config import Formats, check_formats
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.solution import GeodesicSolution
-from geolatent.solver import solve_geodesic
+from geolatent.solve import solve_geodesic
 from geolatent.solvers.problem import Progress as SolverProgress
 
 LATTICE_RESOLUTION = 256

@@ -37,7 +37,7 @@ from geolatent.experiments.console import (
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.lengths import path_length
 from geolatent.results import Run, RunFolder
 from geolatent.solvers.problem import Progress

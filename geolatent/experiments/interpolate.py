@@ -59,7 +59,7 @@ from geolatent.experiments.setup import (
     make_model,
 )
 from geolatent.experiments.summary import summarise
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric

@@ -17,13 +17,13 @@ from geolatent.checks import check_integer, check_number, check_pairs, requireme
 from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
 from geolatent.experiments.latent_model import LatentModel
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.memory import check_memory
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.models.checkpoint import read_tensors
 from geolatent.results import SolvedPairs
-from geolatent.solver import solve_geodesic
+from geolatent.solve import solve_geodesic
 from geolatent.solvers.first_order import FirstOrderSolver
 from geolatent.solvers.georce import GEORCESolver
 from geolatent.solvers.preconditioned import PreconditionedSolver

@@ -16,7 +16,7 @@ from geolatent.data import load
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import Pairs
 from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression
-from geolatent.initial import LatentGraph
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
 from geolatent.models import build_model, digits_vae, load_model
 from geolatent.places import check_checkpoint

@@ -16,7 +16,7 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import CubicBSpline, clamped_knots, refine, straight_control_points
-from geolatent.initial import LatentGraph, curve_through_points, graph_curve
+from geolatent.graph import LatentGraph, curve_through_points, graph_curve
 from geolatent.lengths import measure
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
