@@ -38,9 +38,15 @@ from geolatent._version import __version__
 if TYPE_CHECKING:
     from geolatent import data, models
     from geolatent.curves import CubicBSpline
-    from geolatent.diffusion import brownian_motion
-    from geolatent.distances import distance, graph_distances, pairwise_distances
-    from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
+    from geolatent.geometry.acceleration import geodesic_residual
+    from geolatent.geometry.brownian import brownian_motion
+    from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
+    from geolatent.geometry.distances import distance, graph_distances, pairwise_distances
+    from geolatent.geometry.exponential import exp_map, shoot
+    from geolatent.geometry.extrapolation import extrapolate
+    from geolatent.geometry.means import frechet_mean
+    from geolatent.geometry.shooting import log_map
+    from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
     from geolatent.graph import LatentGraph
     from geolatent.graph_files import load_graph, save_graph
     from geolatent.interpolations import (
@@ -71,14 +77,6 @@ if TYPE_CHECKING:
     from geolatent.solvers.lbfgs import LBFGS
     from geolatent.solvers.preconditioned import PreconditionedSolver
     from geolatent.solvers.problem import Progress, Solver
-    from geolatent.statistics import frechet_mean
-    from geolatent.volume import (
-        condition_number,
-        gaussian_curvature,
-        magnification_factor,
-        sample_volume,
-        sectional_curvature,
-    )
 
 __all__ = [
     "LBFGS",
@@ -139,19 +137,6 @@ __all__ = [
 # where each name comes from
 _MODULES = {
     "curves": ("CubicBSpline",),
-    "diffusion": ("brownian_motion",),
-    "distances": (
-        "distance",
-        "graph_distances",
-        "pairwise_distances",
-    ),
-    "exponential": (
-        "exp_map",
-        "extrapolate",
-        "geodesic_residual",
-        "log_map",
-        "shoot",
-    ),
     "solvers.first_order": ("FirstOrderSolver",),
     "solvers.georce": ("GEORCESolver",),
     "graph_files": (
@@ -159,6 +144,29 @@ _MODULES = {
         "save_graph",
     ),
     "graph": ("LatentGraph",),
+    "geometry.acceleration": ("geodesic_residual",),
+    "geometry.brownian": ("brownian_motion",),
+    "geometry.curvature": (
+        "gaussian_curvature",
+        "sectional_curvature",
+    ),
+    "geometry.distances": (
+        "distance",
+        "graph_distances",
+        "pairwise_distances",
+    ),
+    "geometry.exponential": (
+        "exp_map",
+        "shoot",
+    ),
+    "geometry.extrapolation": ("extrapolate",),
+    "geometry.means": ("frechet_mean",),
+    "geometry.shooting": ("log_map",),
+    "geometry.volume": (
+        "condition_number",
+        "magnification_factor",
+        "sample_volume",
+    ),
     "interpolations": (
         "great_circle",
         "lerp",
@@ -202,14 +210,6 @@ _MODULES = {
         "Status",
     ),
     "solve": ("solve_geodesic",),
-    "statistics": ("frechet_mean",),
-    "volume": (
-        "condition_number",
-        "gaussian_curvature",
-        "magnification_factor",
-        "sample_volume",
-        "sectional_curvature",
-    ),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 

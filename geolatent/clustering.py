@@ -14,11 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from geolatent.checks import check_choice, check_integer, describe, requirement
-from geolatent.distances import graph_distance_matrix
 from geolatent.estimators import as_codes, check_graph, default_graph
+from geolatent.geometry.distances import graph_distance_matrix
+from geolatent.geometry.means import frechet_mean
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.statistics import frechet_mean
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -24,12 +24,13 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.estimators import as_codes, check_graph, default_graph
-from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
+from geolatent.geometry.means import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.solvers.preconditioned import PreconditionedSolver
-from geolatent.statistics import Logarithms
 
 _LOG_TWO_PI = math.log(2.0 * math.pi)
 _SMALLEST_STEP = 0.1

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 import geolatent as gl
 from geolatent.clustering import GeodesicKMeans
-from geolatent.distances import graph_distances
 from geolatent.experiments.console import make_table
-from geolatent.exponential import DiscreteGeodesic, RungeKutta, geodesic_residual, shoot_to
+from geolatent.geometry.acceleration import geodesic_residual
+from geolatent.geometry.distances import graph_distances
+from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+from geolatent.geometry.means import frechet_mean
+from geolatent.geometry.shooting import shoot_to
 from geolatent.land import LandMixture
-from geolatent.statistics import frechet_mean
 
 TIGHT = gl.PreconditionedSolver(tolerance=1e-8, max_control_points=67)
 

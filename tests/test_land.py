@@ -10,7 +10,8 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from geolatent import PullbackMetric, TensorMetric
-from geolatent.exponential import HamiltonianFlow, RungeKutta
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import RungeKutta
 from geolatent.land import LandMixture, TangentSample, fit_precision, sample_tangents
 from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.composite import LocalVarianceMetric

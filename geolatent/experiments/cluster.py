@@ -18,9 +18,9 @@ from torch import Tensor
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
 from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
-from geolatent.distances import graph_distance_matrix
 from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.experiments.setup import Dataset, make_device, make_model
+from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.graph import LatentGraph
 from geolatent.results import Run, RunFolder
 

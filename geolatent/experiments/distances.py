@@ -26,7 +26,6 @@ from geolatent.config import (
     check_formats,
 )
 from geolatent.curves import CubicBSpline
-from geolatent.distances import graph_distance_matrix, pairwise_distances
 from geolatent.experiments.console import (
     make_console,
     make_table,
@@ -37,6 +36,7 @@ from geolatent.experiments.console import (
 from geolatent.experiments.pairs import make_solver
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
+from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
 from geolatent.graph import LatentGraph
 from geolatent.lengths import path_length
 from geolatent.results import Run, RunFolder

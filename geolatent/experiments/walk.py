@@ -16,7 +16,6 @@ from torch import Tensor
 from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
-from geolatent.diffusion import brownian_motion
 from geolatent.experiments.console import (
     make_console,
     make_table,
@@ -27,13 +26,14 @@ from geolatent.experiments.console import (
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.experiments.summary import statistics
-from geolatent.exponential import DiscreteGeodesic
+from geolatent.geometry.brownian import brownian_motion
+from geolatent.geometry.integrators import DiscreteGeodesic
+from geolatent.geometry.volume import magnification_factor
 from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
 from geolatent.memory import check_memory
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.results import Run, RunFolder
-from geolatent.volume import magnification_factor
 
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12

@@ -18,7 +18,9 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.exponential import HamiltonianFlow, Integrator, shoot_to
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import Integrator
+from geolatent.geometry.shooting import shoot_to
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget

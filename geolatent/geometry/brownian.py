@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_tensor
-from geolatent.exponential import HamiltonianFlow, Integrator, RungeKutta, check_integrator, shoot
+from geolatent.geometry.exponential import shoot
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 
