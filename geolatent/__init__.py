@@ -6,10 +6,13 @@ tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all p
 and returns a `GeodesicSolution`, which prints as a table. Codes are tensors (n, d), batch first;
 curves run over t from 0 to 1; lengths are in units of the decoder's output.
 
-Modules to import by name: `geolatent.features` (maps on a decoder's output), `geolatent.clustering`
-and `geolatent.land` (scikit-learn estimators), `geolatent.plotting` (figures), `geolatent.training`
-(needs the extra ``train``). The names below load their modules, and torch, when they are first
-used: torch takes seconds to import, and the command line answers without it where it can.
+The rest of the package by rooms: `geolatent.metrics`, `geolatent.solvers`, `geolatent.geometry` and
+`geolatent.learn` (scikit-learn estimators), each on top of those before; `geolatent.models`
+(networks, and `geolatent.models.features` on a decoder's output); and on top of all
+`geolatent.lab`, the work of the commands: `geolatent.lab.plotting` (figures) and
+`geolatent.lab.training` (needs the extra ``train``). The names below load their modules, and torch,
+when they are first used: torch takes seconds to import, and the command line answers without it
+where it can.
 
 Examples
 --------
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from geolatent.geometry.distances import distance, graph_distances, pairwise_distances
     from geolatent.geometry.exponential import exp_map, shoot
     from geolatent.geometry.extrapolation import extrapolate
+    from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
     from geolatent.geometry.means import frechet_mean
     from geolatent.geometry.shooting import log_map
     from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
@@ -59,6 +63,9 @@ if TYPE_CHECKING:
         spherical_spiral,
         through_points,
     )
+    from geolatent.learn.kmeans import GeodesicKMeans
+    from geolatent.learn.land import LandMixture
+    from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
     from geolatent.lengths import path_energy, path_length
     from geolatent.metrics.base import Metric
     from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
@@ -84,6 +91,7 @@ __all__ = [
     "CategoricalPullbackMetric",
     "ConformalMetric",
     "CubicBSpline",
+    "DiscreteGeodesic",
     "DivergenceMetric",
     "EnsembleMetric",
     "Evaluations",
@@ -91,13 +99,17 @@ __all__ = [
     "GEORCESolver",
     "GaussianFisherRaoMetric",
     "GaussianPullbackMetric",
+    "GeodesicKMeans",
+    "GeodesicKNeighborsClassifier",
     "GeodesicSolution",
+    "LandMixture",
     "LatentGraph",
     "LocalVarianceMetric",
     "Metric",
     "PreconditionedSolver",
     "Progress",
     "PullbackMetric",
+    "RungeKutta",
     "Solver",
     "Status",
     "TensorMetric",
@@ -160,6 +172,10 @@ _MODULES = {
         "shoot",
     ),
     "geometry.extrapolation": ("extrapolate",),
+    "geometry.integrators": (
+        "DiscreteGeodesic",
+        "RungeKutta",
+    ),
     "geometry.means": ("frechet_mean",),
     "geometry.shooting": ("log_map",),
     "geometry.volume": (
@@ -177,6 +193,9 @@ _MODULES = {
         "spherical_spiral",
         "through_points",
     ),
+    "learn.kmeans": ("GeodesicKMeans",),
+    "learn.land": ("LandMixture",),
+    "learn.neighbors": ("GeodesicKNeighborsClassifier",),
     "lengths": (
         "path_energy",
         "path_length",

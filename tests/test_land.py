@@ -12,7 +12,7 @@ from torch import nn
 from geolatent import PullbackMetric, TensorMetric
 from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import RungeKutta
-from geolatent.land import LandMixture, TangentSample, fit_precision, sample_tangents
+from geolatent.learn.land import LandMixture, TangentSample, fit_precision, sample_tangents
 from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.composite import LocalVarianceMetric
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from geolatent import GaussianPullbackMetric, LatentGraph, PullbackMetric, TensorMetric, models
 from geolatent import data as digits_data
-from geolatent.clustering import GeodesicKMeans, GeodesicKNeighborsClassifier, lloyd
 from geolatent.geometry.brownian import brownian_motion
 from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
 from geolatent.geometry.means import frechet_mean
+from geolatent.learn.kmeans import GeodesicKMeans, lloyd
+from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -52,7 +52,7 @@ def cluster_codes(
     """
     from sklearn.cluster import KMeans
 
-    from geolatent.clustering import lloyd
+    from geolatent.learn.kmeans import lloyd
 
     # searched once; every seed uses the same distances
     squares = graph_distance_matrix(graph, codes).cpu().double().numpy() ** 2

@@ -16,18 +16,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from geolatent.checks import (
-    check_choice,
-    check_integer,
-    check_number,
-    describe,
-    requirement,
-)
-from geolatent.estimators import as_codes, check_graph, default_graph
+from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
 from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
 from geolatent.geometry.means import Logarithms
 from geolatent.graph import LatentGraph
+from geolatent.learn.estimators import as_codes, check_graph, default_graph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.budget import RowBudget
 from geolatent.solvers.preconditioned import PreconditionedSolver

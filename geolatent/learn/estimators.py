@@ -1,15 +1,20 @@
-"""What the estimators with scikit-learn's interface share: their codes and their graph."""
+"""What the estimators with scikit-learn's interface share: codes, their graph, its distances."""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from geolatent.checks import check_codes, describe, requirement
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 # nodes at which two metrics are compared
 _COMPARED = 16
@@ -69,3 +74,17 @@ def default_graph(
         jitter=0.2 * float(codes.double().std(0).mean()),
         seed=int(random.randint(2**31 - 1)),
     )
+
+
+def finite_distances(matrix: Floats) -> Floats:
+    """Replace infinite distances by ten times the largest finite one, with a warning."""
+    infinite = ~np.isfinite(matrix)
+    if infinite.any():
+        warnings.warn(
+            f"{infinite.sum()} distances are infinite: the graph is not connected. They count as "
+            "ten times the largest finite one",
+            stacklevel=3,
+        )
+        finite = matrix[~infinite]
+        matrix = np.where(infinite, 10.0 * (finite.max() if finite.size else 1.0), matrix)
+    return matrix
