@@ -15,10 +15,10 @@ from geolatent.config import DataOptions, FeatureOptions, InitialOptions, ModelO
 from geolatent.data import load
 from geolatent.experiments.latent_model import LatentModel
 from geolatent.experiments.pairs import Pairs
-from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
 from geolatent.models import build_model, digits_vae, load_model
+from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression
 from geolatent.places import check_checkpoint
 
 # share of the training images that the logistic regression is tested on
