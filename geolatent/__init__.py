@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from geolatent._version import __version__
 
 if TYPE_CHECKING:
-    from geolatent import data, models
+    from geolatent import models
     from geolatent.curves import CubicBSpline
     from geolatent.geometry.acceleration import geodesic_residual
     from geolatent.geometry.brownian import brownian_motion
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         spherical_spiral,
         through_points,
     )
+    from geolatent.lab import data
     from geolatent.learn.kmeans import GeodesicKMeans
     from geolatent.learn.land import LandMixture
     from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
@@ -231,11 +232,13 @@ _MODULES = {
     "solve": ("solve_geodesic",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
+# modules of a room that are public by name
+_INSIDE = {"data": "lab.data"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or a module of the package, when it is first used."""
-    place = _PLACES.get(name, name)
+    place = _PLACES.get(name) or _INSIDE.get(name, name)
     if not name.startswith("_"):
         try:
             found = importlib.import_module(f"{__name__}.{place}")
@@ -243,8 +246,7 @@ def __getattr__(name: str) -> Any:
             if error.name != f"{__name__}.{place}":
                 raise
         else:
-            if name in _PLACES:
-                globals()[name] = getattr(found, name)
+            globals()[name] = getattr(found, name) if name in _PLACES else found
             return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

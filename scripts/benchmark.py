@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 import geolatent as gl
 from geolatent.curves import basis_matrix
-from geolatent.experiments.demo import digit_pairs
+from geolatent.lab.demo import digit_pairs
 from geolatent.metrics.budget import RowBudget
 from geolatent.solvers.energy import DiscreteEnergy
 from geolatent.solvers.georce import polyline

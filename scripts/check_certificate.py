@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.experiments.demo import digit_pairs
+from geolatent.lab.demo import digit_pairs
 from geolatent.metrics.budget import RowBudget
 from geolatent.solution import Evaluations
 from geolatent.solvers.energy import DiscreteEnergy

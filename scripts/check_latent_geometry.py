@@ -21,12 +21,12 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.experiments.console import make_table
 from geolatent.geometry.acceleration import geodesic_residual
 from geolatent.geometry.distances import graph_distances
 from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
 from geolatent.geometry.means import frechet_mean
 from geolatent.geometry.shooting import shoot_to
+from geolatent.lab.printing import make_table
 from geolatent.learn.kmeans import GeodesicKMeans
 from geolatent.learn.land import LandMixture
 

@@ -9,8 +9,8 @@ import torch
 
 import geolatent as gl
 from geolatent.cli import main
-from geolatent.experiments.demo import LATTICE_RESOLUTION, digit_pairs
 from geolatent.graph import graph_curve
+from geolatent.lab.demo import LATTICE_RESOLUTION, digit_pairs
 from geolatent.metrics.budget import RowBudget
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, TensorMetric, models
-from geolatent import data as digits_data
 from geolatent.curves import clamped_knots
 from geolatent.geometry.acceleration import (
     geodesic_acceleration,
@@ -22,6 +21,7 @@ from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
 from geolatent.geometry.ode import TrajectoryStatus, integrate
 from geolatent.geometry.shooting import log_map, shoot_to
 from geolatent.interpolations import spline_through_points
+from geolatent.lab import data as digits_data
 from geolatent.solve import PreconditionedSolver, solve_geodesic
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -1,14 +1,14 @@
-from urllib.error import json
+import json
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-import URLError
 from rounding import assert_same_to_rounding
 from safetensors.torch import save_file
 from torch import nn
 
-from geolatent.data import digits, torchvision_images
+from geolatent.lab.data import digits, torchvision_images
 from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import ConvVAE, build_model, load_model, save_model
 from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import geolatent as gl
-from geolatent.experiments.demo import digit_pairs
+from geolatent.lab.demo import digit_pairs
 from geolatent.metrics import forward_mode
 from geolatent.metrics.information import DivergenceMetric
 from geolatent.metrics.map import Map

@@ -121,7 +121,7 @@ def fit_logistic_regression(
 
     Examples
     --------
-    >>> from geolatent.data import digits
+    >>> from geolatent.lab.data import digits
     >>> features = fit_logistic_regression(*digits("train"))
     >>> features.accuracy(*digits("test")) > 0.9
     True

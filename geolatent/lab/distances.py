@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import (
+from geolatent.curves import CubicBSpline
+from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
+from geolatent.graph import LatentGraph
+from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab.config import (
     DataOptions,
     Formats,
     MetricOptions,
@@ -25,21 +28,18 @@ from geolatent.config import (
     SolverOptions,
     check_formats,
 )
-from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import (
+from geolatent.lab.pairs import make_solver
+from geolatent.lab.printing import (
     make_console,
     make_table,
     number,
     print_files,
     progress_bar,
 )
-from geolatent.experiments.pairs import make_solver
-from geolatent.experiments.setup import Dataset, make_device, make_model
-from geolatent.experiments.summary import statistics
-from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
-from geolatent.graph import LatentGraph
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_model
+from geolatent.lab.summary import statistics
 from geolatent.lengths import path_length
-from geolatent.results import Run, RunFolder
 from geolatent.solvers.problem import Progress
 
 _UNITS = {"latent": "latent units"}

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geolatent.checks import requirement
-from geolatent.config import Formats
 from geolatent.files import read_json
+from geolatent.lab.config import Formats
+from geolatent.lab.plotting import COLORS, save_figures
+from geolatent.lab.plotting_statistics import scatter_classes
 from geolatent.models.checkpoint import read_tensors
-from geolatent.plotting import COLORS, save_figures
-from geolatent.plotting_statistics import scatter_classes
 
 Array = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ def draw_training(out_dir: str | os.PathLike[str], formats: Formats = "png") -> 
     Parameters
     ----------
     out_dir : path
-        The folder that :func:`geolatent.training.train` wrote.
+        The folder that :func:`geolatent.lab.training.train` wrote.
     formats
         ``"png"``, ``"pdf"`` or ``"svg"``, or a list of them.
 

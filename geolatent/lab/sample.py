@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from geolatent import plotting
 from geolatent.checks import check_integer, check_tensor, describe, requirement
-from geolatent.config import DataOptions, Formats, ModelOptions, check_formats
-from geolatent.experiments.console import make_console, print_files, progress_bar
-from geolatent.experiments.pairs import draw_normal
-from geolatent.experiments.setup import Dataset, make_device, make_model
-from geolatent.memory import check_memory
-from geolatent.results import IMAGES, Run, RunFolder
+from geolatent.lab import plotting
+from geolatent.lab.config import DataOptions, Formats, ModelOptions, check_formats
+from geolatent.lab.memory import check_memory
+from geolatent.lab.pairs import draw_normal
+from geolatent.lab.printing import make_console, print_files, progress_bar
+from geolatent.lab.results import IMAGES, Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_model
 
 # images that the figure shows
 _SHOWN = 40

@@ -13,9 +13,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from geolatent import plotting
 from geolatent.checks import requirement
-from geolatent.config import (
+from geolatent.curves import CubicBSpline
+from geolatent.graph import LatentGraph
+from geolatent.lab import plotting
+from geolatent.lab.config import (
     DataOptions,
     Executor,
     FeatureOptions,
@@ -27,17 +29,10 @@ from geolatent.config import (
     SolverOptions,
     check_formats,
 )
-from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import (
-    make_console,
-    print_files,
-    print_statuses,
-    statistics_table,
-)
-from geolatent.experiments.execution import check_executor, run_shards
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.measures import alignment
-from geolatent.experiments.pairs import (
+from geolatent.lab.execution import check_executor, run_shards
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import alignment
+from geolatent.lab.pairs import (
     Case,
     Pairs,
     Shards,
@@ -47,17 +42,22 @@ from geolatent.experiments.pairs import (
     read_pairs,
     worst_case_pairs,
 )
-from geolatent.experiments.setup import (
+from geolatent.lab.printing import (
+    make_console,
+    print_files,
+    print_statuses,
+    statistics_table,
+)
+from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.setup import (
     Dataset,
     make_device,
     make_features,
     make_initial,
     make_model,
 )
-from geolatent.experiments.summary import summarise
-from geolatent.graph import LatentGraph
+from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
-from geolatent.results import Run, RunFolder, SolvedPairs
 
 DEFAULT_STEPS = (1.0, 2.0, 4.0)
 ALIGNMENTS = ("straight_alignment", "alignment")
@@ -90,7 +90,7 @@ def measure_improvement(
     metric
         The metric.
     groups
-        Groups of equally many pairs; see `geolatent.experiments.pairs` for where they come from.
+        Groups of equally many pairs; see `geolatent.lab.pairs` for where they come from.
     solver
         The solver's options.
     initial
@@ -112,7 +112,7 @@ def measure_improvement(
     Examples
     --------
     >>> from geolatent import GaussianPullbackMetric, models
-    >>> from geolatent.experiments.pairs import worst_case_pairs
+    >>> from geolatent.lab.pairs import worst_case_pairs
     >>> metric = GaussianPullbackMetric(models.digits_vae().decode)
     >>> groups = worst_case_pairs(metric, 2, 2, steps=(1.0, 2.0))
     >>> (solved,) = measure_improvement(metric, groups, with_alignment=False)

@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from geolatent import plotting
 from geolatent.checks import check_integer
-from geolatent.config import (
+from geolatent.curves import CubicBSpline
+from geolatent.graph import LatentGraph
+from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
+from geolatent.lab import plotting
+from geolatent.lab.config import (
     DataOptions,
     Executor,
     FeatureOptions,
@@ -29,18 +32,10 @@ from geolatent.config import (
     SolverOptions,
     check_formats,
 )
-from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import (
-    make_console,
-    make_table,
-    number,
-    print_files,
-    print_statuses,
-)
-from geolatent.experiments.execution import check_executor, run_shards
-from geolatent.experiments.improvement import choose_pairs
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.measures import (
+from geolatent.lab.execution import check_executor, run_shards
+from geolatent.lab.improvement import choose_pairs
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import (
     alignment,
     class_crossings,
     classes_along,
@@ -50,21 +45,26 @@ from geolatent.experiments.measures import (
     decode_along,
     prior_density,
 )
-from geolatent.experiments.pairs import Case, Measure, Pairs, Shards
-from geolatent.experiments.setup import (
+from geolatent.lab.pairs import Case, Measure, Pairs, Shards
+from geolatent.lab.printing import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    print_statuses,
+)
+from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.setup import (
     Dataset,
     make_device,
     make_features,
     make_initial,
     make_model,
 )
-from geolatent.experiments.summary import summarise
-from geolatent.graph import LatentGraph
-from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
+from geolatent.lab.summary import summarise
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget
-from geolatent.results import Run, RunFolder, SolvedPairs
 
 PLAIN = "geodesic"
 DENSITIES = ("log_density", "lowest_log_density")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_choice, check_number, describe, requirement
-from geolatent.config import TORCHVISION_NAMES, DataOptions
-from geolatent.idx import VARIABLE, find_mnist, mnist_folder, read_idx
+from geolatent.lab.config import TORCHVISION_NAMES, DataOptions
+from geolatent.lab.idx import VARIABLE, find_mnist, mnist_folder, read_idx
 from geolatent.models.checkpoint import read_tensors
 from geolatent.requirements import check_selection
 

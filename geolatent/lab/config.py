@@ -349,7 +349,7 @@ class DataOptions:
 
     Examples
     --------
-    >>> from geolatent.data import load
+    >>> from geolatent.lab.data import load
     >>> images, labels = load(DataOptions("digits", split="test", classes=(0, 1), per_class=5))
     >>> images.shape, labels.bincount()
     (torch.Size([10, 1, 8, 8]), tensor([5, 5]))

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.latent_model import LatentModel
 from geolatent.interpolations import log_prior
+from geolatent.lab.latent_model import LatentModel
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, requirement
-from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
-from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
-from geolatent.experiments.setup import Dataset, make_device, make_model
 from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.graph import LatentGraph
-from geolatent.results import Run, RunFolder
+from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
+from geolatent.lab.printing import make_console, make_table, print_files, progress_bar
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_model
 
 METHODS = ("Euclidean k-means", "geodesic k-means")
 

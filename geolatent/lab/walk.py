@@ -13,27 +13,27 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from geolatent import plotting, plotting_statistics
 from geolatent.checks import check_integer, check_number, requirement
-from geolatent.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
-from geolatent.experiments.console import (
+from geolatent.geometry.brownian import brownian_motion
+from geolatent.geometry.integrators import DiscreteGeodesic
+from geolatent.geometry.volume import magnification_factor
+from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
+from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.memory import check_memory
+from geolatent.lab.printing import (
     make_console,
     make_table,
     number,
     print_files,
     progress_bar,
 )
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.setup import Dataset, make_device, make_model
-from geolatent.experiments.summary import statistics
-from geolatent.geometry.brownian import brownian_motion
-from geolatent.geometry.integrators import DiscreteGeodesic
-from geolatent.geometry.volume import magnification_factor
-from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
-from geolatent.memory import check_memory
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_model
+from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
-from geolatent.results import Run, RunFolder
 
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12

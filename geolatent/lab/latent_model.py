@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
-from geolatent.config import MetricOptions
+from geolatent.lab.config import MetricOptions
 from geolatent.metrics.base import Metric
 from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from geolatent.checks import requirement
-from geolatent.experiments.console import (
+from geolatent.files import UnfinishedError
+from geolatent.lab.places import check_places
+from geolatent.lab.printing import (
     make_console,
     part_of_a_command,
     print_files,
     print_warning,
     statistics_table,
 )
-from geolatent.experiments.setup import make_device
-from geolatent.files import UnfinishedError
-from geolatent.places import check_places
-from geolatent.results import (
+from geolatent.lab.results import (
     POINTS,
     SUMMARY,
     RunFolder,
@@ -34,6 +33,7 @@ from geolatent.results import (
     load_run,
     options_key,
 )
+from geolatent.lab.setup import make_device
 
 # no room on the disk: the other points would fail too
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

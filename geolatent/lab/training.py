@@ -19,15 +19,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from geolatent.checks import check_tensor, describe, requirement
-from geolatent.config import DataOptions, PrecisionOptions, TrainingOptions
-from geolatent.console import make_console, work_progress
-from geolatent.data import load
 from geolatent.files import write_file
+from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.lab.console import make_console, work_progress
+from geolatent.lab.data import load
+from geolatent.lab.results import SUMMARY, RunFolder, run_command
+from geolatent.lab.training_figures import draw_training
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.vae import VAE
-from geolatent.results import SUMMARY, RunFolder, run_command
-from geolatent.training_figures import draw_training
 
 try:
     import lightning
@@ -373,7 +373,7 @@ def train_vae(
 
     Examples
     --------
-    >>> from geolatent.data import digits
+    >>> from geolatent.lab.data import digits
     >>> from geolatent.models import MLPVAE
     >>> images, _ = digits()
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
@@ -432,7 +432,7 @@ def train_bigan(
 
     Examples
     --------
-    >>> from geolatent.data import digits
+    >>> from geolatent.lab.data import digits
     >>> images, _ = digits()
     >>> model = BiGAN(latent_dim=2, channels=(4, 8), hidden=16, image_shape=(1, 8, 8))
     >>> options = TrainingOptions(epochs=2, accelerator="cpu", progress=False)
@@ -573,13 +573,13 @@ def train(
 ) -> TrainingSummary:
     """Train one of the package's models on a data set and write it, with figures, to a folder.
 
-    The folder is a run folder, see `geolatent.results`: ``config.yaml`` and ``environment.json``
-    stand in it from the beginning. It receives ``model.safetensors`` and ``model.json`` (for
-    :func:`geolatent.models.load_model`), ``training.safetensors`` (some test images, their
-    reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
+    The folder is a run folder, see `geolatent.lab.results`: ``config.yaml`` and
+    ``environment.json`` stand in it from the beginning. It receives ``model.safetensors`` and
+    ``model.json`` (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
+    images, their reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
     ``reconstructions.png`` and, for a 2-d latent space, ``latent.png`` in ``figures``. Each file is
     written whole or not at all, ``summary.json`` after the model and its data, from which
-    :func:`geolatent.training_figures.draw_training` can draw the figures again. While the model
+    :func:`geolatent.lab.training_figures.draw_training` can draw the figures again. While the model
     trains, ``checkpoints/last.ckpt`` holds the state after the last whole epoch.
 
     Parameters

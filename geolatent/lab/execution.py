@@ -16,12 +16,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geolatent.checks import requirement
-from geolatent.config import Executor, RayOptions
-from geolatent.experiments.console import make_console, print_warning, work_progress
-from geolatent.experiments.pairs import Shards
-from geolatent.experiments.setup import make_device
 from geolatent.files import UnfinishedError
-from geolatent.results import RunFolder, SolvedPairs
+from geolatent.lab.config import Executor, RayOptions
+from geolatent.lab.pairs import Shards
+from geolatent.lab.printing import make_console, print_warning, work_progress
+from geolatent.lab.results import RunFolder, SolvedPairs
+from geolatent.lab.setup import make_device
 
 # a shard's number, where it is known, and its pairs or what went wrong
 Outcome = tuple[int | None, SolvedPairs | str]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # what parameters may name: modules that load at once
-LIGHT = ("pathlib", "typing", "collections.abc", "geolatent.config")
+LIGHT = ("pathlib", "typing", "collections.abc", "geolatent.lab.config")
 
 
 def outline(location: str) -> Callable[..., Any]:
@@ -35,7 +35,7 @@ def outline(location: str) -> Callable[..., Any]:
     Examples
     --------
     >>> import inspect
-    >>> report = outline("geolatent.experiments.plot:report")
+    >>> report = outline("geolatent.lab.plot:report")
     >>> list(inspect.signature(report).parameters), report.__doc__.split(".")[0]
     (['runs_dir'], 'Print one table of all finished runs in a folder and its sub-folders')
     """

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from geolatent.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
-from geolatent.idx import find_mnist, mnist_folder
+from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.idx import find_mnist, mnist_folder
 from geolatent.requirements import requirement
 
 

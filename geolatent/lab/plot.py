@@ -9,20 +9,21 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from geolatent import plotting
 from geolatent.checks import requirement
-from geolatent.config import Formats, check_formats
-from geolatent.experiments import (
+from geolatent.files import read_json
+from geolatent.lab import (
     cluster,
     compare,
     distances,
     improvement,
     interpolate,
     landscape,
+    plotting,
     sample,
     walk,
 )
-from geolatent.experiments.console import (
+from geolatent.lab.config import Formats, check_formats
+from geolatent.lab.printing import (
     make_console,
     make_table,
     number,
@@ -30,9 +31,8 @@ from geolatent.experiments.console import (
     print_files,
     print_warning,
 )
-from geolatent.files import read_json
-from geolatent.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
-from geolatent.training_figures import draw_training
+from geolatent.lab.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
+from geolatent.lab.training_figures import draw_training
 
 # columns of a terminal that the whole table takes
 _WIDE = 120

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from geolatent.config import (
+from geolatent.lab.config import (
     DataOptions,
     Format,
     Formats,
@@ -15,10 +15,10 @@ from geolatent.config import (
     TrainingOptions,
     check_formats,
 )
-from geolatent.experiments.console import make_console, print_last
+from geolatent.lab.printing import make_console, print_last
+from geolatent.lab.training import train as train_model
+from geolatent.lab.training_figures import draw_training
 from geolatent.models import VAE, BiGAN
-from geolatent.training import train as train_model
-from geolatent.training_figures import draw_training
 
 
 def train(

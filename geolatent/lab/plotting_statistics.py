@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from geolatent.plotting import COLORS, Array
+from geolatent.lab.plotting import COLORS, Array
 
 # of classes and clusters: Paul Tol's "muted", told apart by all eyes with the help of the markers
 _CLASS_COLORS = (

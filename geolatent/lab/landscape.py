@@ -13,9 +13,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from geolatent import plotting
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.config import (
+from geolatent.lab import plotting
+from geolatent.lab.config import (
     DataOptions,
     FeatureOptions,
     Formats,
@@ -23,19 +23,19 @@ from geolatent.config import (
     ModelOptions,
     check_formats,
 )
-from geolatent.experiments.console import (
+from geolatent.lab.memory import check_memory
+from geolatent.lab.printing import (
     make_console,
     make_table,
     number,
     print_files,
     progress_bar,
 )
-from geolatent.experiments.setup import Dataset, make_device, make_features, make_model
-from geolatent.experiments.summary import statistics
-from geolatent.memory import check_memory
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_features, make_model
+from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
-from geolatent.results import Run, RunFolder
 
 
 @dataclass(frozen=True)

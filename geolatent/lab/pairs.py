@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
-from geolatent.config import SolverOptions
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.latent_model import LatentModel
 from geolatent.graph import LatentGraph
-from geolatent.memory import check_memory
+from geolatent.lab.config import SolverOptions
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.memory import check_memory
+from geolatent.lab.results import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.models.checkpoint import read_tensors
-from geolatent.results import SolvedPairs
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.first_order import FirstOrderSolver
 from geolatent.solvers.georce import GEORCESolver

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
-from geolatent.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
-from geolatent.data import load
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.pairs import Pairs
 from geolatent.graph import LatentGraph
+from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.data import load
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import Pairs
+from geolatent.lab.places import check_checkpoint
 from geolatent.metrics.base import Metric
 from geolatent.models import build_model, digits_vae, load_model
 from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression
-from geolatent.places import check_checkpoint
 
 # share of the training images that the logistic regression is tested on
 _HELD_OUT = 0.2

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from geolatent import data, models, plotting
+from geolatent import models
 from geolatent.checks import check_integer, requirement
-from geolatent.config import Formats, check_formats
 from geolatent.curves import CubicBSpline
-from geolatent.experiments.console import make_console, make_table, print_files, progress_bar
 from geolatent.graph import LatentGraph
+from geolatent.lab import data, plotting
+from geolatent.lab.config import Formats, check_formats
+from geolatent.lab.printing import make_console, make_table, print_files, progress_bar
 from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.solution import GeodesicSolution
 from geolatent.solve import solve_geodesic

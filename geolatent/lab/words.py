@@ -30,7 +30,7 @@ def option_types(function: Callable[..., Any]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> from geolatent.config import InitialOptions
+    >>> from geolatent.lab.config import InitialOptions
     >>> def command(initial: InitialOptions, steps: tuple[float, ...]): ...
     >>> list(option_types(command))[:3], option_types(command)["steps"]
     (['initial', 'initial.kind', 'initial.resolution'], tuple[float, ...])

@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from geolatent.checks import check_choice, describe, requirement
-from geolatent.config import FORMATS, Formats, check_formats
 from geolatent.files import record_files, write_file
+from geolatent.lab.config import FORMATS, Formats, check_formats
 
 Array = NDArray[np.float64]
 

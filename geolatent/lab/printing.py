@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from geolatent.console import (
+from geolatent.lab.console import (
     QUIET,
     make_console,
     part_of_a_command,
@@ -20,7 +20,7 @@ from geolatent.console import (
     progress_bar,
     work_progress,
 )
-from geolatent.experiments.summary import SURE
+from geolatent.lab.summary import SURE
 from geolatent.solution import Status
 
 __all__ = [
@@ -70,7 +70,7 @@ def print_statuses(console: Console, groups: Mapping[str, Mapping[str, Any]]) ->
 
 
 def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: str) -> Table:
-    """Tabulate the improvement of groups of pairs, as `geolatent.experiments.summary` gives it."""
+    """Tabulate the improvement of groups of pairs, as `geolatent.lab.summary` gives it."""
     columns = (
         f"\n{name}",
         "\npairs",

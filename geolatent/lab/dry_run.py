@@ -12,16 +12,16 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from geolatent.config import InitialOptions, ModelOptions, check_formats
-from geolatent.experiments.console import make_console, print_last
-from geolatent.experiments.improvement import DEFAULT_STEPS, check_source
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.pairs import check_room, draw_images
-from geolatent.experiments.setup import Dataset, initial_kind, make_device, make_model
-from geolatent.experiments.sweep import sweep_points
-from geolatent.experiments.walk import walk_codes
 from geolatent.files import LOCK
-from geolatent.results import PARTS, SUMMARY, RunFolder, plain
+from geolatent.lab.config import InitialOptions, ModelOptions, check_formats
+from geolatent.lab.improvement import DEFAULT_STEPS, check_source
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import check_room, draw_images
+from geolatent.lab.printing import make_console, print_last
+from geolatent.lab.results import PARTS, SUMMARY, RunFolder, plain
+from geolatent.lab.setup import Dataset, initial_kind, make_device, make_model
+from geolatent.lab.sweep import sweep_points
+from geolatent.lab.walk import walk_codes
 
 # decoder rows of a geodesic, measured at a tolerance of 1e-4: 2,400 in two dimensions, 1,300 in
 # sixteen; started from a graph half as many again
@@ -139,7 +139,7 @@ def _output(folder: Path, command: str, values: Mapping[str, Any]) -> str:
     if command == "train":
         names = ("model", "data", "out_dir", "training", "precision", "resume")
         # the module needs an extra
-        from geolatent.training import check_training
+        from geolatent.lab.training import check_training
 
         check_training(**{name: values[name] for name in names})
         if values["resume"]:

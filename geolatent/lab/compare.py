@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geolatent import plotting
 from geolatent.checks import check_number, requirement
-from geolatent.config import (
+from geolatent.graph import LatentGraph
+from geolatent.lab import plotting
+from geolatent.lab.config import (
     DataOptions,
     Executor,
     FeatureOptions,
@@ -30,32 +31,31 @@ from geolatent.config import (
     SolverOptions,
     check_formats,
 )
-from geolatent.experiments.console import (
-    make_console,
-    print_files,
-    print_statuses,
-    statistics_table,
-)
-from geolatent.experiments.execution import check_executor, run_shards
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.pairs import (
+from geolatent.lab.execution import check_executor, run_shards
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import (
     Case,
     Pairs,
     Shards,
     draw_images,
     encoded_pairs,
 )
-from geolatent.experiments.setup import (
+from geolatent.lab.printing import (
+    make_console,
+    print_files,
+    print_statuses,
+    statistics_table,
+)
+from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.setup import (
     Dataset,
     make_device,
     make_features,
     make_initial,
     make_model,
 )
-from geolatent.experiments.summary import summarise
-from geolatent.graph import LatentGraph
+from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
-from geolatent.results import Run, RunFolder, SolvedPairs
 
 
 def compare_models(
