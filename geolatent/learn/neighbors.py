@@ -58,6 +58,7 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     Examples
     --------
+    >>> import torch
     >>> from geolatent import PullbackMetric
     >>> codes = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 10.0])
     >>> plane = PullbackMetric(lambda z: z)

@@ -53,6 +53,7 @@ class EnsembleMetric(Metric):
 
     Examples
     --------
+    >>> from geolatent import PullbackMetric
     >>> members = [PullbackMetric(lambda z: z), PullbackMetric(lambda z: 3.0 * z)]
     >>> EnsembleMetric(members).tensor(torch.zeros(1, 1))
     tensor([[[5.]]])
@@ -152,6 +153,7 @@ class ConformalMetric(Metric):
 
     Examples
     --------
+    >>> from geolatent import PullbackMetric
     >>> plane = PullbackMetric(lambda z: z)
     >>> half_plane = ConformalMetric(plane, lambda z: z[:, 1] ** -2)
     >>> half_plane.quadratic(torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]]))
