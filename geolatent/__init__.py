@@ -6,10 +6,13 @@ tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all p
 and returns a `GeodesicSolution`, which prints as a table. Codes are tensors (n, d), batch first;
 curves run over t from 0 to 1; lengths are in units of the decoder's output.
 
-Modules to import by name: `geolatent.features` (maps on a decoder's output), `geolatent.clustering`
-and `geolatent.land` (scikit-learn estimators), `geolatent.plotting` (figures), `geolatent.training`
-(needs the extra ``train``). The names below load their modules, and torch, when they are first
-used: torch takes seconds to import, and the command line answers without it where it can.
+The rest of the package by rooms: `geolatent.metrics`, `geolatent.solvers`, `geolatent.geometry` and
+`geolatent.learn` (scikit-learn estimators), each on top of those before; `geolatent.models`
+(networks, and `geolatent.models.features` on a decoder's output); and on top of all
+`geolatent.lab`, the work of the commands: `geolatent.lab.plotting` (figures) and
+`geolatent.lab.training` (needs the extra ``train``). The names below load their modules, and torch,
+when they are first used: torch takes seconds to import, and the command line answers without it
+where it can.
 
 Examples
 --------
@@ -36,15 +39,20 @@ from typing import TYPE_CHECKING, Any
 from geolatent._version import __version__
 
 if TYPE_CHECKING:
-    from geolatent import data, models
+    from geolatent import models
     from geolatent.curves import CubicBSpline
-    from geolatent.diffusion import brownian_motion
-    from geolatent.distances import distance, graph_distances, pairwise_distances
-    from geolatent.exponential import exp_map, extrapolate, geodesic_residual, log_map, shoot
-    from geolatent.first_order import FirstOrderSolver
-    from geolatent.georce import GEORCESolver
+    from geolatent.geometry.acceleration import geodesic_residual
+    from geolatent.geometry.brownian import brownian_motion
+    from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
+    from geolatent.geometry.distances import distance, graph_distances, pairwise_distances
+    from geolatent.geometry.exponential import exp_map, shoot
+    from geolatent.geometry.extrapolation import extrapolate
+    from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+    from geolatent.geometry.means import frechet_mean
+    from geolatent.geometry.shooting import log_map
+    from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
+    from geolatent.graph import LatentGraph
     from geolatent.graph_files import load_graph, save_graph
-    from geolatent.initial import LatentGraph
     from geolatent.interpolations import (
         great_circle,
         lerp,
@@ -55,30 +63,28 @@ if TYPE_CHECKING:
         spherical_spiral,
         through_points,
     )
+    from geolatent.lab import data
+    from geolatent.learn.kmeans import GeodesicKMeans
+    from geolatent.learn.land import LandMixture
+    from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
     from geolatent.lengths import path_energy, path_length
-    from geolatent.metric_families import (
+    from geolatent.metrics.base import Metric
+    from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
+    from geolatent.metrics.information import (
         BernoulliPullbackMetric,
         CategoricalPullbackMetric,
-        ConformalMetric,
         DivergenceMetric,
-        EnsembleMetric,
         GaussianFisherRaoMetric,
-        LocalVarianceMetric,
     )
-    from geolatent.metrics import GaussianPullbackMetric, Metric, PullbackMetric, TensorMetric
-    from geolatent.minimize import LBFGS
-    from geolatent.preconditioned import PreconditionedSolver
-    from geolatent.problem import Progress, Solver
+    from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
+    from geolatent.metrics.tensor import TensorMetric
     from geolatent.solution import Evaluations, GeodesicSolution, Status
-    from geolatent.solver import solve_geodesic
-    from geolatent.statistics import frechet_mean
-    from geolatent.volume import (
-        condition_number,
-        gaussian_curvature,
-        magnification_factor,
-        sample_volume,
-        sectional_curvature,
-    )
+    from geolatent.solve import solve_geodesic
+    from geolatent.solvers.first_order import FirstOrderSolver
+    from geolatent.solvers.georce import GEORCESolver
+    from geolatent.solvers.lbfgs import LBFGS
+    from geolatent.solvers.preconditioned import PreconditionedSolver
+    from geolatent.solvers.problem import Progress, Solver
 
 __all__ = [
     "LBFGS",
@@ -86,6 +92,7 @@ __all__ = [
     "CategoricalPullbackMetric",
     "ConformalMetric",
     "CubicBSpline",
+    "DiscreteGeodesic",
     "DivergenceMetric",
     "EnsembleMetric",
     "Evaluations",
@@ -93,13 +100,17 @@ __all__ = [
     "GEORCESolver",
     "GaussianFisherRaoMetric",
     "GaussianPullbackMetric",
+    "GeodesicKMeans",
+    "GeodesicKNeighborsClassifier",
     "GeodesicSolution",
+    "LandMixture",
     "LatentGraph",
     "LocalVarianceMetric",
     "Metric",
     "PreconditionedSolver",
     "Progress",
     "PullbackMetric",
+    "RungeKutta",
     "Solver",
     "Status",
     "TensorMetric",
@@ -139,26 +150,40 @@ __all__ = [
 # where each name comes from
 _MODULES = {
     "curves": ("CubicBSpline",),
-    "diffusion": ("brownian_motion",),
-    "distances": (
-        "distance",
-        "graph_distances",
-        "pairwise_distances",
-    ),
-    "exponential": (
-        "exp_map",
-        "extrapolate",
-        "geodesic_residual",
-        "log_map",
-        "shoot",
-    ),
-    "first_order": ("FirstOrderSolver",),
-    "georce": ("GEORCESolver",),
+    "solvers.first_order": ("FirstOrderSolver",),
+    "solvers.georce": ("GEORCESolver",),
     "graph_files": (
         "load_graph",
         "save_graph",
     ),
-    "initial": ("LatentGraph",),
+    "graph": ("LatentGraph",),
+    "geometry.acceleration": ("geodesic_residual",),
+    "geometry.brownian": ("brownian_motion",),
+    "geometry.curvature": (
+        "gaussian_curvature",
+        "sectional_curvature",
+    ),
+    "geometry.distances": (
+        "distance",
+        "graph_distances",
+        "pairwise_distances",
+    ),
+    "geometry.exponential": (
+        "exp_map",
+        "shoot",
+    ),
+    "geometry.extrapolation": ("extrapolate",),
+    "geometry.integrators": (
+        "DiscreteGeodesic",
+        "RungeKutta",
+    ),
+    "geometry.means": ("frechet_mean",),
+    "geometry.shooting": ("log_map",),
+    "geometry.volume": (
+        "condition_number",
+        "magnification_factor",
+        "sample_volume",
+    ),
     "interpolations": (
         "great_circle",
         "lerp",
@@ -169,28 +194,33 @@ _MODULES = {
         "spherical_spiral",
         "through_points",
     ),
+    "learn.kmeans": ("GeodesicKMeans",),
+    "learn.land": ("LandMixture",),
+    "learn.neighbors": ("GeodesicKNeighborsClassifier",),
     "lengths": (
         "path_energy",
         "path_length",
     ),
-    "metric_families": (
-        "BernoulliPullbackMetric",
-        "CategoricalPullbackMetric",
+    "metrics.base": ("Metric",),
+    "metrics.composite": (
         "ConformalMetric",
-        "DivergenceMetric",
         "EnsembleMetric",
-        "GaussianFisherRaoMetric",
         "LocalVarianceMetric",
     ),
-    "metrics": (
-        "GaussianPullbackMetric",
-        "Metric",
-        "PullbackMetric",
-        "TensorMetric",
+    "metrics.information": (
+        "BernoulliPullbackMetric",
+        "CategoricalPullbackMetric",
+        "DivergenceMetric",
+        "GaussianFisherRaoMetric",
     ),
-    "minimize": ("LBFGS",),
-    "preconditioned": ("PreconditionedSolver",),
-    "problem": (
+    "metrics.pullback": (
+        "GaussianPullbackMetric",
+        "PullbackMetric",
+    ),
+    "metrics.tensor": ("TensorMetric",),
+    "solvers.lbfgs": ("LBFGS",),
+    "solvers.preconditioned": ("PreconditionedSolver",),
+    "solvers.problem": (
         "Progress",
         "Solver",
     ),
@@ -199,22 +229,16 @@ _MODULES = {
         "GeodesicSolution",
         "Status",
     ),
-    "solver": ("solve_geodesic",),
-    "statistics": ("frechet_mean",),
-    "volume": (
-        "condition_number",
-        "gaussian_curvature",
-        "magnification_factor",
-        "sample_volume",
-        "sectional_curvature",
-    ),
+    "solve": ("solve_geodesic",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
+# modules of a room that are public by name
+_INSIDE = {"data": "lab.data"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or a module of the package, when it is first used."""
-    place = _PLACES.get(name, name)
+    place = _PLACES.get(name) or _INSIDE.get(name, name)
     if not name.startswith("_"):
         try:
             found = importlib.import_module(f"{__name__}.{place}")
@@ -222,8 +246,7 @@ def __getattr__(name: str) -> Any:
             if error.name != f"{__name__}.{place}":
                 raise
         else:
-            if name in _PLACES:
-                globals()[name] = getattr(found, name)
+            globals()[name] = getattr(found, name) if name in _PLACES else found
             return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -17,10 +17,10 @@ import yaml  # type: ignore[import-untyped]
 
 from geolatent._version import __version__
 from geolatent.files import UnfinishedError, parse_yaml
-from geolatent.outline import outline
-from geolatent.places import check_places
-from geolatent.terminal import accept_all_letters, interrupts_between_imports, leave_pipe
-from geolatent.words import closest, complete_words, option_types, what_is_wrong
+from geolatent.lab.outline import outline
+from geolatent.lab.places import check_places
+from geolatent.lab.terminal import accept_all_letters, interrupts_between_imports, leave_pipe
+from geolatent.lab.words import closest, complete_words, option_types, what_is_wrong
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -28,51 +28,51 @@ if TYPE_CHECKING:
 # command: module and function that runs it, and a line of help; modules load when they are needed
 COMMANDS = {
     "demo": (
-        "geolatent.experiments.demo:demo",
+        "geolatent.lab.demo:demo",
         "find and draw geodesics between handwritten digits",
     ),
     "train": (
-        "geolatent.experiments.train:train",
+        "geolatent.lab.train:train",
         "train a variational autoencoder or a BiGAN",
     ),
     "interpolate": (
-        "geolatent.experiments.interpolate:interpolate",
+        "geolatent.lab.interpolate:interpolate",
         "straight lines against geodesics, with and without a feature map",
     ),
     "improvement": (
-        "geolatent.experiments.improvement:improvement",
+        "geolatent.lab.improvement:improvement",
         "how much shorter than straight lines geodesics are, over many pairs",
     ),
     "compare": (
-        "geolatent.experiments.compare:compare",
+        "geolatent.lab.compare:compare",
         "several models on the same pairs of images",
     ),
     "landscape": (
-        "geolatent.experiments.landscape:landscape",
+        "geolatent.lab.landscape:landscape",
         "the metric of a 2-d latent space, drawn",
     ),
     "distances": (
-        "geolatent.experiments.distances:distances",
+        "geolatent.lab.distances:distances",
         "geodesic distances between all pairs of some images",
     ),
     "cluster": (
-        "geolatent.experiments.cluster:cluster",
+        "geolatent.lab.cluster:cluster",
         "k-means by geodesic distance, against Euclidean k-means",
     ),
     "walk": (
-        "geolatent.experiments.walk:walk",
+        "geolatent.lab.walk:walk",
         "Brownian motion, rays and great circles, decoded on the way",
     ),
     "sample": (
-        "geolatent.experiments.sample:sample",
+        "geolatent.lab.sample:sample",
         "decoded samples or images of the data as PNG files",
     ),
     "plot": (
-        "geolatent.experiments.plot:plot",
+        "geolatent.lab.plot:plot",
         "the figures of a run again, from its stored results",
     ),
     "report": (
-        "geolatent.experiments.plot:report",
+        "geolatent.lab.plot:report",
         "one table of all runs in a folder",
     ),
 }
@@ -208,12 +208,12 @@ def _run(command: str, words: Sequence[str]) -> None:
     sweep = values.pop(_SWEEP, None)
     quiet = values.pop(_QUIET)
     dry = values.pop(_DRY_RUN, False)
-    from geolatent.console import QUIET
+    from geolatent.lab.console import QUIET
 
     before = QUIET.set(quiet)
     try:
         if dry:
-            from geolatent.experiments.dry_run import dry_run
+            from geolatent.lab.dry_run import dry_run
 
             dry_run(command, values, sweep or {})
         elif sweep:
@@ -315,7 +315,7 @@ def _run_sweep(
     sweep: dict[str, list[Any]],
 ) -> None:
     """Run a command on every combination of the listed options, read as if given as words."""
-    from geolatent.experiments.sweep import run_sweep, sweep_points
+    from geolatent.lab.sweep import run_sweep, sweep_points
 
     arguments = []
     for point in sweep_points(sweep):

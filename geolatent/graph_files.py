@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save
 
 from geolatent.checks import requirement
 from geolatent.files import write_file
-from geolatent.initial import LatentGraph
-from geolatent.metrics import Metric
+from geolatent.graph import LatentGraph
+from geolatent.metrics.base import Metric
 
 
 def save_graph(graph: LatentGraph, path: str | os.PathLike[str]) -> Path:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.budget import RowBudget
 from geolatent.checks import check_codes, check_number, describe, requirement
-from geolatent.chords import Chords
 from geolatent.curves import CubicBSpline, basis_matrix
-from geolatent.metrics import Metric, check_metric, negative
+from geolatent.metrics.base import Metric, check_metric, negative
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.chords import Chords
 from geolatent.quadrature import composite_rule
 
 # Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree

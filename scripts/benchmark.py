@@ -40,11 +40,11 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.budget import RowBudget
 from geolatent.curves import basis_matrix
-from geolatent.energy import DiscreteEnergy
-from geolatent.experiments.demo import digit_pairs
-from geolatent.georce import polyline
+from geolatent.lab.demo import digit_pairs
+from geolatent.metrics.budget import RowBudget
+from geolatent.solvers.energy import DiscreteEnergy
+from geolatent.solvers.georce import polyline
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
 

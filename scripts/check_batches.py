@@ -24,13 +24,13 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from geolatent.config import SolverOptions
-from geolatent.experiments.execution import run_shards
-from geolatent.experiments.improvement import measure_improvement
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.pairs import Shards, prior_pairs
+from geolatent.lab.config import SolverOptions
+from geolatent.lab.execution import run_shards
+from geolatent.lab.improvement import measure_improvement
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import Shards, prior_pairs
+from geolatent.lab.results import SUMMARY, RunFolder, SolvedPairs, load_run
 from geolatent.models import digits_vae
-from geolatent.results import SUMMARY, RunFolder, SolvedPairs, load_run
 
 # solved roughly, for what is checked is not the solver
 LENGTH_TOLERANCE = 0.01

@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.budget import RowBudget
-from geolatent.energy import DiscreteEnergy
-from geolatent.experiments.demo import digit_pairs
-from geolatent.minimize import Preconditioner
-from geolatent.preconditioned import sobolev_preconditioner
-from geolatent.problem import Problem
+from geolatent.lab.demo import digit_pairs
+from geolatent.metrics.budget import RowBudget
 from geolatent.solution import Evaluations
+from geolatent.solvers.energy import DiscreteEnergy
+from geolatent.solvers.lbfgs import Preconditioner
+from geolatent.solvers.preconditioned import sobolev_preconditioner
+from geolatent.solvers.problem import Problem
 
 # relative tolerance of the lengths that are compared, and what two of them may differ by
 LENGTH_TOLERANCE = 5e-6

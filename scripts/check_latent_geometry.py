@@ -21,12 +21,14 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.clustering import GeodesicKMeans
-from geolatent.distances import graph_distances
-from geolatent.experiments.console import make_table
-from geolatent.exponential import DiscreteGeodesic, RungeKutta, geodesic_residual, shoot_to
-from geolatent.land import LandMixture
-from geolatent.statistics import frechet_mean
+from geolatent.geometry.acceleration import geodesic_residual
+from geolatent.geometry.distances import graph_distances
+from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+from geolatent.geometry.means import frechet_mean
+from geolatent.geometry.shooting import shoot_to
+from geolatent.lab.printing import make_table
+from geolatent.learn.kmeans import GeodesicKMeans
+from geolatent.learn.land import LandMixture
 
 TIGHT = gl.PreconditionedSolver(tolerance=1e-8, max_control_points=67)
 
@@ -199,7 +201,7 @@ def arcs(n: int, n_arcs: int, seed: int) -> Tensor:
 
 def densities() -> Iterator[Line]:
     """Held-out log-likelihood of LAND and of Gaussian mixtures of as many components."""
-    from geolatent.metric_families import LocalVarianceMetric
+    from geolatent.metrics.composite import LocalVarianceMetric
 
     for k, name in ((1, "half circle"), (2, "two half circles")):
         train, test = arcs(100, k, 0), arcs(100, k, 1)

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 import geolatent as gl
-from geolatent.jacobians import Map
+from geolatent.metrics.map import Map
 
 
 @dataclass

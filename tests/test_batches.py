@@ -25,13 +25,12 @@ from torch import nn
 import geolatent
 import geolatent as gl
 from geolatent.cli import main
-from geolatent.config import RayOptions, SolverOptions
-from geolatent.experiments import execution
-from geolatent.experiments.console import work_progress
-from geolatent.experiments.pairs import Case, Shards, prior_pairs
-from geolatent.experiments.sweep import sweep_points
 from geolatent.files import LOCK, FolderLock, write_file
-from geolatent.results import (
+from geolatent.lab import execution
+from geolatent.lab.config import RayOptions, SolverOptions
+from geolatent.lab.pairs import Case, Shards, prior_pairs
+from geolatent.lab.printing import work_progress
+from geolatent.lab.results import (
     CONFIG,
     ENVIRONMENT,
     PAIRS,
@@ -41,6 +40,7 @@ from geolatent.results import (
     SolvedPairs,
     load_run,
 )
+from geolatent.lab.sweep import sweep_points
 
 # five shards of two pairs
 SMALL = [
@@ -485,7 +485,7 @@ def test_a_sweep_is_the_product_of_its_options(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.experiments.improvement.run_shards", stop)
+    monkeypatch.setattr("geolatent.lab.improvement.run_shards", stop)
     assert run("improvement", *words) == 130
     assert run("improvement", *words) == 0
     # finished points are not run again
@@ -525,7 +525,7 @@ def point_calls(monkeypatch):
         calls.append(folder.path.name)
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.experiments.improvement.run_shards", tell)
+    monkeypatch.setattr("geolatent.lab.improvement.run_shards", tell)
     return calls
 
 
@@ -615,7 +615,7 @@ def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch
     words = ["--out", out, *SMALL, "--n_pairs=2", "--sweep", '{"seed": [0, 1]}']
     with monkeypatch.context() as patch:
         patch.setattr(
-            "geolatent.experiments.improvement.make_initial",
+            "geolatent.lab.improvement.make_initial",
             lambda *_, seed, **__: None if seed else 1 / 0,
         )
         assert run("improvement", *words) == 1
@@ -645,7 +645,7 @@ def test_a_full_disk_ends_a_sweep(tmp_path, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "table")
 
     with monkeypatch.context() as patch:
-        patch.setattr("geolatent.results.RunFolder.write_part", full)
+        patch.setattr("geolatent.lab.results.RunFolder.write_part", full)
         assert run("improvement", *words) == 1
     assert calls == ["0000"]
     told = capsys.readouterr().err

@@ -9,9 +9,9 @@ import torch
 
 from geolatent import PullbackMetric
 from geolatent.cli import main
-from geolatent.experiments import walk
-from geolatent.experiments.measures import correlation_matrices
-from geolatent.results import load_run
+from geolatent.lab import walk
+from geolatent.lab.measures import correlation_matrices
+from geolatent.lab.results import load_run
 
 COARSE = ["--solver.max_control_points=7", "--solver.length_tolerance=0.01"]
 COMMANDS = {

@@ -13,13 +13,12 @@ from geolatent import (
     path_length,
     solve_geodesic,
 )
-from geolatent.budget import RowBudget
-from geolatent.metric_families import (
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.composite import ConformalMetric, LocalVarianceMetric
+from geolatent.metrics.information import (
     BernoulliPullbackMetric,
-    ConformalMetric,
     DivergenceMetric,
     GaussianFisherRaoMetric,
-    LocalVarianceMetric,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -128,7 +127,7 @@ def test_local_variance_of_many_codes_and_points(monkeypatch):
         return inverse_variances(self, z)
 
     monkeypatch.setattr(LocalVarianceMetric, "_inverse_variances", noted)
-    monkeypatch.setattr("geolatent.metric_families._DIFFERENCES", 700)
+    monkeypatch.setattr("geolatent.metrics.composite._DIFFERENCES", 700)
     metric = LocalVarianceMetric(data, bandwidth=0.5)
     torch.testing.assert_close(metric.tensor(codes), expected)
     assert seen == [7, 7, 7, 7, 2]

@@ -19,9 +19,9 @@ from rounding import assert_same_pairs
 
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
+from geolatent.lab.outline import outline
+from geolatent.lab.results import ENVIRONMENT, PAIRS, load_run
 from geolatent.models import save_model
-from geolatent.outline import outline
-from geolatent.results import ENVIRONMENT, PAIRS, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = (
@@ -219,7 +219,7 @@ def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path):
     )
     (tmp_path / "work.py").write_text(
         "import sys, time\n"
-        "from geolatent.terminal import interrupts_between_imports\n"
+        "from geolatent.lab.terminal import interrupts_between_imports\n"
         "try:\n"
         "    with interrupts_between_imports():\n"
         "        import slow\n"
@@ -739,7 +739,7 @@ def test_brackets_in_paths_are_printed_as_they_are(capsys, tmp_path):
     ],
 )
 def test_what_no_machine_holds_is_refused_in_a_line(words, name, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("geolatent.memory.machine_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("geolatent.lab.memory.machine_memory", lambda: 64 * 10**9)
     assert run(*words, "--out", tmp_path / "run") == 1
     told = capsys.readouterr().err
     assert f"Parameter `{name}` should be" in told
@@ -845,7 +845,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
 
 
 def test_plot_tells_of_an_interrupted_run(capsys, tmp_path):
-    from geolatent.results import RunFolder
+    from geolatent.lab.results import RunFolder
 
     RunFolder.create(tmp_path / "run", "improvement", {}, seed=0, device="cpu")
     assert run("plot", tmp_path / "run") == 1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import geolatent as gl
-from geolatent.experiments.demo import digit_pairs
+from geolatent.lab.demo import digit_pairs
 
 pytestmark = pytest.mark.usefixtures("float64")
 

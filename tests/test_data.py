@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from geolatent.data import (
+from geolatent.lab.data import (
     TORCHVISION_NAMES,
     DataOptions,
     digits,

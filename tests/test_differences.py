@@ -8,8 +8,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 import geolatent as gl
-from geolatent.jacobians import Map
-from geolatent.metric_families import ConformalMetric, DivergenceMetric
+from geolatent.metrics.composite import ConformalMetric
+from geolatent.metrics.information import DivergenceMetric
+from geolatent.metrics.map import Map
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from geolatent import LatentGraph, PullbackMetric, TensorMetric, solve_geodesic
-from geolatent.distances import (
+from geolatent.geometry.distances import (
     distance,
     graph_distance_matrix,
     graph_distances,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import geolatent as gl
-from geolatent.budget import RowBudget
 from geolatent.cli import main
-from geolatent.experiments.demo import LATTICE_RESOLUTION, digit_pairs
-from geolatent.initial import graph_curve
+from geolatent.graph import graph_curve
+from geolatent.lab.demo import LATTICE_RESOLUTION, digit_pairs
+from geolatent.metrics.budget import RowBudget
 
 
 def test_two_hundred_pairs_of_digits():

@@ -18,11 +18,11 @@ from geolatent import (
     path_energy,
     path_length,
 )
-from geolatent.budget import RowBudget, metric_tensors
 from geolatent.curves import basis_matrix, clamped_knots, greville_abscissae, insertion_matrix
-from geolatent.energy import DiscreteEnergy
 from geolatent.lengths import measure
+from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.quadrature import composite_rule
+from geolatent.solvers.energy import DiscreteEnergy
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -12,26 +12,26 @@ from rounding import assert_same_pairs
 from torch import nn
 
 import geolatent as gl
-from geolatent.config import (
+from geolatent.lab.compare import compare_models
+from geolatent.lab.config import (
     FeatureOptions,
     InitialOptions,
     MetricOptions,
     ModelOptions,
     SolverOptions,
 )
-from geolatent.data import DataOptions
-from geolatent.experiments.compare import compare_models
-from geolatent.experiments.improvement import choose_pairs, measure_improvement
-from geolatent.experiments.interpolate import (
+from geolatent.lab.data import DataOptions
+from geolatent.lab.improvement import choose_pairs, measure_improvement
+from geolatent.lab.interpolate import (
     classes,
     interpolate_pairs,
     measure_along,
     measure_slerp,
     prior_densities,
 )
-from geolatent.experiments.landscape import measure_landscape
-from geolatent.experiments.latent_model import LatentModel
-from geolatent.experiments.measures import (
+from geolatent.lab.landscape import measure_landscape
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import (
     alignment,
     class_crossings,
     classes_along,
@@ -40,7 +40,7 @@ from geolatent.experiments.measures import (
     data_distance,
     prior_density,
 )
-from geolatent.experiments.pairs import (
+from geolatent.lab.pairs import (
     Case,
     Pairs,
     Shards,
@@ -51,17 +51,17 @@ from geolatent.experiments.pairs import (
     read_pairs,
     worst_case_pairs,
 )
-from geolatent.experiments.sample import png_bytes
-from geolatent.experiments.setup import (
+from geolatent.lab.results import SolvedPairs
+from geolatent.lab.sample import png_bytes
+from geolatent.lab.setup import (
     Dataset,
     make_device,
     make_features,
     make_initial,
     make_model,
 )
-from geolatent.experiments.summary import statistics, summarise
+from geolatent.lab.summary import statistics, summarise
 from geolatent.models import RBFPrecision
-from geolatent.results import SolvedPairs
 
 COARSE = SolverOptions(max_control_points=11)
 

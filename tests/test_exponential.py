@@ -9,23 +9,20 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, TensorMetric, models
-from geolatent import data as digits_data
 from geolatent.curves import clamped_knots
-from geolatent.exponential import (
-    DiscreteGeodesic,
-    RungeKutta,
-    exp_map,
-    extrapolate,
+from geolatent.geometry.acceleration import (
     geodesic_acceleration,
     geodesic_residual,
-    log_map,
     second_derivative,
-    shoot,
-    shoot_to,
 )
+from geolatent.geometry.exponential import exp_map, shoot
+from geolatent.geometry.extrapolation import extrapolate
+from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+from geolatent.geometry.ode import TrajectoryStatus, integrate
+from geolatent.geometry.shooting import log_map, shoot_to
 from geolatent.interpolations import spline_through_points
-from geolatent.ode import TrajectoryStatus, integrate
-from geolatent.solver import PreconditionedSolver, solve_geodesic
+from geolatent.lab import data as digits_data
+from geolatent.solve import PreconditionedSolver, solve_geodesic
 
 pytestmark = pytest.mark.usefixtures("float64")
 

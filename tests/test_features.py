@@ -1,3 +1,4 @@
+import json
 from urllib.error import URLError
 
 import numpy as np
@@ -7,10 +8,10 @@ from rounding import assert_same_to_rounding
 from safetensors.torch import save_file
 from torch import nn
 
-from geolatent.data import digits, torchvision_images
-from geolatent.features import LogisticRegression, VGGFeatures, fit_logistic_regression
-from geolatent.metrics import GaussianPullbackMetric, PullbackMetric
-from geolatent.models import ConvVAE, load_model, save_model
+from geolatent.lab.data import digits, torchvision_images
+from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
+from geolatent.models import ConvVAE, build_model, load_model, save_model
+from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,18 @@ def test_dtype_follows_the_images(train, held_out):
     torch.testing.assert_close(
         single(held_out[0].float()).double(), double(held_out[0]), rtol=1e-4, atol=1e-4
     )
+
+
+def test_files_that_name_the_class_by_where_it_was(tmp_path, train):
+    features = fit_logistic_regression(*train)
+    weights = save_model(features, tmp_path / "classes")
+    description = json.loads(weights.with_suffix(".json").read_text())
+    assert description["class_path"] == "geolatent.models.features.LogisticRegression"
+    description["class_path"] = "geolatent.features.LogisticRegression"
+    weights.with_suffix(".json").write_text(json.dumps(description))
+    assert isinstance(load_model(weights), LogisticRegression)
+    built = build_model(description["class_path"], description["init_args"], weights)
+    assert isinstance(built, LogisticRegression)
 
 
 def test_saved_and_loaded(tmp_path, train):

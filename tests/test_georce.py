@@ -15,7 +15,7 @@ from geolatent import (
     solve_geodesic,
 )
 from geolatent.curves import basis_matrix
-from geolatent.georce import polyline
+from geolatent.solvers.georce import polyline
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -17,9 +17,9 @@ from geolatent import (
     path_length,
     solve_geodesic,
 )
-from geolatent.metric_families import ConformalMetric
-from geolatent.metrics import indefinite, negative
-from geolatent.problem import Problem
+from geolatent.metrics.base import indefinite, negative
+from geolatent.metrics.composite import ConformalMetric
+from geolatent.solvers.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("float64")
 

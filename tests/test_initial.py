@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
-from geolatent.budget import RowBudget
 from geolatent.curves import clamped_knots
-from geolatent.initial import Path, curve_through_points, graph_curve
+from geolatent.graph import Path, curve_through_points, graph_curve
+from geolatent.metrics.budget import RowBudget
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -148,7 +148,7 @@ def test_outputs_that_do_not_fit_into_memory_change_nothing(monkeypatch):
     codes = torch.randn(3000, 2)
     metric = PullbackMetric(sphere)
     whole = LatentGraph.from_codes(metric, codes, n_neighbors=6)
-    monkeypatch.setattr("geolatent.initial._OUTPUT_BYTES", 1)
+    monkeypatch.setattr("geolatent.graph._OUTPUT_BYTES", 1)
     parts = LatentGraph.from_codes(metric, codes, n_neighbors=6)
     assert abs(parts.adjacency - whole.adjacency).max() < 1e-12
     assert parts.forward_rows > whole.forward_rows == 3000

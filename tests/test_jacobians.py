@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from geolatent.jacobians import Map, _double_backward
+from geolatent.metrics.map import Map, _double_backward
 
 pytestmark = pytest.mark.usefixtures("float64")
 

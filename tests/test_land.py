@@ -10,10 +10,11 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from geolatent import PullbackMetric, TensorMetric
-from geolatent.budget import RowBudget
-from geolatent.exponential import HamiltonianFlow, RungeKutta
-from geolatent.land import LandMixture, TangentSample, fit_precision, sample_tangents
-from geolatent.metric_families import LocalVarianceMetric
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import RungeKutta
+from geolatent.learn.land import LandMixture, TangentSample, fit_precision, sample_tangents
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.composite import LocalVarianceMetric
 
 pytestmark = pytest.mark.usefixtures("float64")
 

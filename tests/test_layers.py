@@ -1,4 +1,4 @@
-"""The layers of the package: who may import whom, and what the core may depend on."""
+"""The rooms of the package: who may import whom, and what they may depend on."""
 
 import ast
 import importlib
@@ -13,40 +13,54 @@ import geolatent
 
 PACKAGE = Path(geolatent.__file__).parent
 
-# From the bottom up; a module imports from its own layer and lower ones only.
-LAYERS = [
-    ["_version", "requirements", "files", "display", "quadrature", "ode", "callables"],
-    ["console", "terminal", "forward_mode"],
-    ["checks", "config", "memory", "idx"],
-    ["places", "rows", "differences"],
-    ["minimize", "solution", "curves", "jacobians", "outline", "words"],
-    ["chords", "interpolations", "models"],
-    ["metrics", "data", "features", "plotting", "results"],
-    ["budget", "metric_families", "plotting_statistics"],
-    ["energy", "lengths", "volume", "training_figures"],
-    ["initial", "problem", "training"],
-    ["preconditioned", "first_order", "georce"],
-    ["solver"],
-    ["exponential", "distances", "graph_files"],
-    ["statistics", "diffusion", "estimators"],
-    ["clustering", "land"],
-    ["experiments"],
+# From the bottom up: rooms, which are sub-packages, and nouns that stand alone at the top. Each
+# imports from itself and from lower levels only, so that metrics and models know nothing of each
+# other.
+LEVELS = [
+    ["_version", "requirements", "callables", "display", "files", "quadrature"],
+    ["checks"],
+    ["curves", "solution"],
+    ["interpolations"],
+    ["metrics", "models"],
+    ["lengths", "graph"],
+    ["solvers", "graph_files"],
+    ["solve"],
+    ["geometry"],
+    ["learn"],
+    ["lab"],
     ["cli"],
     ["__main__"],
 ]
-LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+LEVEL = {unit: depth for depth, units in enumerate(LEVELS) for unit in units}
+
+# the numerical part, and what it may need besides itself
+NUMERICAL = ["metrics", "lengths", "graph", "solvers", "solve", "geometry", "learn"]
+NUMERICAL += ["requirements", "callables", "display", "quadrature", "checks", "curves", "solution"]
+NUMERICAL += ["interpolations"]
+LIBRARIES = {"torch", "numpy", "scipy"}
 
 # what the command line needs before a command begins its work
-LIGHT = ["_version", "requirements", "config", "files", "outline", "terminal", "words", "cli"]
-LIGHT += ["idx", "places"]
+LIGHT = ["_version", "requirements", "files", "cli", "lab", "lab.config", "lab.idx", "lab.outline"]
+LIGHT += ["lab.places", "lab.terminal", "lab.words"]
 HEAVY = {"torch", "scipy", "matplotlib", "pyarrow"}
-NUMERICAL = {"torch", "numpy", "scipy"}
 
 
 def modules():
-    """Return (unit, path) of every file: a unit is a module or a whole subpackage."""
+    """Yield (module, path) of every file, the package's own but for its public names."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        yield path.relative_to(PACKAGE).with_suffix("").parts[0], path
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            yield name, path
+
+
+def unit(module):
+    """Return the room of a module, or the module itself where it stands alone."""
+    return module.split(".")[0]
+
+
+MODULES = dict(modules())
+FILES = [pytest.param(name, path, id=name) for name, path in MODULES.items()]
 
 
 def is_type_checking(node):
@@ -67,9 +81,9 @@ def imports(path):
             elif isinstance(child, ast.ImportFrom):
                 assert child.level == 0, f"{path.name}: relative import"
                 yield child.module, top
-                if child.module == "geolatent":
-                    for alias in child.names:
-                        yield f"geolatent.{alias.name}", top
+                for alias in child.names:
+                    if f"{child.module}.{alias.name}".removeprefix("geolatent.") in MODULES:
+                        yield f"{child.module}.{alias.name}", top
             elif is_type_checking(child):
                 continue
             else:
@@ -79,78 +93,60 @@ def imports(path):
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), True)
 
 
-def own_units(path):
+def own_modules(path):
+    """Yield the modules of the package that a file imports; "" is the package itself."""
     for module, _ in imports(path):
-        parts = module.split(".")
-        if parts[0] == "geolatent":
-            yield parts[1] if len(parts) > 1 else "__init__"
+        if module.split(".")[0] == "geolatent":
+            yield module.removeprefix("geolatent").removeprefix(".")
 
 
-def core():
-    """Return the modules that `solve_geodesic` is made of: what the solver imports, all the way."""
-    found, new = set(), {"solver"}
-    while new:
-        found |= new
-        new = {unit for name in new for unit in own_units(core_path(name))} - found
-    return sorted(found)
+def test_every_module_belongs_to_one_room():
+    assert {unit(name) for name in MODULES} == set(LEVEL)
+    assert sum(map(len, LEVELS)) == len(LEVEL)
 
 
-def core_path(name):
-    path = PACKAGE / f"{name}.py"
-    assert path.is_file(), f"the core imports {name}, which is no single module"
-    return path
+def test_rooms_say_what_they_own():
+    for path in PACKAGE.glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.parent.name
 
 
-@pytest.mark.parametrize(
-    ("unit", "path"),
-    [
-        pytest.param(*entry, id=str(entry[1].relative_to(PACKAGE)))
-        for entry in modules()
-        if entry[0] != "__init__"
-    ],
-)
-def test_imports_point_downwards(unit, path):
-    for imported in own_units(path):
-        # the public names of the package are for those above the solver
-        depth = LAYER["land"] if imported == "__init__" else LAYER[imported]
-        assert depth <= LAYER[unit], f"{unit} imports {imported}"
+@pytest.mark.parametrize(("name", "path"), FILES)
+def test_imports_point_downwards(name, path):
+    for imported in own_modules(path):
+        # the public names of the package are for those above the numerical part
+        depth = LEVEL[unit(imported)] if imported else LEVEL["lab"] - 1
+        inside = unit(imported) == unit(name)
+        assert inside or depth < LEVEL[unit(name)], f"{name} imports {imported or 'geolatent'}"
 
 
-def test_core_knows_no_models_data_or_files():
-    assert {"checks", "metrics", "curves", "energy", "lengths", "minimize", "initial"} < set(core())
-    above = {"models", "data", "training", "files", "config", "results", "plotting", "cli"}
-    assert not above & set(core())
-
-
-@pytest.mark.parametrize("name", core())
-def test_core_needs_nothing_but_numerical_libraries(name):
-    allowed = NUMERICAL | sys.stdlib_module_names | {"geolatent"}
-    for module, top in imports(core_path(name)):
-        root = module.split(".")[0]
-        # scikit-learn is slow to import, and only graphs of codes need it
-        lazy = name == "initial" and root == "sklearn" and not top
-        assert root in allowed or lazy, f"{name} imports {module}"
+@pytest.mark.parametrize(("name", "path"), [f for f in FILES if unit(f.id) in NUMERICAL])
+def test_the_numerical_part_knows_no_models_options_or_files(name, path):
+    assert {unit(imported) for imported in own_modules(path)} <= set(NUMERICAL)
+    allowed = LIBRARIES | sys.stdlib_module_names | {"geolatent"}
+    for module, top in imports(path):
+        root = unit(module)
+        # scikit-learn is slow to import: of the core, only graphs of codes need it, when made
+        sklearn = root == "sklearn" and (unit(name) == "learn" or (name == "graph" and not top))
+        assert root in allowed or sklearn, f"{name} imports {module}"
 
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_the_command_line_needs_no_torch(name):
-    for module, top in imports(PACKAGE / f"{name}.py"):
-        assert not top or module.split(".")[0] not in HEAVY, f"{name} imports {module}"
+    for module, top in imports(MODULES[name]):
+        assert not top or unit(module) not in HEAVY, f"{name} imports {module}"
         if module.startswith("geolatent.") and top:
-            assert module.split(".")[1] in LIGHT, f"{name} imports {module}"
+            assert module.removeprefix("geolatent.") in LIGHT, f"{name} imports {module}"
 
 
-def test_minimize_knows_no_geometry():
-    assert set(own_units(core_path("minimize"))) <= {"checks", "requirements"}
+def test_the_minimiser_knows_no_geometry():
+    assert set(own_modules(MODULES["solvers.lbfgs"])) <= {"checks", "requirements"}
 
 
 def test_no_cycles():
-    graph = {}
-    for unit, path in modules():
-        graph.setdefault(unit, set()).update(set(own_units(path)) - {unit})
+    graph = {name: set(own_modules(path)) - {"", name} for name, path in MODULES.items()}
     done = set()
     while len(done) < len(graph):
-        ready = {unit for unit, needs in graph.items() if needs <= done} - done
+        ready = {name for name, needs in graph.items() if needs <= done} - done
         assert ready, f"a cycle among {sorted(set(graph) - done)}"
         done |= ready
 

@@ -13,14 +13,12 @@ from geolatent import (
     TensorMetric,
     solve_geodesic,
 )
-from geolatent.metric_families import (
+from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
+from geolatent.metrics.information import (
     BernoulliPullbackMetric,
     CategoricalPullbackMetric,
-    ConformalMetric,
     DivergenceMetric,
-    EnsembleMetric,
     GaussianFisherRaoMetric,
-    LocalVarianceMetric,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")

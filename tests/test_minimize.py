@@ -6,7 +6,7 @@ import pytest
 import torch
 from rounding import assert_same_to_rounding
 
-from geolatent.minimize import LBFGS, Preconditioner, cholesky
+from geolatent.solvers.lbfgs import LBFGS, Preconditioner, cholesky
 
 pytestmark = pytest.mark.usefixtures("float64")
 

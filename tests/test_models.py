@@ -11,8 +11,8 @@ from rounding import assert_same_to_rounding
 from safetensors.torch import save_file
 from torch import nn
 
-from geolatent.data import digits
-from geolatent.metrics import GaussianPullbackMetric, PullbackMetric
+from geolatent.lab.data import digits
+from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import (
     MLPVAE,
     VAE,

@@ -7,9 +7,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from geolatent import plotting, plotting_statistics
-from geolatent.config import check_formats
-from geolatent.experiments import landscape, walk
+from geolatent.lab import landscape, plotting, plotting_statistics, walk
+from geolatent.lab.config import check_formats
 
 GENERATOR = np.random.default_rng(0)
 

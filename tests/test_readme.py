@@ -94,7 +94,7 @@ def test_configs_are_accepted(text, line, tmp_path, monkeypatch):
             function(**values)
 
     monkeypatch.setattr(f"{module}.{name}", record)
-    monkeypatch.setattr("geolatent.experiments.sweep.run_sweep", record_sweep)
+    monkeypatch.setattr("geolatent.lab.sweep.run_sweep", record_sweep)
     assert main(words[1:]) == 0
     assert called
     for values in called:
@@ -217,10 +217,13 @@ def test_files_that_are_named_exist():
 
 def test_the_tree_of_files_is_there():
     (tree,) = [text for kind, _, text in BLOCKS if kind == ""]
-    seen = 0
+    seen, room = 0, ROOT
     for line in tree.splitlines():
-        folder = ROOT / "geolatent" if line.startswith("  ") else ROOT
         names = re.split(r"\s{2,}", line.strip())[0].split(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = [ROOT, ROOT / "geolatent", room][depth]
+        if names[0].endswith("/"):
+            room = folder / names[0]
         for name in names:
             path = folder / name
             assert path.is_dir() if name.endswith("/") else path.is_file(), name

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 import geolatent as gl
 from geolatent.cli import main
 from geolatent.files import LOCK
-from geolatent.plotting import save_figures
-from geolatent.results import (
+from geolatent.lab.plotting import save_figures
+from geolatent.lab.results import (
     ARRAYS,
     CONFIG,
     CURVES,

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from geolatent import CubicBSpline, Evaluations, GeodesicSolution, PullbackMetric, Status
 from geolatent.display import Table
-from geolatent.ode import TrajectoryStatus
-from geolatent.solver import solve_geodesic
+from geolatent.geometry.ode import TrajectoryStatus
+from geolatent.solve import solve_geodesic
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 

@@ -13,12 +13,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, LatentGraph, PullbackMetric, TensorMetric, models
-from geolatent import data as digits_data
-from geolatent.clustering import GeodesicKMeans, GeodesicKNeighborsClassifier, lloyd
-from geolatent.diffusion import brownian_motion
-from geolatent.distances import graph_distance_matrix
-from geolatent.exponential import DiscreteGeodesic, RungeKutta
-from geolatent.statistics import frechet_mean
+from geolatent.geometry.brownian import brownian_motion
+from geolatent.geometry.distances import graph_distance_matrix
+from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+from geolatent.geometry.means import frechet_mean
+from geolatent.lab import data as digits_data
+from geolatent.learn.kmeans import GeodesicKMeans, lloyd
+from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
 
 pytestmark = pytest.mark.usefixtures("float64")
 

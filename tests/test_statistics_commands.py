@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from geolatent import LatentGraph, PullbackMetric, data, models
+from geolatent import LatentGraph, PullbackMetric, models
 from geolatent.cli import main
-from geolatent.config import SolverOptions
-from geolatent.data import DataOptions
-from geolatent.experiments import cluster, distances, walk
 from geolatent.interpolations import prior_norm
-from geolatent.plotting import save_figures
-from geolatent.results import load_run
+from geolatent.lab import cluster, data, distances, walk
+from geolatent.lab.config import SolverOptions
+from geolatent.lab.data import DataOptions
+from geolatent.lab.plotting import save_figures
+from geolatent.lab.results import load_run
 
 
 def draw(run, module, folder):

@@ -10,10 +10,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import geolatent as gl
-from geolatent import forward_mode
-from geolatent.experiments.demo import digit_pairs
-from geolatent.jacobians import Map
-from geolatent.metric_families import DivergenceMetric
+from geolatent.lab.demo import digit_pairs
+from geolatent.metrics import forward_mode
+from geolatent.metrics.information import DivergenceMetric
+from geolatent.metrics.map import Map
 
 pytestmark = pytest.mark.usefixtures("float64")
 

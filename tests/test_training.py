@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 pytest.importorskip("lightning", reason="training needs the extra `train`")
 
 from geolatent.cli import main
-from geolatent.data import DataOptions, digits, load
-from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
-from geolatent.results import RunFolder, load_run
-from geolatent.training import (
+from geolatent.lab.data import DataOptions, digits, load
+from geolatent.lab.results import RunFolder, load_run
+from geolatent.lab.training import (
     Batches,
     PrecisionOptions,
     TrainingOptions,
@@ -28,7 +27,8 @@ from geolatent.training import (
     train_bigan,
     train_vae,
 )
-from geolatent.training_figures import draw_training
+from geolatent.lab.training_figures import draw_training
+from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -481,7 +481,8 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
 def test_a_train_that_fails_at_the_end_can_be_finished(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "geolatent.training.save_model", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+            "geolatent.lab.training.save_model",
+            lambda *_: (_ for _ in ()).throw(OSError("disk full")),
         )
         with pytest.raises(OSError, match="disk full"):
             run(tmp_path)
@@ -592,7 +593,7 @@ def test_progress_counts_epochs_that_are_done(images, tmp_path, monkeypatch):
         told.append((what, total, found))
         yield told.append
 
-    monkeypatch.setattr("geolatent.training.work_progress", spy)
+    monkeypatch.setattr("geolatent.lab.training.work_progress", spy)
     settings = options(epochs=4, progress=True, batch_size=27)  # four batches of 108 images
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=2)

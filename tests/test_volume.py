@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, PullbackMetric, TensorMetric
-from geolatent.volume import (
-    condition_number,
-    gaussian_curvature,
-    magnification_factor,
-    sample_volume,
-    sectional_curvature,
-)
+from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
+from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -1,4 +1,8 @@
-"""Generative models, their uncertainty and their checkpoints."""
+"""Generative models, their uncertainty, maps on their outputs and their checkpoints.
+
+The room stands apart: its networks know no metric, and no metric knows them. It imports the checks
+and the files at the top of the package.
+"""
 
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import (

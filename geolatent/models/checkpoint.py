@@ -24,7 +24,9 @@ from geolatent.files import write_file
 FORMAT_VERSION = 1
 
 # Only the package's own models and feature maps are built from a file's words.
-_CLASS_PATH = re.compile(r"geolatent\.(models|features)(\.[A-Za-z]\w*)+")
+_CLASS_PATH = re.compile(r"geolatent\.models(\.[A-Za-z]\w*)+")
+# where modules were when older files named them, and where they are
+_MOVED = {"geolatent.features": "geolatent.models.features"}
 
 
 def build_model(
@@ -68,7 +70,7 @@ def build_model(
     >>> build_model("MLPVAE", {"latent_dim": 3}).latent_dim
     3
     """
-    name = str(class_path)
+    name = _today(str(class_path))
     module, _, attribute = (name if "." in name else f"geolatent.models.{name}").rpartition(".")
     required = "the importable path of an nn.Module, package.module.Name, or a model's bare name"
     try:
@@ -99,8 +101,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Parameters
     ----------
     model : Module
-        A model of ``geolatent.models``, or a feature map of ``geolatent.features`` that has
-        ``arguments``, the constructor's arguments.
+        A model of ``geolatent.models``, or one of its feature maps, that has ``arguments``, the
+        constructor's arguments.
     path : path
         Where to write, with or without the ending ``.safetensors``. Missing folders are made.
 
@@ -236,6 +238,12 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(state, assign=True)
 
 
+def _today(class_path: str) -> str:
+    """Return where a class is now that a file may name by where it was."""
+    module, _, name = class_path.rpartition(".")
+    return f"{_MOVED.get(module, module)}.{name}" if module else name
+
+
 def _build(path: Path) -> nn.Module:
     """Build the untrained model that a JSON file describes."""
     try:
@@ -247,7 +255,7 @@ def _build(path: Path) -> nn.Module:
         raise ValueError(f"{requirement('path', required, path)} {error!r}") from error
     if version != FORMAT_VERSION:
         raise ValueError(requirement("format_version", f"{FORMAT_VERSION} in {path}", version))
-    name = str(class_path)
+    name = _today(str(class_path))
     cls: Any = None
     if _CLASS_PATH.fullmatch(name):
         module, _, attribute = name.rpartition(".")

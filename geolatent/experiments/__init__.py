@@ -1,1 +1,0 @@
-"""Experiments: library functions that commands wrap."""

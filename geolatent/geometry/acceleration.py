@@ -1,0 +1,158 @@
+"""The geodesic equation: accelerations, and how far a curve is from fulfilling it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_codes, check_tensor, describe, requirement
+from geolatent.curves import DEGREE, CubicBSpline
+from geolatent.geometry.exponential import check_tangents
+from geolatent.geometry.flow import HamiltonianFlow, solve_metric
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+
+
+def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
+    """Return the acceleration z'' = -Gamma(v, v) of the geodesic through z with velocity v.
+
+        G z'' = 1/2 grad_z (v^T G v) - (D_v G) v,
+
+    D_v the derivative along v. The Christoffel symbols Gamma themselves are not formed; the last
+    term is a double backward of the quadratic form.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    z, v
+        Codes and velocities, (d,) or (B, d) each, broadcast.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, d); NaN where G is singular.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, shape, dtype or device or not finite.
+
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> half_plane = TensorMetric(
+    ...     lambda z: torch.eye(2).expand(len(z), 2, 2) / z[:, 1, None, None] ** 2, dim=2
+    ... )
+    >>> geodesic_acceleration(half_plane, torch.tensor([0.0, 2.0]), torch.tensor([0.0, 2.0]))
+    tensor([[0., 2.]])
+    """
+    check_metric(metric)
+    codes, vectors = check_tangents(metric, z, v)
+    return acceleration(metric, codes, vectors).to(codes.dtype)
+
+
+def acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
+    """Return `geodesic_acceleration` for codes that are known to be good, (n, d) each, float64."""
+    point = z.detach().requires_grad_()
+    velocity = v.detach().requires_grad_()
+    with torch.enable_grad():
+        square = metric._quadratic(point, velocity)
+        if not square.requires_grad:
+            return torch.zeros_like(z, dtype=torch.float64)
+        # 2 G v as a function of z, and the vector-Jacobian product of that
+        by_z, by_v = torch.autograd.grad(
+            square.sum(), (point, velocity), create_graph=True, materialize_grads=True
+        )
+        along = torch.zeros_like(by_z)
+        if by_v.requires_grad:
+            cotangent = torch.zeros_like(by_v, requires_grad=True)
+            (pulled,) = torch.autograd.grad(
+                by_v, point, cotangent, create_graph=True, materialize_grads=True
+            )
+            if pulled.requires_grad:
+                (along,) = torch.autograd.grad(
+                    pulled, cotangent, velocity.detach(), materialize_grads=True
+                )
+    with torch.no_grad():
+        tensors = metric._tensor(z.detach()).double()
+    return solve_metric(tensors, 0.5 * (by_z.detach() - along).double())
+
+
+def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = None) -> Tensor:
+    """Return by how much splines fail the geodesic equation: a second certificate.
+
+        r(t) = |gamma'' + Gamma(gamma', gamma')|_G / L,    L the length of the curve,
+
+    the covariant acceleration. On a curve run through at constant speed, r is the geodesic
+    curvature times the length: the angle in radians by which a curve of that curvature turns away
+    from a geodesic on its way. It is zero along a geodesic. The splines of `solve_geodesic` have
+    the right place and length long before the right second derivative: residuals of some tenths go
+    with excess lengths of 1e-4.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    curve
+        B curves.
+    t
+        Parameters, (T,) in [0, 1]; by default 33 points, none of them a knot.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, T), without units.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
+
+    Examples
+    --------
+    >>> line = CubicBSpline.straight(torch.zeros(1), torch.ones(1))
+    >>> from geolatent import PullbackMetric
+    >>> plane = PullbackMetric(lambda z: 2.0 * z)
+    >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
+    True
+    """
+    check_metric(metric)
+    if not isinstance(curve, CubicBSpline):
+        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
+    check_codes("curve", curve.control_points[:, 0], metric.dim)
+    metric.check("curve", curve.control_points[:1, 0])
+    if t is None:
+        t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
+    t = check_tensor("t", t, "of shape (T,)", (1,)).detach().to(curve.knots)
+    z, v = curve(t), curve.derivative(t)
+    b, n, d = z.shape
+    budget = RowBudget()
+    budget.fit(metric, z[:1, 0])
+    flat_z, flat_v = z.reshape(-1, d), v.reshape(-1, d)
+    geodesic = torch.cat(
+        budget.run(
+            lambda items: acceleration(metric, flat_z[items], flat_v[items]), b * n, 2 * d + 6
+        )
+    )
+    excess = second_derivative(curve, t).reshape(-1, d) - geodesic
+    tensors = HamiltonianFlow(metric, z.dtype, d, budget).tensors(flat_z)
+    size = torch.einsum("ni,nij,nj->n", excess, tensors, excess).clamp_min(0.0).sqrt()
+    speeds = torch.einsum("ni,nij,nj->n", flat_v.double(), tensors, flat_v.double())
+    length = speeds.clamp_min(0.0).sqrt().reshape(b, n).mean(1, keepdim=True)
+    residual = size.reshape(b, n) / torch.where(length > 0, length, 1.0)
+    return residual.to(z.dtype)
+
+
+def second_derivative(curve: CubicBSpline, t: Tensor) -> Tensor:
+    """Return gamma''(t), (B, T, d), float64, for t (T,) in [0, 1]."""
+    knots, points = curve.knots, curve.control_points.double()
+    # the control points of the derivative, twice
+    for degree in (DEGREE, DEGREE - 1):
+        span = knots[degree + 1 : -1] - knots[1 : -degree - 1]
+        points = degree * points.diff(dim=1) / torch.where(span > 0, span, 1.0)[:, None]
+        knots = knots[1:-1]
+    # gamma'' is linear between its knots, and each basis function is a hat
+    at = (torch.searchsorted(knots, t.contiguous(), right=True) - 1).clamp(1, knots.numel() - 3)
+    share = (t - knots[at]) / (knots[at + 1] - knots[at])
+    return torch.lerp(points[:, at - 1], points[:, at], share[:, None])

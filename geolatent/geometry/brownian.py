@@ -1,0 +1,125 @@
+"""Brownian motion under a metric."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_integer, check_number, check_tensor
+from geolatent.geometry.exponential import shoot
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+
+
+def brownian_motion(
+    metric: Metric,
+    start: Tensor,
+    time: float,
+    n_steps: int = 100,
+    *,
+    integrator: Integrator | None = None,
+    seed: int = 0,
+    max_rows: int | None = None,
+) -> Tensor:
+    """Walk at random: Brownian motion, the diffusion whose generator is half the Laplacian.
+
+    A geodesic random walk: every step draws a tangent vector from N(0, dt G(z)^-1) and goes along
+    its geodesic, z <- exp_z(v). It converges to Brownian motion as the steps get shorter, with an
+    error in expectations of order dt. For short times the mean squared distance from the start is
+    d t; on the unit sphere E cos(distance) = exp(-t).
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    start
+        Codes, (d,) or (B, d): one walk for each.
+    time
+        Length of the walks, in squared units of the decoder's output.
+    n_steps
+        Steps of the walks.
+    integrator
+        How geodesics are followed; by default ``RungeKutta(tolerance=1e-4)``, for the steps are
+        short.
+    seed
+        Seed of the draws.
+    max_rows
+        Largest number of rows sent through the decoder at once; chosen automatically by default.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, n_steps + 1, d), the start included. A walk that runs into a place where the
+        metric is not finite or singular, or where the integrator cannot follow the geodesic of a
+        step (shorter steps may help), is NaN from there on, with a warning.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, shape, dtype or device or not finite.
+
+    References
+    ----------
+    Jorgensen, "The central limit problem for geodesic random walks", 1975. Hsu, "Stochastic
+    Analysis on Manifolds", 2002, chapter 3.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> plane = PullbackMetric(lambda z: 2.0 * z)
+    >>> walks = brownian_motion(plane, torch.zeros(4, 2), time=1.0, n_steps=10)
+    >>> tuple(walks.shape)
+    (4, 11, 2)
+    """
+    metric = check_metric(metric)
+    codes = torch.atleast_2d(check_tensor("start", start, "of shape (d,) or (B, d)", (1, 2)))
+    codes = codes.detach()
+    metric.check("start", codes[:1])
+    time = check_number("time", time, above=0.0)
+    n_steps = check_integer("n_steps", n_steps)
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
+    integrator = RungeKutta(tolerance=1e-4) if integrator is None else integrator
+    check_integrator(integrator)
+    budget = RowBudget(max_rows)
+    budget.fit(metric, codes[:1])
+    flow = HamiltonianFlow(metric, codes.dtype, codes.shape[1], budget)
+    deviation = (time / n_steps) ** 0.5
+    b, d = codes.shape
+    z = codes.double()
+    walk = z.new_full((b, n_steps + 1, d), torch.nan)
+    walk[:, 0] = z
+    alive = torch.arange(b, device=codes.device)
+    for step in range(1, n_steps + 1):
+        noise = torch.randn(b, d, generator=generator, dtype=torch.float64).to(z.device)[alive]
+        factor, info = torch.linalg.cholesky_ex(flow.tensors(z))
+        # G = L L^T, so L^-T e has the covariance G^-1
+        v = torch.linalg.solve_triangular(factor.mT, noise[:, :, None], upper=True)[:, :, 0]
+        good = (info == 0) & v.isfinite().all(1)
+        alive, z, v = alive[good], z[good], v[good]
+        if not alive.numel():
+            break
+        way = shoot(
+            metric,
+            z.to(codes.dtype),
+            (deviation * v).to(codes.dtype),
+            integrator=integrator,
+            max_rows=max_rows,
+        )
+        z = way.points[:, -1].double()
+        good = z.isfinite().all(1)
+        alive, z = alive[good], z[good]
+        walk[alive, step] = z
+        if not alive.numel():
+            break
+    lost = b - alive.numel()
+    if lost:
+        warnings.warn(
+            f"{lost} of {b} walks ran into a place where the metric is not finite or singular, or "
+            "where the geodesic of a step could not be followed, and are NaN from there on",
+            stacklevel=2,
+        )
+    return walk.to(codes.dtype)

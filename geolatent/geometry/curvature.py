@@ -1,0 +1,178 @@
+"""Curvature of a metric: Gaussian and sectional."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_alike, check_codes, describe, requirement
+from geolatent.geometry.volume import check_at
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget
+
+
+def gaussian_curvature(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+    """Return the Gaussian curvature of a metric in two dimensions.
+
+    `sectional_curvature` of the plane of the coordinates, which is Brioschi's formula; 1 / r^2 on a
+    sphere of radius r, -1 on the half-plane, 0 where the decoder only bends the plane.
+
+    Parameters
+    ----------
+    metric, z, max_rows
+        As for `magnification_factor`, with d = 2.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), in inverse squared units of the decoder's output.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `magnification_factor`, and where d is not 2.
+
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> half_plane = TensorMetric(
+    ...     lambda z: torch.eye(2).expand(len(z), 2, 2) / z[:, 1, None, None] ** 2, dim=2
+    ... )
+    >>> gaussian_curvature(half_plane, torch.tensor([[0.0, 1.0]]))
+    tensor([-1.])
+    """
+    metric, codes = check_at(metric, z)
+    if codes.shape[1] != 2:
+        required = "codes of dimension 2 (use sectional_curvature in others)"
+        raise ValueError(requirement("z", required, describe(codes)))
+    axes = torch.eye(2, dtype=codes.dtype, device=codes.device)
+    return _sectional(
+        metric, codes, axes[0].expand_as(codes), axes[1].expand_as(codes), max_rows
+    ).to(codes.dtype)
+
+
+def sectional_curvature(
+    metric: Metric, z: Tensor, u: Tensor, v: Tensor, *, max_rows: int | None = None
+) -> Tensor:
+    r"""Return the sectional curvature of the planes that pairs of tangent vectors span.
+
+        K = R(u, v, v, u) / (|u|^2 |v|^2 - <u, v>^2),
+        R(u, v, v, u) = D_u D_v <u, v> - (D_v D_v |u|^2 + D_u D_u |v|^2) / 2
+                        + |Gamma(u, v)|^2 - <Gamma(u, u), Gamma(v, v)>,
+
+    products in G(z), derivatives of G along constant u and v. From gradients of the quadratic form
+    u^T G u, which are exact; the decoder is differentiated three times. On a decoder with kinks it
+    is the curvature between the kinks and knows nothing of theirs.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    z, u, v
+        Codes and tangent vectors, (n, d) each, d at least 2.
+    max_rows
+        As for `magnification_factor`.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), in inverse squared units of the decoder's output; NaN where G is singular or u
+        and v are parallel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, shape, dtype or device or not finite.
+
+    References
+    ----------
+    do Carmo, "Riemannian Geometry", 1992, chapter 4.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> paraboloid = PullbackMetric(lambda z: torch.cat([z, z.square().sum(1, keepdim=True)], 1))
+    >>> axes = torch.eye(2)
+    >>> sectional_curvature(paraboloid, torch.zeros(1, 2), axes[:1], axes[1:])
+    tensor([4.])
+    """
+    metric, codes = check_at(metric, z)
+    vectors = []
+    for name, value in (("u", u), ("v", v)):
+        vector = check_codes(name, value, codes.shape[1]).detach()
+        check_alike(name, vector, "z", codes)
+        if vector.shape != codes.shape:
+            required = f"of the shape of `z`, {tuple(codes.shape)}"
+            raise ValueError(requirement(name, required, describe(vector)))
+        vectors.append(vector)
+    return _sectional(metric, codes, vectors[0], vectors[1], max_rows).to(codes.dtype)
+
+
+def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor, max_rows: int | None) -> Tensor:
+    budget = RowBudget(max_rows)
+    budget.fit(metric, z[:1])
+    rows = metric.tensor_rows(z.shape[1]) + 12
+    return torch.cat(
+        budget.run(lambda s: _sectional_rows(metric, z[s], u[s], v[s]), z.shape[0], rows)
+    )
+
+
+def _sectional_rows(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    directions = {"u": u, "v": v, "both": u + v}
+    squares, bent, lowered = {}, {}, {}
+    for name, w in directions.items():
+        point, vector = z.detach().requires_grad_(), w.detach().requires_grad_()
+        with torch.enable_grad():
+            square = metric._quadratic(point, vector)
+            squares[name] = square.detach().double()
+            by_z, by_w = _gradients(square.sum(), (point, vector))
+            # second derivatives of |w|^2 by z, along u and v
+            bent[name] = {
+                pair: _along((by_z * a).sum(), point, b)
+                for pair, (a, b) in {"uu": (u, u), "uv": (u, v), "vv": (v, v)}.items()
+            }
+            # the lowered G Gamma(w, w) = (D_w G) w - grad |w|^2 / 2, where by_w = 2 G w
+            turned = torch.zeros_like(by_z)
+            if by_w.requires_grad:
+                cotangent = torch.zeros_like(by_w, requires_grad=True)
+                (pulled,) = _gradients((by_w * cotangent).sum(), (point,))
+                if pulled.requires_grad:
+                    (turned,) = torch.autograd.grad(
+                        (pulled * w.detach()).sum(), cotangent, materialize_grads=True
+                    )
+        lowered[name] = 0.5 * (turned - by_z.detach()).double()
+    # polarisation: 2 b(u, v) = q(u + v) - q(u) - q(v)
+    inner = 0.5 * (squares["both"] - squares["u"] - squares["v"])
+    mixed = 0.5 * (bent["both"]["uv"] - bent["u"]["uv"] - bent["v"]["uv"])
+    crossed = 0.5 * (lowered["both"] - lowered["u"] - lowered["v"])
+    with torch.no_grad():
+        tensors = metric._tensor(z).double()
+    factor, info = torch.linalg.cholesky_ex(tensors)
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        raised = torch.cholesky_solve(b[:, :, None], factor)[:, :, 0]
+        return (a * raised).sum(1)
+
+    curvature = (
+        mixed
+        - 0.5 * (bent["u"]["vv"] + bent["v"]["uu"])
+        + product(crossed, crossed)
+        - product(lowered["u"], lowered["v"])
+    )
+    area = squares["u"] * squares["v"] - inner.square()
+    degenerate = (info != 0) | (area <= 1e-14 * squares["u"] * squares["v"])
+    return torch.where(degenerate, torch.nan, curvature / area)
+
+
+def _gradients(value: Tensor, by: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if not value.requires_grad:
+        return tuple(torch.zeros_like(part) for part in by)
+    return torch.autograd.grad(value, by, create_graph=True, materialize_grads=True)
+
+
+def _along(value: Tensor, point: Tensor, direction: Tensor) -> Tensor:
+    """Return the derivative of a sum over rows along a direction, row by row, float64."""
+    if not value.requires_grad:
+        return torch.zeros_like(point[:, 0], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(value, point, retain_graph=True, materialize_grads=True)
+    return (gradient.detach() * direction).sum(1).double()

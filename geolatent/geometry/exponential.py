@@ -1,0 +1,184 @@
+"""The exponential map: geodesics that leave a code with a given velocity."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_alike, check_codes, check_tensor, describe, requirement
+from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.integrators import Integrator, check_integrator
+from geolatent.geometry.ode import TrajectoryStatus
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+from geolatent.solution import Evaluations
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Geodesics that leave B codes with given velocities.
+
+    Attributes
+    ----------
+    t
+        Times, (T,).
+    points, velocities
+        z(t) and z'(t), (B, T, d); NaN from where a trajectory failed.
+    energy
+        v^T G v / 2 at the times, (B, T), which the exact geodesic keeps.
+    status
+        `TrajectoryStatus` of every trajectory as an int64 tensor of shape (B,).
+    steps
+        Steps of the integrator, (B,).
+    evaluations
+        Decoder rows spent, per trajectory.
+    """
+
+    t: Tensor
+    points: Tensor
+    velocities: Tensor
+    energy: Tensor
+    status: Tensor
+    steps: Tensor
+    evaluations: Evaluations
+
+    @property
+    def statuses(self) -> list[TrajectoryStatus]:
+        """The statuses as enumeration members, which explain themselves."""
+        return [TrajectoryStatus(value) for value in self.status.tolist()]
+
+
+def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor]:
+    """Return codes and tangent vectors as two tensors of one shape (B, d), broadcast together."""
+    wanted = "d" if metric.dim is None else str(metric.dim)
+    shape = f"of shape ({wanted},) or (B, {wanted})"
+    codes = torch.atleast_2d(check_tensor("z", z, shape, (1, 2)))
+    check_codes("z", codes, metric.dim)
+    vectors = torch.atleast_2d(check_tensor("v", v, shape, (1, 2)))
+    check_alike("v", vectors, "z", codes)
+    sizes = {codes.shape[0], vectors.shape[0]} - {1}
+    if vectors.shape[1] != codes.shape[1] or len(sizes) > 1:
+        required = f"a tensor that broadcasts with `z`, of shape {tuple(codes.shape)}"
+        raise ValueError(requirement("v", required, describe(vectors)))
+    codes, vectors = torch.broadcast_tensors(codes.detach(), vectors.detach())
+    metric.check("z", codes[:1])
+    return codes, vectors
+
+
+def shoot(
+    metric: Metric,
+    z: Tensor,
+    v: Tensor,
+    t: Tensor | None = None,
+    *,
+    integrator: Integrator | None = None,
+    max_rows: int | None = None,
+) -> Trajectory:
+    """Follow the geodesics that leave codes with given velocities.
+
+    All arithmetic but the metric's own is float64. A trajectory that fails has NaN from there on
+    and its status says why; it does not touch the others.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    z, v
+        Codes and velocities, (d,) or (B, d) each, broadcast.
+    t
+        Times, (T,), ascending, not negative; by default 1 alone.
+    integrator
+        How to follow them: `RungeKutta()` by default; `DiscreteGeodesic()` copes better with
+        decoders that have kinks.
+    max_rows
+        Largest number of rows sent through the decoder at once; chosen automatically by default.
+
+    Returns
+    -------
+    Trajectory
+        Points, velocities, energies, statuses and costs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind, shape, dtype or device or not finite.
+
+    References
+    ----------
+    Arvanitidis, Hansen, Hauberg, "Latent Space Oddity", ICLR 2018,
+    https://arxiv.org/abs/1710.11379, equation 6 (the geodesic equation).
+
+    Examples
+    --------
+    On the half-plane, geodesics that start upwards go up for ever, y(t) = exp(t).
+
+    >>> from geolatent import TensorMetric
+    >>> half_plane = TensorMetric(
+    ...     lambda z: torch.eye(2).expand(len(z), 2, 2) / z[:, 1, None, None] ** 2, dim=2
+    ... )
+    >>> way = shoot(half_plane, torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+    >>> print(f"{way.points[0, -1, 1].item():.3f}, {way.statuses[0].name}")
+    2.718, FINISHED
+    """
+    check_metric(metric)
+    codes, vectors = check_tangents(metric, z, v)
+    if t is None:
+        t = torch.ones(1, dtype=torch.float64)
+    times = check_tensor("t", t, "of shape (T,)", (1,)).detach().to(codes.device, torch.float64)
+    if bool((times < 0).any()) or bool((times.diff() < 0).any()):
+        required = "ascending and not negative"
+        raise ValueError(requirement("t", required, times.tolist()))
+    integrator = check_integrator(integrator)
+    budget = RowBudget(max_rows)
+    budget.fit(metric, codes[:1])
+    flow = HamiltonianFlow(metric, codes.dtype, codes.shape[1], budget)
+    way = integrator.follow(flow, codes.double()[:, None], vectors.double()[:, None], times)
+    return Trajectory(
+        t=times,
+        points=way.points[:, :, 0].to(codes.dtype),
+        velocities=way.velocities[:, :, 0].to(codes.dtype),
+        energy=way.energy[:, :, 0].to(codes.dtype),
+        status=way.status,
+        steps=way.steps,
+        evaluations=way.evaluations,
+    )
+
+
+def exp_map(
+    metric: Metric,
+    z: Tensor,
+    v: Tensor,
+    *,
+    integrator: Integrator | None = None,
+    max_rows: int | None = None,
+) -> Tensor:
+    """Return the exponential map exp_z(v): where the geodesic with velocity v is at time 1.
+
+    Its length is |v|_G = sqrt(v^T G(z) v). Parameters and errors are those of `shoot`, which also
+    returns the way, statuses and costs.
+
+    Returns
+    -------
+    Tensor
+        Shape (B, d); NaN, with a warning, where a geodesic could not be followed to its end.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> plane = PullbackMetric(lambda z: 3.0 * z)
+    >>> exp_map(plane, torch.zeros(2), torch.tensor([1.0, 2.0]))
+    tensor([[1., 2.]])
+    """
+    way = shoot(metric, z, v, integrator=integrator, max_rows=max_rows)
+    failed = way.status != TrajectoryStatus.FINISHED
+    if bool(failed.any()):
+        first = TrajectoryStatus(int(way.status[failed][0]))
+        warnings.warn(
+            f"{int(failed.sum())} of {len(failed)} geodesics did not reach their end and are NaN; "
+            f"the first: {first.name}, {first.explanation}",
+            stacklevel=2,
+        )
+    return way.points[:, -1]

@@ -1,0 +1,269 @@
+"""Ways to follow a geodesic: Runge-Kutta, and steps of a discrete geodesic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_integer, check_number, describe, requirement
+from geolatent.geometry.flow import HamiltonianFlow, solve_metric
+from geolatent.geometry.ode import TrajectoryStatus, integrate
+from geolatent.solution import Evaluations
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Geodesics of B groups of C neighbours: points, velocities (B, T, C, d); energy (B, T, C)."""
+
+    points: Tensor
+    velocities: Tensor
+    energy: Tensor
+    status: Tensor
+    steps: Tensor
+    evaluations: Evaluations
+
+
+class Integrator(ABC):
+    """A way to follow geodesics. Subclasses are frozen dataclasses of their settings."""
+
+    @abstractmethod
+    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+        """Follow the geodesics of C neighbours at a time, (B, C, d) each, alike in their steps.
+
+        ``times`` (T,) ascend from 0 or later; all tensors are float64.
+        """
+
+
+@dataclass(frozen=True)
+class RungeKutta(Integrator):
+    """Hamilton's equations by a Runge-Kutta method of order 5(4) with step control. The default.
+
+    Every trajectory has steps of its own (`ode.integrate`). Errors are measured in the
+    metric, so that units and stretched coordinates do not matter. The right integrator for smooth
+    metrics; each kink of a decoder (ELU, ReLU) makes the force jump and costs some twenty steps.
+
+    Parameters
+    ----------
+    tolerance
+        Error allowed to one step, as a share of the length of the way; by default 1e-9 in float64,
+        1e-5 in float32.
+    max_steps
+        Steps of each trajectory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a setting is out of its range.
+    """
+
+    tolerance: float | None = None
+    max_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, above=0.0)
+        check_integer("max_steps", self.max_steps)
+
+    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+        """Integrate the states of C neighbours as one."""
+        b, c, d = z.shape
+        metric = flow.metric
+        tolerance = self.tolerance or (1e-9 if flow.dtype == torch.float64 else 1e-5)
+        tensors = flow.tensors(z.reshape(-1, d)).reshape(b, c, d, d)
+        momentum = torch.einsum("bcij,bcj->bci", tensors, v)
+        state = torch.cat([z, momentum], dim=2).reshape(b, -1)
+        speed = (momentum * v).sum(2).clamp_min(0.0).sqrt()[:, :1].clamp_min(1e-300)
+        way = speed * float(times[-1])
+
+        def slopes(states: Tensor, index: Tensor) -> Tensor:  # noqa: ARG001
+            return flow(states.reshape(-1, 2 * d)).reshape(states.shape)
+
+        def error_ratio(errors: Tensor, states: Tensor, index: Tensor) -> Tensor:
+            tensors = flow.tensors(states.reshape(-1, 2 * d)[:, :d])
+            of_place, of_momentum = errors.reshape(-1, 2 * d).split(d, dim=1)
+            place = torch.einsum("ni,nij,nj->n", of_place, tensors, of_place)
+            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(1)
+            place, turn = (
+                part.clamp_min(0.0).sqrt().reshape(-1, c) / unit[index]
+                for part, unit in ((place, way), (turn, speed))
+            )
+            return (torch.maximum(place, turn) / tolerance).amax(1)
+
+        result = integrate(slopes, state, times, error_ratio, max_steps=self.max_steps)
+        states = result.states.reshape(-1, 2 * d)
+        velocities = torch.full_like(states[:, :d], torch.nan)
+        known = states.isfinite().all(1)
+        if bool(known.any()):
+            tensors = flow.tensors(states[known, :d])
+            velocities[known] = solve_metric(tensors, states[known, d:])
+        energy = 0.5 * (velocities * states[:, d:]).sum(1)
+        evaluations = Evaluations.zeros(b, z.device)
+        calls, rows = c * result.right_hand_sides, metric.tensor_rows(d)
+        evaluations.forward.add_(rows * c * (1 + times.numel() + result.steps))
+        if metric.quadratic_cost == "forward":
+            evaluations.forward.add_(calls)
+            evaluations.backward.add_(calls)
+        else:
+            evaluations.forward.add_(rows * calls)
+            evaluations.jvp.add_(3 * calls)
+        shape = (b, times.numel(), c, d)
+        return Followed(
+            states[:, :d].reshape(shape),
+            velocities.reshape(shape),
+            energy.reshape(shape[:3]),
+            result.status,
+            result.steps,
+            evaluations,
+        )
+
+
+@dataclass(frozen=True)
+class DiscreteGeodesic(Integrator):
+    """Chains of points whose outputs balance, for metrics with an immersion F.
+
+    A chain z_0, z_1, ... is stationary for the sum of squared chords |F(z_{k+1}) - F(z_k)|^2 when
+
+        J_F(z_k)^T (F(z_{k+1}) - 2 F(z_k) + F(z_{k-1})) = 0,
+
+    which is solved for z_{k+1}, step by step. The error is of second order in the step, and stays
+    so on decoders with kinks, since no second derivative of F enters. The steps are fixed, so the
+    exponential map is as smooth a function of the velocity as the decoder allows: `log_map` and
+    `exp_map` with one and the same chain are inverse to each other far below the chain's own error.
+
+    Parameters
+    ----------
+    n_steps
+        Steps up to the last time.
+    max_iterations
+        Fixed-point iterations of each step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a setting is out of its range, or the metric has no immersion.
+
+    References
+    ----------
+    Rumpf, Wirth, "Variational time discretization of geodesic calculus", IMA J. Numer. Anal. 35,
+    2015, https://arxiv.org/abs/1210.2097. Marsden, West, "Discrete mechanics and variational
+    integrators", Acta Numerica 10, 2001.
+    """
+
+    n_steps: int = 256
+    max_iterations: int = 50
+
+    def __post_init__(self) -> None:
+        check_integer("n_steps", self.n_steps)
+        check_integer("max_iterations", self.max_iterations)
+
+    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+        """Build the chains, and interpolate between their points by cubic Hermite polynomials."""
+        immersion = flow.metric.immersion
+        if immersion is None:
+            required = "one with an immersion (use the RungeKutta integrator)"
+            raise ValueError(requirement("metric", required, describe(flow.metric)))
+        b, c, d = z.shape
+        last = float(times[-1])
+        h = last / self.n_steps
+
+        def outputs(points: Tensor) -> Tensor:
+            def chunk(items: slice) -> Tensor:
+                with torch.no_grad():
+                    return immersion(points[items].to(flow.dtype)).double()
+
+            return torch.cat(flow.budget.run(chunk, points.shape[0], 1))
+
+        def columns(points: Tensor) -> Tensor:
+            def chunk(items: slice) -> Tensor:
+                with torch.no_grad():
+                    return immersion.columns(points[items].to(flow.dtype))[1].double()
+
+            return torch.cat(flow.budget.run(chunk, points.shape[0], d), dim=1)
+
+        point = z.reshape(-1, d)
+        value, jacobian = outputs(point), columns(point)
+        tensor = torch.einsum("inD,jnD->nij", jacobian, jacobian)
+        momentum = torch.einsum("nij,nj->ni", tensor, v.reshape(-1, d))
+        points, momenta, tensors = [point], [momentum], [tensor]
+        guess = point + h * v.reshape(-1, d)
+        rows = torch.full((point.shape[0],), 1 + d, device=z.device)
+        # what an iteration may leave over: far below the error of the chain, and what the rounding
+        # of the outputs allows
+        speed = (momentum * v.reshape(-1, d)).sum(1).clamp_min(1e-300).sqrt()
+        small = (1e-13 if flow.dtype == torch.float64 else 1e-6) * h * speed
+        rounding = 8.0 * torch.finfo(flow.dtype).eps
+        lost = torch.zeros_like(speed, dtype=torch.bool)
+        for _ in range(self.n_steps if last > 0.0 else 0):
+            new, open_ = guess, torch.arange(point.shape[0], device=z.device)
+            new_value = torch.full_like(value, torch.nan)
+            for _ in range(self.max_iterations):
+                new_value[open_] = outputs(new[open_])
+                rows[open_] += 1
+                pull = torch.einsum("inD,nD->ni", jacobian[:, open_], (new_value - value)[open_])
+                step = solve_metric(tensor[open_], h * momentum[open_] - pull)
+                new = new.index_add(0, open_, step)
+                size = torch.einsum("ni,nij,nj->n", step, tensor[open_], step).sqrt()
+                allowed = small[open_] + rounding * new_value[open_].norm(dim=1)
+                open_ = open_[size > allowed]  # NaN ends an iteration too
+                if not open_.numel():
+                    break
+            lost[open_] = True
+            new_value = outputs(new)
+            jacobian = columns(new)
+            rows += 1 + d
+            momentum = torch.einsum("inD,nD->ni", jacobian, new_value - value) / h
+            tensor = torch.einsum("inD,jnD->nij", jacobian, jacobian)
+            guess = 2.0 * new - point
+            if len(points) > 1:  # the parabola through the last three points
+                guess = guess + (new - 2.0 * point + points[-2])
+            point, value = new, new_value
+            points.append(point)
+            momenta.append(momentum)
+            tensors.append(tensor)
+        nodes, gram = torch.stack(points, dim=1), torch.stack(tensors, dim=1)
+        p = torch.stack(momenta, dim=1)
+        speeds = solve_metric(gram.flatten(0, 1), p.flatten(0, 1)).reshape(p.shape)
+        place = times / h if last > 0.0 else times
+        left = place.floor().long().clamp(0, max(0, nodes.shape[1] - 2))
+        right = (left + 1).clamp_max(nodes.shape[1] - 1)
+        x = (place - left)[:, None]
+        bent = x * x * (3.0 - 2.0 * x)
+        at = nodes[:, left] * (1.0 - bent) + nodes[:, right] * bent
+        at = at + h * x * (1.0 - x) * (speeds[:, left] * (1.0 - x) - speeds[:, right] * x)
+        velocity = torch.lerp(speeds[:, left], speeds[:, right], x)
+        along = 0.5 * (p * speeds).sum(2)
+        energy = torch.lerp(along[:, left], along[:, right], x[:, 0])
+        failed = (lost | ~point.isfinite().all(1)).reshape(b, c)
+        at[failed.flatten()] = torch.nan
+        status = torch.where(
+            point.isfinite().all(1).reshape(b, c).all(1),
+            int(TrajectoryStatus.STEP_UNDERFLOW),
+            int(TrajectoryStatus.NON_FINITE),
+        )
+        status = torch.where(failed.any(1), status, int(TrajectoryStatus.FINISHED))
+        evaluations = Evaluations.zeros(b, z.device)
+        evaluations.forward.add_(rows.reshape(b, c).sum(1))
+
+        def grouped(values: Tensor) -> Tensor:
+            return values.unflatten(0, (b, c)).transpose(1, 2)
+
+        return Followed(
+            grouped(at),
+            grouped(velocity),
+            grouped(energy),
+            status,
+            torch.full((b,), len(points) - 1, device=z.device),
+            evaluations,
+        )
+
+
+def check_integrator(integrator: object) -> Integrator:
+    """Return the integrator, or the default one for None."""
+    integrator = RungeKutta() if integrator is None else integrator
+    if not isinstance(integrator, Integrator):
+        required = "a geolatent Integrator or None"
+        raise TypeError(requirement("integrator", required, describe(integrator)))
+    return integrator

@@ -1,0 +1,266 @@
+"""Volume of a metric: magnification factor, condition number, samples by volume."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import (
+    check_alike,
+    check_codes,
+    check_integer,
+    check_tensor,
+    describe,
+    requirement,
+)
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+
+
+def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
+    """Return a metric and codes (n, d) that it takes, without gradients, or refuse them."""
+    metric = check_metric(metric)
+    codes = check_codes("z", z, metric.dim).detach()
+    metric.check("z", codes[:1])
+    return metric, codes
+
+
+def _eigenvalues(metric: Metric, z: Tensor, max_rows: int | None) -> Tensor:
+    """Return the eigenvalues of G, ascending, (n, d), float64; rounding errors below 0 are 0."""
+    budget = RowBudget(max_rows)
+    budget.fit(metric, z[:1])
+
+    def chunk(items: slice) -> Tensor:
+        with torch.no_grad():
+            return metric._tensor(z[items]).double()
+
+    tensors = torch.cat(budget.run(chunk, z.shape[0], metric.tensor_rows(z.shape[1])))
+    finite = tensors.isfinite().all(2).all(1)
+    values = torch.full_like(tensors[:, 0], torch.nan)
+    values[finite] = torch.linalg.eigvalsh(tensors[finite]).clamp_min(0.0)
+    return values
+
+
+def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+    """Return the magnification factor sqrt(det G(z)), in output units^d per latent unit^d.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    z
+        Codes, (n, d).
+    max_rows
+        Largest number of rows sent through the decoder at once; chosen automatically by default.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,); NaN where G is not finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind or shape or not finite.
+
+    References
+    ----------
+    Bishop, Svensen, Williams, "Magnification factors for the GTM algorithm", 1997.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> magnification_factor(PullbackMetric(lambda z: 3.0 * z), torch.zeros(1, 2))
+    tensor([9.])
+    """
+    metric, codes = check_at(metric, z)
+    # the product of square roots neither over- nor underflows as the determinant does
+    return _eigenvalues(metric, codes, max_rows).sqrt().prod(1).to(codes.dtype)
+
+
+def condition_number(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+    """Return the ratio of the largest to the smallest eigenvalue of G(z), 1 where isotropic.
+
+    Parameters
+    ----------
+    metric, z, max_rows
+        As for `magnification_factor`.
+
+    Returns
+    -------
+    Tensor
+        Shape (n,), without units; infinite where G is singular.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `magnification_factor`.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> stretched = PullbackMetric(lambda z: z * torch.tensor([1.0, 3.0]))
+    >>> condition_number(stretched, torch.zeros(1, 2))
+    tensor([9.])
+    """
+    metric, codes = check_at(metric, z)
+    values = _eigenvalues(metric, codes, max_rows)
+    return (values[:, -1] / values[:, 0]).to(codes.dtype)
+
+
+@dataclass(frozen=True)
+class VolumeSample:
+    """Codes drawn by the volume measure.
+
+    Attributes
+    ----------
+    codes
+        Shape (n, d).
+    volume
+        Volume of the box in the metric, estimated, in units of the decoder's output to the power d
+        (times the weight's units).
+    standard_error
+        Of that estimate.
+    acceptance
+        Share of the proposals that were accepted.
+    """
+
+    codes: Tensor
+    volume: float
+    standard_error: float
+    acceptance: float
+
+
+def sample_volume(
+    metric: Metric,
+    low: Tensor,
+    high: Tensor,
+    n: int,
+    *,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    max_proposals: int = 10_000_000,
+    max_rows: int | None = None,
+) -> VolumeSample:
+    """Draw codes uniformly by the volume measure sqrt(det G) dz of a box.
+
+    Rejection sampling from the uniform distribution on the box, whose bound is the largest
+    magnification factor met (the empirical supremum, Caffo, Booth and Davis, 2002): when a larger
+    one turns up, those drawn before are thinned to match. Meant for few dimensions, and boxes
+    around the data: the acceptance falls with the ratio of mean to largest factor.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    low, high
+        Corners of the box, (d,) each.
+    n
+        Number of codes.
+    weight
+        A density by the volume measure to draw from instead, not normalised: (m, d) -> (m,), not
+        negative.
+    seed
+        Seed of the draws.
+    max_proposals
+        Proposals after which it gives up.
+    max_rows
+        Largest number of rows sent through the decoder at once; chosen automatically by default.
+
+    Returns
+    -------
+    VolumeSample
+        The codes, and the volume of the box.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is of the wrong kind or the corners are not in order.
+    RuntimeError
+        Where the proposals are used up.
+
+    Examples
+    --------
+    >>> from geolatent import PullbackMetric
+    >>> plane = PullbackMetric(lambda z: 3.0 * z)
+    >>> sample = sample_volume(plane, torch.zeros(2), torch.ones(2), 100)
+    >>> tuple(sample.codes.shape), round(sample.volume, 3), sample.acceptance
+    ((100, 2), 9.0, 1.0)
+    """
+    metric = check_metric(metric)
+    low = check_tensor("low", low, "of shape (d,)", (1,)).detach()
+    high = check_tensor("high", high, f"of shape {tuple(low.shape)}", (1,)).detach()
+    check_alike("high", high, "low", low)
+    if high.shape != low.shape or not bool((high > low).all()):
+        required = f"above `low` ({low.tolist()}) in every dimension"
+        raise ValueError(requirement("high", required, high.tolist()))
+    if metric.dim is not None and low.numel() != metric.dim:
+        raise ValueError(requirement("low", f"of shape ({metric.dim},)", describe(low)))
+    n = check_integer("n", n)
+    max_proposals = check_integer("max_proposals", max_proposals)
+    metric.check("low", low[None])
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
+    d = low.numel()
+    codes, factors = low.new_empty((0, d)), low.new_empty(0, dtype=torch.float64)
+    bound, proposals = 0.0, 0
+    total, total_square = 0.0, 0.0
+    while codes.shape[0] < n:
+        if proposals >= max_proposals:
+            raise RuntimeError(
+                f"{max_proposals} proposals gave {codes.shape[0]} of {n} codes: the magnification "
+                "factor is too uneven on this box"
+            )
+        share = codes.shape[0] / proposals if proposals else 0.25
+        missing = n - codes.shape[0]
+        m = int(min(max(64, 1.2 * missing / max(share, 1e-3)), 65_536, max_proposals - proposals))
+        draws = torch.rand(m, d, generator=generator, dtype=torch.float64).to(low)
+        z = low + (high - low) * draws
+        factor = _eigenvalues(metric, z, max_rows).sqrt().prod(1)
+        if weight is not None:
+            factor = factor * _weights(weight, z)
+        usable = factor.isfinite()
+        if not bool(usable.all()):
+            warnings.warn(
+                f"{int((~usable).sum())} proposals with a magnification factor that is not finite "
+                "were left out",
+                stacklevel=2,
+            )
+            factor = torch.where(usable, factor, 0.0)
+        proposals += m
+        total += float(factor.sum())
+        total_square += float(factor.square().sum())
+        largest = max(bound, float(factor.max()))
+        if largest > bound:
+            # accepted with probability factor / bound before; thin to factor / largest
+            chance = torch.rand(codes.shape[0], generator=generator, dtype=torch.float64)
+            kept = chance.to(factors) * largest < bound
+            codes, factors = codes[kept], factors[kept]
+            bound = largest
+        chance = torch.rand(m, generator=generator, dtype=torch.float64).to(factor)
+        accepted = chance * bound < factor
+        codes = torch.cat([codes, z[accepted]])
+        factors = torch.cat([factors, factor[accepted]])
+        if bound == 0.0:
+            raise ValueError(requirement("metric", "regular somewhere on the box", "det G = 0"))
+    box = float((high - low).double().prod())
+    mean = total / proposals
+    variance = max(0.0, total_square / proposals - mean**2)
+    return VolumeSample(
+        codes=codes[:n],
+        volume=box * mean,
+        standard_error=box * (variance / proposals) ** 0.5,
+        acceptance=mean / bound,
+    )
+
+
+def _weights(weight: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    with torch.no_grad():
+        values = weight(z)
+    required = f"a callable returning a tensor of shape ({z.shape[0]},), not negative"
+    if not isinstance(values, Tensor) or values.shape != z.shape[:1] or bool((values < 0).any()):
+        raise ValueError(requirement("weight", required, f"one returning {describe(values)}"))
+    return values.double()

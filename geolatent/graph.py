@@ -1,0 +1,466 @@
+"""Starting curves: points turned into splines, and shortest paths on a graph of latent codes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import dijkstra
+from torch import Tensor
+
+from geolatent.checks import (
+    check_alike,
+    check_codes,
+    check_integer,
+    check_number,
+    check_tensor,
+    describe,
+    requirement,
+)
+from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
+from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.chords import Chords
+
+# searches run at once; bounds the memory for their distances and predecessors
+_SOURCES_AT_ONCE = 32
+# bytes of decoder outputs held at once while edges are weighted
+_OUTPUT_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Path:
+    """A polyline in the latent space.
+
+    Attributes
+    ----------
+    points
+        Shape (K, d), from start to end.
+    arc_length
+        Length in the metric from the start to every point, (K,), not decreasing.
+    """
+
+    points: NDArray[np.float64]
+    arc_length: NDArray[np.float64]
+
+    def control_points(self, n: int) -> NDArray[np.float64]:
+        """Return n control points: the path at the Greville abscissae, by metric arc length.
+
+        This is Schoenberg's variation-diminishing spline of the path: it does not overshoot. A path
+        of zero or unknown length is run through by its index instead.
+        """
+        at = greville_abscissae(clamped_knots(n)).numpy()
+        place = self.arc_length
+        if not np.isfinite(place).all() or place[-1] <= 0.0:
+            place = np.arange(len(self.points), dtype=np.float64)
+        place = place / place[-1]
+        columns = [np.interp(at, place, column) for column in self.points.T]
+        result = np.stack(columns, axis=1)
+        result[0], result[-1] = self.points[0], self.points[-1]
+        return result
+
+
+def curve_through_points(
+    metric: Metric, points: Tensor, n_control_points: int, budget: RowBudget
+) -> CubicBSpline:
+    """Return splines that follow polylines (B, T, d), parametrised by metric arc length."""
+    b, t, d = points.shape
+    first = points[:, :-1].reshape(-1, d)
+    last = points[:, 1:].reshape(-1, d)
+    lengths = _segment_lengths(metric, first, last, budget).reshape(b, t - 1)
+    arcs = np.concatenate([np.zeros((b, 1)), lengths.cumsum(1)], axis=1)
+    paths = [
+        Path(polyline, arc)
+        for polyline, arc in zip(points.double().cpu().numpy(), arcs, strict=True)
+    ]
+    return curve_along_paths(paths, n_control_points, points)
+
+
+def curve_along_paths(paths: list[Path], n_control_points: int, like: Tensor) -> CubicBSpline:
+    """Return splines that follow paths, with the dtype and device of a tensor."""
+    points = np.stack([path.control_points(n_control_points) for path in paths])
+    return CubicBSpline(torch.from_numpy(points).to(like), clamped_knots(n_control_points))
+
+
+def _segment_lengths(
+    metric: Metric, first: Tensor, last: Tensor, budget: RowBudget
+) -> NDArray[np.float64]:
+    """Return lengths of straight segments, (E,): chords in the output, or the midpoint's speed."""
+    chords = metric.chords
+
+    def chunk(items: slice) -> Tensor:
+        a, b = first[items], last[items]
+        with torch.no_grad():
+            if chords is not None:
+                return chords.squares(chords.values(a), chords.values(b)).double().sqrt()
+            # NaN where the metric is negative: there is no edge
+            return metric._quadratic((a + b) / 2.0, b - a).double().sqrt()
+
+    return torch.cat(budget.run(chunk, first.shape[0], 2)).cpu().numpy()
+
+
+def _spoke_lengths(
+    metric: Metric, centers: Tensor, tips: Tensor, budget: RowBudget
+) -> NDArray[np.float64]:
+    """Return lengths of straight segments from centers (m, d) to their tips (m, k, d), (m, k)."""
+    m, k, d = tips.shape
+    chords = metric.chords
+    if chords is None:
+        firsts = centers.repeat_interleave(k, dim=0)
+        return _segment_lengths(metric, firsts, tips.reshape(-1, d), budget).reshape(m, k)
+
+    def chunk(items: slice) -> Tensor:
+        points = torch.cat([centers[items, None], tips[items]], dim=1)
+        with torch.no_grad():
+            values = chords.values(points.flatten(0, 1)).reshape(points.shape[0], k + 1, -1)
+        return chords.squares(values[:, :1], values[:, 1:]).double().sqrt()
+
+    return torch.cat(budget.run(chunk, m, k + 1)).cpu().numpy()
+
+
+class LatentGraph:
+    """A graph on latent codes, its edges weighted by their length in the metric.
+
+    Shortest paths on it start `solve_geodesic` in the right valley. It is built once for a metric
+    and shared by all pairs. Edge weights are chord lengths in the decoder's output,
+    |F(z_i) - F(z_j)|, from one forward row per node; for a metric without an immersion the speed
+    at the edge's midpoint.
+
+    Build it with `from_codes` or `lattice`.
+
+    Attributes
+    ----------
+    codes
+        The nodes, (n, d).
+    adjacency
+        Sparse (n, n) matrix of edge lengths, both directions.
+    forward_rows
+        Decoder rows spent on building.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        codes: Tensor,
+        adjacency: csr_array,
+        n_neighbors: int,
+        forward_rows: int,
+    ) -> None:
+        from sklearn.neighbors import NearestNeighbors  # slow to import, and not always needed
+
+        self.metric = metric
+        self.codes = codes
+        self.adjacency = adjacency
+        self.forward_rows = forward_rows
+        self._points = codes.detach().double().cpu().numpy()
+        self._neighbors: Any = NearestNeighbors(n_neighbors=min(n_neighbors, len(codes)))
+        self._neighbors.fit(self._points)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes."""
+        return self.codes.shape[0]
+
+    @classmethod
+    def from_codes(
+        cls,
+        metric: Metric,
+        codes: Tensor,
+        *,
+        n_neighbors: int = 32,
+        n_nodes: int | None = None,
+        jitter: float = 0.2,
+        seed: int = 0,
+        max_rows: int | None = None,
+    ) -> LatentGraph:
+        """Join every code to its nearest neighbours in the latent space.
+
+        Parameters
+        ----------
+        metric
+            The metric.
+        codes
+            Codes where the model has data, (n, d), such as the training set's.
+        n_neighbors
+            Neighbours of each node.
+        n_nodes
+            Number of nodes. Beyond n, codes are drawn again and moved by Gaussian noise; by
+            default the codes alone.
+        jitter
+            Standard deviation of that noise, in latent units.
+        seed
+            Seed of the noise.
+        max_rows
+            Largest number of rows sent through the decoder at once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where the codes are not finite and of shape (n, d), n at least 2, or a number is out of
+            its range.
+        """
+        from sklearn.neighbors import NearestNeighbors
+
+        check_metric(metric)
+        codes = check_codes("codes", codes, metric.dim).detach()
+        if codes.shape[0] < 2:
+            raise ValueError(requirement("codes", "at least two codes", describe(codes)))
+        metric.check("codes", codes[:1])
+        n_neighbors = check_integer("n_neighbors", n_neighbors)
+        jitter = check_number("jitter", jitter, at_least=0.0)
+        if n_nodes is not None and check_integer("n_nodes", n_nodes) > codes.shape[0]:
+            generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
+            more = n_nodes - codes.shape[0]
+            chosen = torch.randint(codes.shape[0], (more,), generator=generator)
+            noise = torch.randn(more, codes.shape[1], generator=generator, dtype=torch.float64)
+            codes = torch.cat([codes, codes[chosen.to(codes.device)] + jitter * noise.to(codes)])
+        points = codes.double().cpu().numpy()
+        k = min(n_neighbors, len(points) - 1)
+        neighbors = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+        sources = np.repeat(np.arange(len(points)), k)
+        return cls._weighted(metric, codes, sources, neighbors.ravel(), n_neighbors, max_rows)
+
+    @classmethod
+    def lattice(
+        cls,
+        metric: Metric,
+        low: Tensor,
+        high: Tensor,
+        *,
+        resolution: int = 256,
+        max_rows: int | None = None,
+    ) -> LatentGraph:
+        """Join the points of a regular lattice over a box, in up to three dimensions.
+
+        Every point is joined to those at steps of up to two cells along each axis (16 neighbours in
+        the plane), so that lengths do not depend much on the direction.
+
+        Parameters
+        ----------
+        metric
+            The metric.
+        low, high
+            Corners of the box, (d,) each.
+        resolution
+            Points along each axis.
+        max_rows
+            Largest number of rows sent through the decoder at once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where the corners are not in order, or there are more than three dimensions.
+        """
+        check_metric(metric)
+        low = check_tensor("low", low, "of shape (d,)", (1,)).detach()
+        high = check_tensor("high", high, f"of shape {tuple(low.shape)}", (1,)).detach()
+        check_alike("high", high, "low", low)
+        d = low.numel()
+        if high.shape != low.shape or not bool((high > low).all()):
+            required = f"above `low` ({low.tolist()}) in every dimension"
+            raise ValueError(requirement("high", required, high.tolist()))
+        if d > 3 or (metric.dim is not None and d != metric.dim):
+            required = "of shape (d,) with d the latent dimension, at most 3 (use from_codes above)"
+            raise ValueError(requirement("low", required, describe(low)))
+        resolution = check_integer("resolution", resolution, minimum=2)
+        metric.check("low", low[None])
+        axes = [
+            torch.linspace(float(a), float(b), resolution, dtype=torch.float64)
+            for a, b in zip(low, high, strict=True)
+        ]
+        codes = torch.cartesian_prod(*axes).reshape(-1, d).to(low)
+        index = np.arange(resolution**d).reshape((resolution,) * d)
+        sources, targets = [], []
+        for offset in itertools.product(range(-2, 3), repeat=d):
+            # one of each pair of opposite steps, and none that is a multiple of a shorter one
+            if offset <= (0,) * d or math.gcd(*offset) != 1:
+                continue
+            here = tuple(slice(max(0, -s), resolution - max(0, s)) for s in offset)
+            there = tuple(slice(max(0, s), resolution - max(0, -s)) for s in offset)
+            sources.append(index[here].ravel())
+            targets.append(index[there].ravel())
+        return cls._weighted(
+            metric, codes, np.concatenate(sources), np.concatenate(targets), 4**d, max_rows
+        )
+
+    @classmethod
+    def _weighted(
+        cls,
+        metric: Metric,
+        codes: Tensor,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        n_neighbors: int,
+        max_rows: int | None,
+    ) -> LatentGraph:
+        """Weight the given edges, each once, and make the graph."""
+        n = codes.shape[0]
+        low, high = np.minimum(sources, targets), np.maximum(sources, targets)
+        pairs = np.unique(low.astype(np.int64) * n + high)  # sorted by the lower end
+        low, high = pairs // n, pairs % n
+        budget = RowBudget(max_rows)
+        budget.fit(metric, codes[:1])
+        if metric.chords is None:
+            weights = _segment_lengths(metric, codes[low], codes[high], budget)
+            rows = len(low)
+        else:
+            weights, rows = _chord_lengths(metric, codes, low, high, budget)
+        finite = np.isfinite(weights)
+        low, high, weights = low[finite], high[finite], weights[finite]
+        # zero would mean "no edge" to the sparse graph
+        weights = np.maximum(weights, np.finfo(np.float64).tiny)
+        adjacency = coo_array(
+            (np.tile(weights, 2), (np.concatenate([low, high]), np.concatenate([high, low]))),
+            shape=(n, n),
+        ).tocsr()
+        return cls(metric, codes, adjacency, n_neighbors, rows)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all there is to keep of the graph as tensors; the metric is not among it."""
+        n_neighbors = int(self._neighbors.n_neighbors)
+        return {
+            "codes": self.codes,
+            "indptr": torch.from_numpy(self.adjacency.indptr.astype(np.int64)),
+            "indices": torch.from_numpy(self.adjacency.indices.astype(np.int64)),
+            "lengths": torch.from_numpy(self.adjacency.data.copy()),
+            "numbers": torch.tensor([n_neighbors, self.forward_rows]),
+        }
+
+    @classmethod
+    def from_state(cls, metric: Metric, state: dict[str, Tensor]) -> LatentGraph:
+        """Return the graph whose `state` was kept; the metric is the one it was built for.
+
+        Raises
+        ------
+        ValueError
+            Where the tensors are not those of a graph.
+        """
+        check_metric(metric)
+        names = {"codes", "indptr", "indices", "lengths", "numbers"}
+        if set(state) != names:
+            found = ", ".join(sorted(state))
+            raise ValueError(requirement("state", f"of {', '.join(sorted(names))}", found))
+        codes = check_codes("codes", state["codes"], metric.dim)
+        parts = tuple(state[name].cpu().numpy() for name in ("lengths", "indices", "indptr"))
+        try:
+            adjacency = csr_array(parts, shape=(len(codes), len(codes)))
+            adjacency.check_format()
+        except ValueError as error:
+            raise ValueError(requirement("state", "a sparse matrix of lengths", error)) from None
+        n_neighbors, rows = state["numbers"].tolist()
+        return cls(metric, codes, adjacency, n_neighbors, rows)
+
+    def paths(self, start: Tensor, end: Tensor, budget: RowBudget) -> tuple[list[Path | None], int]:
+        """Return the shortest path of every pair, (B, d) each, or None where there is none.
+
+        Each pair's end points are joined to their nearest nodes for that pair alone, so that a
+        pair's path does not depend on the others'. The second value is the number of decoder rows
+        spent on each pair.
+        """
+        b, n = start.shape[0], self.n_nodes
+        ends = torch.cat([start, end])
+        near = self._neighbors.kneighbors(ends.double().cpu().numpy(), return_distance=False)
+        k = near.shape[1]
+        nodes = torch.from_numpy(near).to(self.codes.device)
+        links = _spoke_lengths(self.metric, ends, self.codes[nodes], budget)
+        links = np.where(np.isfinite(links), np.maximum(links, np.finfo(float).tiny), np.inf)
+
+        # starts have edges out of them, ends into them: neither can be passed through
+        terminals = np.repeat(np.arange(2 * b), k) + n
+        usable = np.isfinite(links).ravel()
+        into = terminals >= n + b
+        rows = np.where(into, near.ravel(), terminals)[usable]
+        columns = np.where(into, terminals, near.ravel())[usable]
+        base = self.adjacency.tocoo()
+        graph = coo_array(
+            (
+                np.concatenate([base.data, links.ravel()[usable]]),
+                (np.concatenate([base.row, rows]), np.concatenate([base.col, columns])),
+            ),
+            shape=(n + 2 * b, n + 2 * b),
+        ).tocsr()
+        return self._search(graph, ends.double().cpu().numpy()), 2 * k + 2
+
+    def _search(self, graph: csr_array, ends: NDArray[np.float64]) -> list[Path | None]:
+        n, b = self.n_nodes, len(ends) // 2
+        points = np.concatenate([self._points, ends])
+        paths: list[Path | None] = []
+        for first in range(0, b, _SOURCES_AT_ONCE):
+            some = range(first, min(first + _SOURCES_AT_ONCE, b))
+            distances, predecessors = dijkstra(
+                graph, directed=True, indices=[n + i for i in some], return_predecessors=True
+            )
+            for distance, predecessor, pair in zip(distances, predecessors, some, strict=True):
+                if not np.isfinite(distance[n + b + pair]):
+                    paths.append(None)
+                    continue
+                chain = [n + b + pair]
+                while chain[-1] != n + pair:
+                    chain.append(int(predecessor[chain[-1]]))
+                chain.reverse()
+                paths.append(Path(points[chain], distance[chain]))
+        return paths
+
+
+def _chord_lengths(
+    metric: Metric,
+    codes: Tensor,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    budget: RowBudget,
+) -> tuple[NDArray[np.float64], int]:
+    """Return |F(z_low) - F(z_high)| of edges sorted by ``low``, and the decoder rows spent.
+
+    Every node is decoded once where all outputs fit into memory; else edges are taken in blocks,
+    and a node once in each block that it belongs to.
+    """
+    chords: Chords = metric.chords  # type: ignore[assignment]
+    n = codes.shape[0]
+    capacity = max(1024, _OUTPUT_BYTES // (budget.width * codes.element_size()))
+    n_blocks = 1 if n <= capacity else math.ceil(len(low) / max(1, capacity // 2))
+    weights, rows = [], 0
+    for block in np.array_split(np.arange(len(low)), n_blocks):
+        nodes, places = np.unique(np.concatenate([low[block], high[block]]), return_inverse=True)
+        chosen = codes[torch.from_numpy(nodes).to(codes.device)]
+
+        def decode(items: slice, chosen: Tensor = chosen) -> Tensor:
+            with torch.no_grad():
+                return chords.values(chosen[items])
+
+        outputs = torch.cat(budget.run(decode, len(nodes), 1))
+        rows += len(nodes)
+        where = torch.from_numpy(places).to(codes.device)
+        first, last = where[: len(block)], where[len(block) :]
+        for i in range(0, len(block), capacity):
+            ends = outputs[first[i : i + capacity]], outputs[last[i : i + capacity]]
+            weights.append(chords.squares(*ends).double().sqrt().cpu().numpy())
+    return np.concatenate(weights), rows
+
+
+def graph_curve(
+    graph: LatentGraph, start: Tensor, end: Tensor, n_control_points: int, budget: RowBudget
+) -> tuple[CubicBSpline, int]:
+    """Return splines along the graph's shortest paths, and the decoder rows spent on each pair.
+
+    A pair that the graph does not connect starts from the straight line, with a warning.
+    """
+    found, rows = graph.paths(start, end, budget)
+    missing = sum(path is None for path in found)
+    if missing:
+        warnings.warn(
+            f"the graph has no path for {missing} of {len(found)} pairs; they start straight",
+            stacklevel=3,
+        )
+    paths = []
+    for path, a, b in zip(found, start.double().cpu(), end.double().cpu(), strict=True):
+        if path is None:
+            path = Path(torch.stack([a, b]).numpy(), np.array([0.0, 1.0]))
+        paths.append(path)
+    return curve_along_paths(paths, n_control_points, start), rows

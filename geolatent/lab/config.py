@@ -1,0 +1,478 @@
+"""Options of the commands, as a YAML file or a command line gives them, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, get_args
+
+from geolatent.requirements import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_selection,
+    describe,
+    requirement,
+)
+
+PairSource = Literal["worst", "prior", "encoded", "codes"]
+Executor = Literal["local", "ray"]
+Format = Literal["png", "pdf", "svg"]
+Formats = Format | list[Format]
+FORMATS: tuple[str, ...] = get_args(Format)
+TorchvisionName = Literal[
+    "MNIST",
+    "FashionMNIST",
+    "EMNIST-balanced",
+    "EMNIST-byclass",
+    "EMNIST-bymerge",
+    "EMNIST-digits",
+    "EMNIST-letters",
+    "EMNIST-mnist",
+]
+DataName = Literal["digits", TorchvisionName, "file"]
+TORCHVISION_NAMES: tuple[str, ...] = get_args(TorchvisionName)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where a model comes from; by default the small digits model that ships with the package.
+
+    Attributes
+    ----------
+    checkpoint : str or None
+        A model that `geolatent train` wrote (X.safetensors beside X.json), or, with `class_path`,
+        the weights of a model of your own (X.safetensors, X.pt or X.pth).
+    class_path : str or None
+        The class of a model of your own, "package.module.Name"; its module's code is run.
+    init_args : dict
+        The arguments of that class's constructor, by name.
+    encoder : str
+        The method that maps images to codes, or to (mean, standard deviation) of the code.
+    decoder : str
+        The method that maps codes to images, or to (mean, standard deviation) of the image;
+        "forward" for a model that is a decoder alone.
+    latent_dim : int or None
+        The latent dimension of a model without an attribute `latent_dim`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If arguments are given without a class, or the latent dimension is not positive.
+    """
+
+    checkpoint: str | None = None
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+    encoder: str = "encode"
+    decoder: str = "decode"
+    latent_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_path is None and self.init_args:
+            required = "empty without `class_path`, for a checkpoint brings its own"
+            raise ValueError(requirement("init_args", required, self.init_args))
+        if self.latent_dim is not None:
+            check_integer("latent_dim", self.latent_dim)
+
+
+class ModelEntry(TypedDict, total=False):
+    """The fields of `ModelOptions`, for commands that take several models by name."""
+
+    checkpoint: str | None
+    class_path: str | None
+    init_args: dict[str, Any]
+    encoder: str
+    decoder: str
+    latent_dim: int | None
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """A feature map on the decoded images, in which lengths are measured.
+
+    Attributes
+    ----------
+    kind : str
+        "none" measures in pixels; "logistic" in log-probabilities of the classes, by a logistic
+        regression that is fitted to the training images; "vgg" in activations of VGG-19; "module"
+        in the output of a module of your own.
+    inverse_penalty : float
+        For "logistic": one over the strength of the penalty on the squared weights.
+    layer : str
+        For "vgg": torchvision's name of the layer.
+    weights : str or None
+        For "vgg": "published" (downloaded once), a file, or null for random weights.
+    resize : int or None
+        For "vgg": resize images to this height and width first.
+    class_path : str or None
+        For "module": the class, "package.module.Name".
+    init_args : dict
+        For "module": the constructor's arguments.
+    checkpoint : str or None
+        For "module": the weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a class is given without "module" or lacks with it, or a number is out of its range.
+    """
+
+    kind: Literal["none", "logistic", "vgg", "module"] = "none"
+    inverse_penalty: float = 0.01
+    layer: str = "features.8"
+    weights: str | None = "published"
+    resize: int | None = None
+    class_path: str | None = None
+    init_args: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("inverse_penalty", self.inverse_penalty, above=0.0)
+        if (self.kind == "module") == (self.class_path is None):
+            required = "given where `kind` is 'module', and only there"
+            raise ValueError(requirement("class_path", required, self.class_path))
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """How the decoder becomes a metric.
+
+    Attributes
+    ----------
+    uncertainty : bool
+        Measure the standard deviation of a Gaussian decoder too (the expected metric); false takes
+        its mean alone.
+    diagonal : str
+        With features on a Gaussian decoder: "exact" squared norms of the features' Jacobian's
+        columns, their "hutchinson" estimate, or "auto": exact up to 64 features.
+    n_probes : int
+        Random sign vectors of that estimate.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the number of probes is not positive.
+    """
+
+    uncertainty: bool = True
+    diagonal: Literal["auto", "exact", "hutchinson"] = "auto"
+    n_probes: int = 16
+
+    def __post_init__(self) -> None:
+        check_integer("n_probes", self.n_probes)
+
+
+# the options that a method does not have
+_LACKING = {
+    "preconditioned": (),
+    "michelis_becker": ("max_iterations",),
+    "georce": ("max_control_points",),
+}
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How geodesics are found.
+
+    Attributes
+    ----------
+    method : str
+        "preconditioned" (metric-preconditioned L-BFGS or Gauss-Newton, coarse to fine),
+        "michelis_becker" (Adam, one knot at a time, as in their paper), or "georce" (polylines, by
+        the method of that name).
+    tolerance : float or None
+        Predicted relative improvement in length at which a pair has converged; null takes the
+        method's own: 1e-4, 5e-4 and 3e-4.
+    max_control_points : int or None
+        Largest number of control points of a curve; null takes 67 ("preconditioned") or 10
+        ("michelis_becker"). "georce" has no such option.
+    max_iterations : int or None
+        Largest number of steps for each pair; null takes 200 ("preconditioned") or 100 ("georce").
+        "michelis_becker" has no such option.
+    length_tolerance : float
+        Relative tolerance of the reported lengths.
+    batch_size : int
+        Pairs that are solved together and stored as one part.
+    max_rows : int or None
+        Largest number of rows sent through the decoder at once; null chooses from the memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range, or given to a method that has no such option.
+    """
+
+    method: Literal["preconditioned", "michelis_becker", "georce"] = "preconditioned"
+    tolerance: float | None = None
+    max_control_points: int | None = None
+    max_iterations: int | None = None
+    length_tolerance: float = 1e-4
+    batch_size: int = 64
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, tuple(_LACKING))
+        for name in _LACKING[self.method]:
+            if getattr(self, name) is not None:
+                required = f"null for the method '{self.method}', which has no such option"
+                raise ValueError(requirement(name, required, getattr(self, name)))
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance, above=0.0)
+        if self.max_control_points is not None:
+            least = 7 if self.method == "preconditioned" else 4
+            check_integer("max_control_points", self.max_control_points, minimum=least)
+        if self.max_iterations is not None:
+            check_integer("max_iterations", self.max_iterations)
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        check_integer("batch_size", self.batch_size)
+        if self.max_rows is not None:
+            check_integer("max_rows", self.max_rows)
+
+
+@dataclass(frozen=True)
+class InitialOptions:
+    """Where curves start.
+
+    Attributes
+    ----------
+    kind : str
+        "straight" lines; shortest paths on a regular "lattice" (up to three latent dimensions) or
+        on a graph of neighbouring "codes" of the training images, of which and the straight line
+        the shorter result is kept; "auto": the lattice in two dimensions, straight lines above.
+    resolution : int
+        Points of the lattice along each axis.
+    margin : float
+        Latent units between the outermost codes and the edge of the lattice.
+    n_nodes : int or None
+        Nodes of the graph of codes: codes are drawn again, and jittered, up to this number.
+    n_neighbors : int
+        Neighbours of each node of that graph.
+    jitter : float
+        Standard deviation of the jitter, in latent units.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
+    """
+
+    kind: Literal["auto", "straight", "lattice", "codes"] = "auto"
+    resolution: int = 256
+    margin: float = 0.5
+    n_nodes: int | None = 12_000
+    n_neighbors: int = 32
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_integer("resolution", self.resolution, minimum=2)
+        check_number("margin", self.margin, above=0.0)
+        if self.n_nodes is not None:
+            check_integer("n_nodes", self.n_nodes, minimum=2)
+        check_integer("n_neighbors", self.n_neighbors)
+        check_number("jitter", self.jitter, at_least=0.0)
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How shards are solved on Ray, with `executor` "ray"; results do not depend on it.
+
+    Attributes
+    ----------
+    address : str or None
+        The cluster: HOST:PORT, or "auto" for the one that this machine is part of; "local" starts
+        one on this machine for the time of the command; null takes RAY_ADDRESS, or else "auto"
+        where there is one, or else "local".
+    workers : int or None
+        Processes that solve shards; null: one for each GPU, or, where there are none, for each CPU
+        of the cluster. One that finds no room waits for it.
+    threads : int
+        Threads of torch in each of them, and CPUs that it takes.
+    restarts : int
+        How often each of them is started again, and its shard with it, when it or its machine dies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range, or the address is one of Ray's client (ray://).
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    threads: int = 1
+    restarts: int = 3
+
+    def __post_init__(self) -> None:
+        if self.address is not None and self.address.startswith("ray://"):
+            required = "auto, local, or HOST:PORT of a cluster that this machine is part of"
+            raise ValueError(requirement("address", required, self.address))
+        if self.workers is not None:
+            check_integer("workers", self.workers)
+        check_integer("threads", self.threads)
+        check_integer("restarts", self.restarts, minimum=0)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images to load; see `geolatent.data.load`.
+
+    Attributes
+    ----------
+    name : str
+        "digits" (scikit-learn's, 8 x 8, always there); torchvision's 28 x 28 images "MNIST",
+        "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
+        "file" for an array of your own.
+    root : str
+        The folder of torchvision's data sets, or of MNIST's own files (train-images-idx3-ubyte.gz
+        and so on); GEOLATENT_MNIST names that of MNIST where this is the default.
+    split : str
+        "train" or "test"; also "all" for "digits" and "file".
+    classes : tuple of int or None
+        The labels to keep; None keeps all.
+    per_class : int or None
+        How many images of each class to draw; None takes all.
+    download : bool
+        Let torchvision download what is missing from ``root``.
+    seed : int
+        Seed of the draw within the classes, and of the split of a file.
+    path : str or None
+        The file, for "file": .npy, .npz, .safetensors, .pt or .pth.
+    low, high : float or None
+        The values in that file that mean black and white; they become -1 and 1.
+    test_fraction : float
+        Share of the images in that file that are its test split.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is out of its range, or a file's options are given without "file" or are missing
+        with it.
+
+    Examples
+    --------
+    >>> from geolatent.lab.data import load
+    >>> images, labels = load(DataOptions("digits", split="test", classes=(0, 1), per_class=5))
+    >>> images.shape, labels.bincount()
+    (torch.Size([10, 1, 8, 8]), tensor([5, 5]))
+    """
+
+    name: DataName = "digits"
+    root: str = "data"
+    split: Literal["train", "test", "all"] = "train"
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    download: bool = False
+    seed: int = 0
+    path: str | None = None
+    low: float | None = None
+    high: float | None = None
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, get_args(DataName))
+        splits = ("train", "test") if self.name in TORCHVISION_NAMES else ("train", "test", "all")
+        check_choice("split", self.split, splits)
+        check_selection(self.classes, self.per_class, self.seed)
+        check_number("test_fraction", self.test_fraction, above=0.0, at_most=0.9)
+        for option in ("path", "low", "high"):
+            value = getattr(self, option)
+            if (value is None) == (self.name == "file"):
+                required = "given where `name` is 'file', and only there"
+                raise ValueError(requirement(option, required, describe(value)))
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train a model.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training images; fewer where ``patience`` ends the training.
+    batch_size : int
+        Images per step.
+    learning_rate : float
+        Adam's step size at the start; it falls to a hundredth of it along a half cosine.
+    beta : float
+        Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
+        BiGAN has no such term and takes 1 alone.
+    reconstruction : float
+        Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
+        encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
+    validation_fraction : float
+        Share of the images held out to choose the best epoch, by the loss of a variational
+        autoencoder and by a BiGAN's reconstruction error; 0 keeps the last epoch.
+    patience : int or None
+        Stop after this many epochs without a better validation loss; None never stops early.
+    seed : int
+        Seed of the initial weights, the order of the images and the codes' noise.
+    accelerator : str
+        Lightning's name of the device: "auto", "cpu" or "gpu".
+    progress : bool
+        Show a progress bar.
+    """
+
+    epochs: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    beta: float = 1.0
+    reconstruction: float = 0.0
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    seed: int = 0
+    accelerator: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs)
+        check_integer("batch_size", self.batch_size)
+        check_number("learning_rate", self.learning_rate, above=0.0)
+        check_number("beta", self.beta, at_least=0.0)
+        check_number("reconstruction", self.reconstruction, at_least=0.0)
+        check_number("validation_fraction", self.validation_fraction, at_least=0.0, at_most=0.9)
+        check_integer("seed", self.seed, minimum=0)
+        if self.patience is not None:
+            check_integer("patience", self.patience)
+            if self.validation_fraction == 0:
+                required = "above 0 where `patience` is given"
+                raise ValueError(requirement("validation_fraction", required, 0))
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """How to fit the decoder's precision after training; see ``VAE.fit_precision``.
+
+    Attributes
+    ----------
+    n_centers : int or None
+        Number of centres; None takes four for every latent dimension.
+    scale : float
+        Width of the bumps in mean distances within a cluster.
+    floor : float
+        Precision far from the data.
+    min_std : float
+        About the smallest standard deviation that can be reached, in pixel units.
+    iterations : int
+        Updates of the weights.
+    """
+
+    n_centers: int | None = None
+    scale: float = 1.5
+    floor: float = 0.01
+    min_std: float = 0.05
+    iterations: int = 200
+
+
+def check_formats(formats: Formats) -> list[Format]:
+    """Return formats as a list without doubles.
+
+    Raises
+    ------
+    ValueError
+        If one is not png, pdf or svg, or there is none.
+    """
+    chosen = [formats] if isinstance(formats, str) else list(formats)
+    for name in chosen:
+        check_choice("format", name, FORMATS)
+    if not chosen:
+        raise ValueError(requirement("format", "png, pdf, svg or a list of them", formats))
+    return list(dict.fromkeys(chosen))

@@ -1,0 +1,396 @@
+"""Pairs of latent codes: where they come from, and solving them shard by shard."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_integer, check_number, check_pairs, requirement
+from geolatent.curves import CubicBSpline
+from geolatent.graph import LatentGraph
+from geolatent.lab.config import SolverOptions
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.memory import check_memory
+from geolatent.lab.results import SolvedPairs
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.models.checkpoint import read_tensors
+from geolatent.solve import solve_geodesic
+from geolatent.solvers.first_order import FirstOrderSolver
+from geolatent.solvers.georce import GEORCESolver
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Progress, Solver
+
+# straight lines and curves of a batch -> further columns of the table, B values each
+Measure = Callable[[CubicBSpline, CubicBSpline], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of codes, with what is known of each.
+
+    Attributes
+    ----------
+    start, end
+        Codes, (B, d) each.
+    columns
+        Further columns, B values each.
+    """
+
+    start: Tensor
+    end: Tensor
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.start.shape[0]
+
+    def __getitem__(self, rows: slice) -> Pairs:
+        """Return the pairs of some rows."""
+        columns = {name: value[rows] for name, value in self.columns.items()}
+        return Pairs(self.start[rows], self.end[rows], columns)
+
+
+def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
+    """Draw both ends of pairs from the prior, N(0, I).
+
+    Parameters
+    ----------
+    n_pairs, dim
+        Number of pairs and latent dimension.
+    seed
+        Seed; the first pairs of a longer draw are those of a shorter one.
+    like
+        A tensor of the dtype and device that the codes are to have.
+    """
+    check_room(n_pairs, dim)
+    codes = draw_normal(n_pairs, 2 * dim, seed, like)
+    return Pairs(codes[:, :dim], codes[:, dim:])
+
+
+def check_room(n_pairs: int, dim: int, n_steps: int = 0) -> None:
+    """Raise where pairs, or starts of so many steps each, do not fit in memory.
+
+    Counted are three arrays, with steps of metric tensors or all ends, and a row of results.
+    """
+    check_integer("n_pairs", n_pairs)
+    width = dim * max(dim, n_steps) if n_steps else dim
+    check_memory("n_pairs", n_pairs, 8 * n_pairs * (3 * width + 20))
+
+
+def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> Tensor:
+    """Draw codes from N(0, I), (n, dim); by default float32 on the CPU."""
+    # numpy draws row by row: a longer draw begins as a shorter one, which torch's does not
+    generator = np.random.default_rng(check_integer("seed", seed, minimum=0))
+    codes = torch.from_numpy(generator.standard_normal((n, dim)))
+    return codes.to(like) if like is not None else codes.float()
+
+
+def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
+    """Draw pairs of images, none of them twice, as row numbers (B, 2).
+
+    Raises
+    ------
+    ValueError
+        Where there are fewer than two images for each pair.
+    """
+    check_integer("n_pairs", n_pairs)
+    if 2 * n_pairs > n_images:
+        required = f"at most {n_images // 2}, the pairs that {n_images} images give"
+        raise ValueError(requirement("n_pairs", required, n_pairs))
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
+    return torch.randperm(n_images, generator=generator)[: 2 * n_pairs].reshape(n_pairs, 2)
+
+
+def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, rows: Tensor) -> Pairs:
+    """Encode pairs of images with a model's own encoder.
+
+    Parameters
+    ----------
+    model
+        The model.
+    images, labels
+        The images, (n, channels, height, width), and their classes, (n,), where known.
+    rows
+        Row numbers of the pairs, (B, 2).
+
+    Returns
+    -------
+    Pairs
+        With the columns ``start_image`` and ``end_image`` (row numbers), and ``start_label`` and
+        ``end_label`` where labels are given.
+    """
+    first, last = rows[:, 0], rows[:, 1]
+    columns: dict[str, Any] = {"start_image": first, "end_image": last}
+    if labels is not None:
+        columns |= {"start_label": labels[first], "end_label": labels[last]}
+    return Pairs(model.encode(images[first]), model.encode(images[last]), columns)
+
+
+def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = None) -> Pairs:
+    """Read pairs of codes from a file.
+
+    Parameters
+    ----------
+    path
+        An .npz, .safetensors, .pt or .pth file that holds ``start`` and ``end``, (B, d) each, or an
+        .npy file of shape (B, 2, d). Nothing is unpickled.
+    dim
+        Latent dimension d.
+    like
+        A tensor of the dtype and device that the codes are to have.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError, TypeError
+        If it cannot be read, or does not hold finite codes of that shape.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(requirement("codes", "an existing file", file))
+    if file.suffix in (".npy", ".npz"):
+        try:
+            found = np.load(file, allow_pickle=False)
+            arrays = {"codes": found} if file.suffix == ".npy" else dict(found)
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            message = requirement("codes", "a readable file of numbers", file)
+            raise ValueError(f"{message} {error}") from error
+    else:
+        tensors = read_tensors(file)
+    both = tensors.get("codes")
+    if both is not None and both.ndim == 3 and both.shape[1] == 2:
+        tensors = {"start": both[:, 0], "end": both[:, 1]}
+    if not {"start", "end"} <= tensors.keys():
+        required = "a file that holds `start` and `end`, (B, d) each, or codes of shape (B, 2, d)"
+        found_names = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
+        raise ValueError(requirement("codes", required, f"{file} with {found_names}"))
+    start, end = check_pairs(tensors["start"], tensors["end"], dim)
+    wanted = like if like is not None else torch.empty(0)
+    return Pairs(start.to(wanted), end.to(wanted))
+
+
+def worst_case_pairs(
+    metric: Metric,
+    n_pairs: int,
+    dim: int,
+    steps: Sequence[float],
+    *,
+    seed: int = 0,
+    like: Tensor | None = None,
+    max_rows: int | None = None,
+) -> list[Pairs]:
+    """Step from random codes in the direction that the decoder stretches most.
+
+    z_0 ~ N(0, I),    z_1 = z_0 + step v,    v the unit eigenvector of G(z_0) with the largest
+    eigenvalue, its sign such that it points towards the origin: v . z_0 <= 0.
+
+    Parameters
+    ----------
+    metric
+        The metric G.
+    n_pairs
+        Number of starts; they are the same for all steps.
+    dim
+        Latent dimension d.
+    steps
+        Step sizes, in latent units.
+    seed
+        Seed of the starts.
+    like
+        A tensor of the dtype and device that the codes are to have.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+
+    Returns
+    -------
+    list of Pairs
+        One entry for each step, with the column ``step``.
+
+    References
+    ----------
+    Michelis, Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
+    2021, https://arxiv.org/abs/2105.03663, algorithm 1.
+
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> stretched = TensorMetric(lambda z: torch.diag(torch.tensor([9.0, 1.0])).expand(
+    ...     len(z), 2, 2), dim=2)
+    >>> (pairs,) = worst_case_pairs(stretched, 3, 2, steps=[0.5])
+    >>> (pairs.end - pairs.start).abs()
+    tensor([[0.5000, 0.0000],
+            [0.5000, 0.0000],
+            [0.5000, 0.0000]])
+    """
+    check_room(n_pairs, dim, len(steps))
+    if not steps:
+        raise ValueError(requirement("steps", "one step size or more", list(steps)))
+    for step in steps:
+        check_number("steps", step, above=0.0)
+    start = draw_normal(n_pairs, dim, seed, like)
+    metric.check("start", start[:1])
+    budget = RowBudget(max_rows)
+    budget.fit(metric, start[:1])
+    tensors = metric_tensors(metric, start[:, None], budget)[:, 0].double()
+    if not bool(torch.isfinite(tensors).all()):
+        raise ValueError(requirement("metric", "finite at codes of the prior", "NaN or infinity"))
+    direction = torch.linalg.eigh(tensors).eigenvectors[:, :, -1]
+    outwards = (direction * start.double()).sum(1, keepdim=True) > 0
+    direction = torch.where(outwards, -direction, direction)
+    return [
+        Pairs(start, (start.double() + step * direction).to(start), {"step": [step] * n_pairs})
+        for step in steps
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pairs to be solved under one metric.
+
+    Attributes
+    ----------
+    metric
+        The metric.
+    pairs
+        The pairs.
+    initial
+        Where their curves start; None for straight lines.
+    measures
+        Functions of the straight lines and the geodesics that give further columns.
+    """
+
+    metric: Metric
+    pairs: Pairs
+    initial: LatentGraph | None = None
+    measures: Sequence[Measure] = ()
+
+
+def make_solver(options: SolverOptions) -> Solver:
+    """Return the solver that the options name; what they leave open is the solver's own.
+
+    Examples
+    --------
+    >>> make_solver(SolverOptions(method="michelis_becker", max_control_points=6)).steps
+    10
+    """
+    names = ("tolerance", "max_control_points", "max_iterations")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    solver: Solver = PreconditionedSolver()
+    if options.method == "michelis_becker":
+        solver = FirstOrderSolver.michelis_becker()
+    elif options.method == "georce":
+        solver = GEORCESolver()
+    return replace(solver, **given)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
+
+    Shard k holds pairs k n, k n + 1, ..., of every case, n the solver's ``batch_size``. What it
+    gives follows from the cases, the options and its number alone, but for rounding, which depends
+    on the processor and the number of threads. Iterating solves all shards in
+    turn.
+
+    Attributes
+    ----------
+    cases
+        The cases, of equally many pairs.
+    options
+        The solver's options.
+    complete
+        What adds columns that need all cases of a shard; None for nothing.
+
+    Raises
+    ------
+    ValueError
+        Where the cases differ in their number of pairs.
+
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> flat = TensorMetric(lambda z: torch.eye(2).expand(len(z), 2, 2), dim=2)
+    >>> shards = Shards([Case(flat, prior_pairs(5, 2))], SolverOptions(batch_size=2))
+    >>> len(shards), shards.n_rows(2), shards.solve(2).column("pair").tolist()
+    (3, 1, [4])
+    """
+
+    cases: Sequence[Case]
+    options: SolverOptions = field(default_factory=SolverOptions)
+    complete: Callable[[SolvedPairs], SolvedPairs] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = [len(case.pairs) for case in self.cases]
+        if len(set(sizes)) != 1:
+            raise ValueError(requirement("cases", "one or more of equally many pairs", sizes))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.cases[0].pairs) / self.options.batch_size)
+
+    def __iter__(self) -> Iterator[SolvedPairs]:
+        return (self.solve(number) for number in range(len(self)))
+
+    def _rows(self, number: int) -> slice:
+        size = self.options.batch_size
+        return slice(number * size, min((number + 1) * size, len(self.cases[0].pairs)))
+
+    def n_rows(self, number: int) -> int:
+        """Return the number of rows that a shard gives."""
+        rows = self._rows(number)
+        return len(self.cases) * (rows.stop - rows.start)
+
+    def solve(self, number: int, callback: Callable[[float], None] | None = None) -> SolvedPairs:
+        """Solve one shard.
+
+        Parameters
+        ----------
+        number
+            Its number, from 0.
+        callback
+            Told the share of the shard that is done, in [0, 1].
+
+        Returns
+        -------
+        SolvedPairs
+            The rows of the first case, then those of the second, and so on; the column ``pair``
+            numbers the pairs of all shards.
+        """
+        solver = make_solver(self.options)
+        rows = self._rows(number)
+        solved = []
+        for place, case in enumerate(self.cases):
+
+            def tell(state: Progress, place: int = place) -> None:
+                if callback is not None:
+                    callback((place + state.fraction) / len(self.cases))
+
+            pairs = case.pairs[rows]
+            solution = solve_geodesic(
+                case.metric,
+                pairs.start,
+                pairs.end,
+                solver,
+                initial=case.initial,
+                length_tolerance=self.options.length_tolerance,
+                max_rows=self.options.max_rows,
+                callback=tell,
+            )
+            columns: dict[str, Any] = {"pair": torch.arange(rows.start, rows.stop), **pairs.columns}
+            part = SolvedPairs.from_solution(pairs.start, pairs.end, solution, columns)
+            line = CubicBSpline.straight(pairs.start, pairs.end)
+            for measure in case.measures:
+                part = part.with_columns(measure(line, solution.curve))
+            solved.append(part)
+        joined = SolvedPairs.join(solved)
+        return self.complete(joined) if self.complete is not None else joined

@@ -1,0 +1,349 @@
+"""Figures of distances, clusters and walks, from stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from geolatent.lab.plotting import COLORS, Array
+
+# of classes and clusters: Paul Tol's "muted", told apart by all eyes with the help of the markers
+_CLASS_COLORS = (
+    "#332288",
+    "#e08214",
+    "#117733",
+    "#cc6677",
+    "#88ccee",
+    "#882255",
+    "#ddcc77",
+    "#44aa99",
+    "#666666",
+    "#aa4499",
+)
+_MARKERS = "osD^vP<X>*"
+_LINES = ("-", "--", "-.", ":")
+
+
+def scatter_classes(
+    axes: Axes, codes: Array, labels: NDArray[np.int64], size: float, alpha: float = 1.0
+) -> None:
+    """Draw codes (n, 2), one colour, marker and entry of the legend for each class or cluster."""
+    for label in np.unique(labels):
+        color = _CLASS_COLORS[int(label) % len(_CLASS_COLORS)]
+        # after ten classes colours begin again, with other markers
+        shift = int(label) // len(_CLASS_COLORS)
+        one = codes[labels == label]
+        axes.scatter(
+            one[:, 0],
+            one[:, 1],
+            s=size,
+            color=color,
+            marker=_MARKERS[(int(label) + 3 * shift) % len(_MARKERS)],
+            alpha=alpha,
+            linewidths=0,
+            label=str(label),
+            rasterized=len(codes) > 3000,
+        )
+
+
+def distance_matrices(
+    matrices: Mapping[str, tuple[Array, str]], labels: NDArray[np.int64]
+) -> Figure:
+    """Draw matrices of distances between codes that are sorted by class.
+
+    Parameters
+    ----------
+    matrices
+        A matrix (n, n) and its unit, by name.
+    labels
+        Classes of the codes, sorted, (n,).
+    """
+    figure = Figure(figsize=(4.9 * len(matrices), 4.3), layout="constrained")
+    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    edges = np.flatnonzero(np.diff(labels)) + 0.5
+    starts = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
+    names = [str(label) for label in labels[np.ceil(starts[:-1]).astype(int)]]
+    for axes, (name, (matrix, unit)) in zip(panels, matrices.items(), strict=True):
+        axes.set_facecolor("#c8c8c8")  # where a distance is not known
+        shown = np.where(np.isfinite(matrix), matrix, np.nan)
+        image = axes.imshow(shown, cmap="viridis", interpolation="nearest")
+        figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02).set_label(f"distance ({unit})")
+        for edge in edges:
+            axes.axhline(edge, color="white", lw=0.5)
+            axes.axvline(edge, color="white", lw=0.5)
+        middles = (starts[:-1] + starts[1:]) / 2
+        axes.set_xticks(middles, names)
+        axes.set_yticks(middles, names)
+        axes.set_xlabel("class")
+        axes.set_ylabel("class")
+        lost = int((~np.isfinite(matrix)).sum()) // 2
+        axes.set_title(name + (f" ({lost} not finite: grey)" if lost else ""), fontsize=11)
+    return figure
+
+
+def distances_compared(geodesic: Array, others: Mapping[str, tuple[Array, str]]) -> Figure:
+    """Draw other distances of the same pairs beside the geodesic ones.
+
+    Those in the units of the geodesic distance by how much they exceed it, in per cent; others
+    against it.
+
+    Parameters
+    ----------
+    geodesic
+        Geodesic distances, (P,).
+    others
+        Distances (P,) and their unit, by name.
+    """
+    figure = Figure(figsize=(4.3 * len(others), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(others), squeeze=False)[0]
+    for axes, (name, (values, unit)) in zip(panels, others.items(), strict=True):
+        known = np.isfinite(geodesic) & np.isfinite(values)
+        x, y = geodesic[known], values[known]
+        comparable = unit == "output units"
+        if comparable:
+            x, y = x[x > 0], 100.0 * (y[x > 0] / x[x > 0] - 1.0)
+        axes.scatter(x, y, s=10, alpha=0.5, linewidths=0, color=COLORS[0])
+        if comparable:
+            axes.axhline(0.0, color="black", lw=0.9, ls="--", label="equal to the geodesic")
+            if y.size:
+                label = f"mean {y.mean():.2f} %"
+                axes.axhline(y.mean(), color=COLORS[1], lw=1.6, label=label)
+            axes.set_ylabel("excess over the geodesic distance (%)")
+            axes.margins(y=0.22)
+            axes.legend(loc="upper right", fontsize=8)
+        else:
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel(f"{name} distance ({unit})")
+        lost = int((~known).sum())
+        axes.set_title(name + (f" ({lost} pairs not finite)" if lost else ""), fontsize=11)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("geodesic distance (output units)")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def match_clusters(clusters: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return clusters renamed to the classes that they share most codes with, one to one.
+
+    The renaming of most codes that agree (the Hungarian method). Clusters without a class of their
+    own get numbers after the classes'.
+
+    Parameters
+    ----------
+    clusters, classes
+        Of the same codes, (n,) each.
+
+    References
+    ----------
+    Kuhn, "The Hungarian method for the assignment problem", 1955.
+
+    Examples
+    --------
+    >>> match_clusters(np.array([1, 1, 0, 2, 2]), np.array([4, 4, 7, 7, 7])).tolist()
+    [4, 4, 8, 7, 7]
+    """
+    names, cluster = np.unique(clusters, return_inverse=True)
+    class_names, class_number = np.unique(classes, return_inverse=True)
+    shared = np.zeros((len(names), len(class_names)))
+    np.add.at(shared, (cluster, class_number), 1.0)
+    rows, columns = linear_sum_assignment(shared, maximize=True)
+    renamed = np.full(len(names), -1, dtype=np.int64)
+    renamed[rows] = class_names[columns]
+    alone = renamed < 0
+    renamed[alone] = class_names.max() + 1 + np.arange(alone.sum())
+    return renamed[cluster]
+
+
+def cluster_maps(
+    codes: Array, assignments: Mapping[str, NDArray[np.int64]], centers: Mapping[str, Array]
+) -> Figure:
+    """Draw codes of a 2-d latent space coloured by class or cluster.
+
+    Clusters have the colour of the class that is matched with them; see `match_clusters`.
+
+    Parameters
+    ----------
+    codes
+        Shape (n, 2).
+    assignments
+        Classes, and then clusters, (n,), by name.
+    centers
+        Cluster centres, (K, 2), by the same names, where there are any.
+    """
+    figure = Figure(figsize=(4.3 * len(assignments) + 1.2, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(assignments), squeeze=False, sharex=True, sharey=True)[0]
+    classes = next(iter(assignments.values()))
+    entries: dict[str, Artist] = {}
+    for axes, (name, labels) in zip(panels, assignments.items(), strict=True):
+        matched = labels if labels is classes else match_clusters(labels, classes)
+        scatter_classes(axes, codes, matched, size=13)
+        points, names = axes.get_legend_handles_labels()
+        entries |= {
+            (f"class {label}" if int(label) in classes else f"cluster {label}"): point
+            for label, point in zip(names, points, strict=True)
+        }
+        if name in centers:
+            axes.scatter(*centers[name].T, marker="X", s=90, color="black", edgecolors="white")
+        axes.set_title(name, fontsize=11)
+        axes.set_xlabel("latent coordinate $z_1$")
+        axes.set_aspect("equal")
+    panels[0].set_ylabel("latent coordinate $z_2$")
+    if centers:
+        entries["centre"] = panels[-1].collections[-1]
+    title = "classes, and\nclusters by the class\nthey match best"
+    figure.legend(
+        entries.values(),
+        entries,
+        title=title,
+        loc="outside right center",
+        fontsize=9,
+        markerscale=1.6,
+    )
+    return figure
+
+
+def scores_by_seed(scores: Mapping[str, Array], quantity: str) -> Figure:
+    """Draw a score of several methods, a point for each seed and a line at the mean."""
+    figure = Figure(figsize=(2.2 * len(scores) + 1.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for place, values in enumerate(scores.values()):
+        spread = np.linspace(-0.12, 0.12, len(values))
+        color = COLORS[place % len(COLORS)]
+        label = "one seed" if place == 0 else None
+        axes.scatter(place + spread, values, s=26, color=color, label=label)
+        label = "mean" if place == 0 else ""
+        axes.hlines(values.mean(), place - 0.25, place + 0.25, color=color, lw=2, label=label)
+        text = f"{values.mean():.3f}"
+        axes.annotate(
+            text, (place + 0.25, values.mean()), (4, 0), textcoords="offset points", va="center"
+        )
+    axes.set_xticks(range(len(scores)), list(scores))
+    axes.legend(loc="lower right", fontsize=9)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xlim(-0.6, len(scores) - 0.4)
+    low = min(0.0, *(float(values.min()) for values in scores.values()))
+    high = max(float(values.max()) for values in scores.values())
+    axes.set_ylim(1.1 * low, max(1.1 * high, 0.05))
+    axes.set_ylabel(quantity)
+    return figure
+
+
+def walks_in_the_plane(codes: Array, labels: NDArray[np.int64], walks: Array) -> Figure:
+    """Draw walks (B, T, 2) through a 2-d latent space with the codes of the data, (n, 2).
+
+    A dot is where a walk starts, a cross where one ends before its last step.
+    """
+    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
+    axes = figure.add_subplot()
+    scatter_classes(axes, codes, labels, size=9, alpha=0.6)
+    points, names = axes.get_legend_handles_labels()
+    lines = []
+    for number, walk in enumerate(walks):
+        color, style = COLORS[number % len(COLORS)], _LINES[number // len(COLORS) % len(_LINES)]
+        axes.plot(*walk.T, color="white", lw=2.8)
+        lines += axes.plot(*walk.T, style, color=color, lw=1.5, label=f"walk {number + 1}")
+        axes.scatter(walk[0, 0], walk[0, 1], color=color, edgecolors="black", s=45, zorder=5)
+        known = np.isfinite(walk).all(1)
+        if known[0] and not known[-1]:
+            last = walk[known.sum() - 1]
+            axes.scatter(
+                last[0], last[1], marker="X", color=color, edgecolors="black", s=70, zorder=5
+            )
+    start = Line2D([], [], ls="", marker="o", color="0.6", markeredgecolor="black", label="start")
+    end = Line2D([], [], ls="", marker="X", color="0.6", markeredgecolor="black", label="ended")
+    ended = bool(np.isnan(walks).any())
+    handles = [*lines, start, *([end] if ended else [])]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+    beside = {"title": "class", "fontsize": 9, "markerscale": 1.5}
+    figure.legend(points, names, loc="outside right lower", **beside)
+    axes.set_xlabel("latent coordinate $z_1$")
+    axes.set_ylabel("latent coordinate $z_2$")
+    axes.set_aspect("equal")
+    return figure
+
+
+def walk_curves(
+    place: Array,
+    place_name: str,
+    curves: Mapping[str, Array],
+    band: tuple[float, float] | None = None,
+    names: Sequence[str] = (),
+) -> Figure:
+    """Draw quantities (B, T) along walks below one another.
+
+    Parameters
+    ----------
+    place, place_name
+        Where the walk is, (T,), and what that is called.
+    curves
+        The quantities, by name with unit.
+    band
+        Mean and standard deviation of the prior's norms, drawn where the quantity is the norm.
+    names
+        Of the walks.
+    """
+    figure = Figure(figsize=(7.4, 2.3 * len(curves) + 0.5), layout="constrained")
+    panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
+    entries: dict[str, Artist] = {}
+    for axes, (name, values) in zip(panels, curves.items(), strict=True):
+        if band is not None and name.startswith("norm"):
+            low, high = band[0] - band[1], band[0] + band[1]
+            axes.axhspan(low, high, color="#dddddd", label="prior:\nmean ± std")
+        for number, row in enumerate(values):
+            label = names[number] if number < len(names) else None
+            style = _LINES[number // len(COLORS) % len(_LINES)]
+            axes.plot(place, row, style, color=COLORS[number % len(COLORS)], lw=1.3, label=label)
+        axes.set_ylabel(name.replace(" (", "\n("), fontsize=9)
+        axes.set_xlim(place[0], place[-1])
+        axes.grid(alpha=0.3)
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+        if (values[np.isfinite(values)] > 0).any() and name.startswith("magnification"):
+            axes.set_yscale("log")
+    panels[-1].set_xlabel(place_name)
+    figure.align_ylabels()
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper", fontsize=9)
+    return figure
+
+
+def output_curves(place: Array, place_name: str, outputs: Array, quantity: str) -> Figure:
+    """Draw outputs of the decoder (B, T, K) along walks, one panel for each walk.
+
+    Colours tell the K outputs apart, of which the first varies most.
+
+    Parameters
+    ----------
+    place, place_name
+        Where the walk is, (T,), and what that is called.
+    outputs
+        K outputs at each place.
+    quantity
+        What the outputs are called.
+    """
+    columns = min(3, len(outputs))
+    rows = -(-len(outputs) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.2 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, outputs.shape[2]))
+    for number, axes in enumerate(panels):
+        if number >= len(outputs):
+            axes.set_axis_off()
+            continue
+        for values, color in zip(outputs[number].T, colors, strict=True):
+            axes.plot(place, values, color=color, lw=1.0)
+        axes.grid(alpha=0.3)
+        axes.set_title(f"walk {number + 1}", fontsize=10)
+        if number % columns == 0:
+            axes.set_ylabel(quantity)
+        if number + columns >= len(outputs):
+            axes.set_xlabel(place_name)
+            axes.tick_params(labelbottom=True)
+    return figure

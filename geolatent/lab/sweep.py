@@ -1,0 +1,242 @@
+"""Sweeps: a command run on every combination of listed options, and one table of all."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+from geolatent.checks import requirement
+from geolatent.files import UnfinishedError
+from geolatent.lab.places import check_places
+from geolatent.lab.printing import (
+    make_console,
+    part_of_a_command,
+    print_files,
+    print_warning,
+    statistics_table,
+)
+from geolatent.lab.results import (
+    POINTS,
+    SUMMARY,
+    RunFolder,
+    SolvedPairs,
+    check_inputs,
+    find_points,
+    is_neutral,
+    load_run,
+    options_key,
+)
+from geolatent.lab.setup import make_device
+
+# no room on the disk: the other points would fail too
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return all combinations of listed options; the last option changes fastest.
+
+    Raises
+    ------
+    ValueError
+        If an option changes results by rounding at most, has no values or a value twice, or a value
+        is no number, text or list.
+
+    Examples
+    --------
+    >>> sweep_points({"seed": [0, 1], "solver.tolerance": [1e-3]})
+    [{'seed': 0, 'solver.tolerance': 0.001}, {'seed': 1, 'solver.tolerance': 0.001}]
+    """
+    for key, values in sweep.items():
+        if is_neutral(key) or key in ("config", "sweep"):
+            raise ValueError(requirement("sweep", "of options that can change results", key))
+        texts = [json.dumps(value) for value in values]
+        if not texts or len(set(texts)) < len(texts):
+            required = f"lists of one value or more, none of them twice, for `{key}`"
+            raise ValueError(requirement("sweep", required, values))
+        if any(isinstance(value, Mapping) for value in values):
+            required = f"of single options, such as {key}.NAME, instead of `{key}`"
+            raise ValueError(requirement("sweep", required, values))
+    return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+
+
+def _place_points(
+    out: Path,
+    command: str,
+    function: Callable[..., None],
+    arguments: Sequence[Mapping[str, Any]],
+    tell: Callable[[str], None],
+) -> list[Path]:
+    """Return the run folder of each point: the one that has its options, or a new one.
+
+    Raises
+    ------
+    FileExistsError
+        If a point was run with other files than those that its options name now.
+    """
+    found, damaged = find_points(out)
+    for text in damaged:
+        tell(f"{text} Its point is run anew.")
+    taken = {path.name for path in (out / POINTS).iterdir()} if (out / POINTS).is_dir() else set()
+    free = (name for name in map("{:04d}".format, count()) if name not in taken)
+    places = []
+    for options in arguments:
+        bound = inspect.signature(function).bind(**options)
+        bound.apply_defaults()
+        key = options_key(command, bound.arguments)
+        if key not in found:
+            found[key] = out / POINTS / next(free)
+        elif found[key].name in taken:
+            check_inputs(found[key], bound.arguments)
+        places.append(found[key])
+    return places
+
+
+def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str | None:
+    """Run a command for a point; where it fails, return what to say of it."""
+    try:
+        with part_of_a_command():
+            function(**options)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        return " ".join([str(error), *getattr(error, "__notes__", ())])
+    except Exception:  # whatever it is, the other points are to be run
+        return traceback.format_exc()
+    return None
+
+
+def run_sweep(
+    command: str,
+    function: Callable[..., None],
+    values: Mapping[str, Any],
+    sweep: Mapping[str, Sequence[Any]],
+    arguments: Sequence[Mapping[str, Any]],
+) -> None:
+    """Run a command for each point of a sweep, and join the results.
+
+    Each point has a run folder of its own in ``points/``; the folder above holds one table of all
+    pairs, which begins with the columns of the swept options. Points that are finished are not
+    run again: they are known by their options, so that a sweep whose points were mended goes on. A
+    point that fails does not stop the others.
+
+    Parameters
+    ----------
+    command, function
+        The command.
+    values
+        Its options, the swept ones as they are without the sweep.
+    sweep
+        The swept options: their dotted names, and values.
+    arguments
+        The options of each of the `sweep_points`.
+
+    Raises
+    ------
+    UnfinishedError
+        If points failed; their errors have been printed, and the other points are done.
+    FileExistsError
+        If the folder holds other results, or points of files that have changed since.
+    OSError
+        If the disk is full.
+    """
+    out, overwrite = Path(values["out"]), bool(values["overwrite"])
+    points = sweep_points(sweep)
+    config = {**values, "sweep": sweep}
+    console = make_console()
+    device = make_device(values["device"])
+    RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
+    if not overwrite:  # to refuse it before anything is written
+        _place_points(out, command, function, arguments, partial(print_warning, console))
+    with RunFolder.create(
+        out,
+        command,
+        config,
+        seed=values["seed"],
+        device=device,
+        overwrite=overwrite,
+        resume=True,
+    ) as folder:
+        folder.update(config)
+        places = _place_points(out, command, function, arguments, lambda _: None)
+        titles = [f"point {n + 1} of {len(points)}: {_text(p)}" for n, p in enumerate(points)]
+        # all that lack a file are told before the work on the others begins
+        lacking = set()
+        for number, (place, options) in enumerate(zip(places, arguments, strict=True)):
+            try:
+                if not (place / SUMMARY).exists():
+                    check_places({**options, "out": place})
+            except OSError as error:
+                lacking.add(number)
+                print_warning(console, f"{titles[number]}: {error}")
+        runs: dict[int, dict[str, Any]] = {}
+        for number, (title, options) in enumerate(zip(titles, arguments, strict=True)):
+            if number in lacking:
+                continue
+            place = places[number]
+            finished = (place / SUMMARY).exists()
+            console.print(f"{title}: done before" if finished else title, soft_wrap=True)
+            given = {**options, "out": place, "overwrite": False}
+            failed = None if finished else _run_point(function, given)
+            try:
+                if failed is None:
+                    runs[number] = load_run(place).summary or {}
+            except ValueError as error:
+                failed = f"{error} Remove {place} to run it again."
+            if failed is not None:
+                print_warning(console, f"{title}: {failed}")
+        unfinished = [_text(point) for n, point in enumerate(points) if n not in runs]
+        if unfinished:
+            raise UnfinishedError(
+                f"{len(unfinished)} of {len(points)} points are not finished "
+                f"({'; '.join(unfinished)}); mend what is told above and run the same command "
+                "again to go on."
+            )
+        folder.join([partial(_point_pairs, *pair) for pair in zip(places, points, strict=True)])
+        groups = {
+            _label(command, point, label): group
+            for point, summary in zip(points, runs.values(), strict=True)
+            for label, group in summary["groups"].items()
+        }
+        summary = {
+            "sweep": sweep,
+            "points": [place.name for place in places],
+            "groups": groups,
+            "seconds": round(sum(summary["seconds"] for summary in runs.values()), 1),
+        }
+        folder.finish(summary)
+    # wide enough for the labels, in a file or a log too
+    console.width = max(console.width, 150)
+    console.print(statistics_table("All points of the sweep", groups, ", ".join(sweep)))
+    print_files(console, out, [])
+
+
+def _point_pairs(place: Path, point: Mapping[str, Any]) -> SolvedPairs:
+    """Return the pairs of a point, the swept options as their first columns."""
+    pairs = load_run(place).pairs
+    if pairs is None:
+        raise ValueError(requirement("out", "a sweep of a command that solves pairs", place))
+    columns = {
+        name: [json.dumps(value) if isinstance(value, list) else value] * len(pairs)
+        for name, value in point.items()
+    }
+    return pairs.with_columns(columns, first=True)
+
+
+def _label(command: str, point: Mapping[str, Any], label: str) -> str:
+    if label == "all":
+        return _text(point)
+    return f"{_text(point)}, {'step ' if command == 'improvement' else ''}{label}"
+
+
+def _text(point: Mapping[str, Any]) -> str:
+    values = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()
+    }
+    return ", ".join(f"{key}={value}" for key, value in values.items())

@@ -1,0 +1,191 @@
+"""Figures of a training run, drawn from what it stored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from geolatent.checks import requirement
+from geolatent.files import read_json
+from geolatent.lab.config import Formats
+from geolatent.lab.plotting import COLORS, save_figures
+from geolatent.lab.plotting_statistics import scatter_classes
+from geolatent.models.checkpoint import read_tensors
+
+Array = NDArray[np.float64]
+
+
+def draw_training(out_dir: str | os.PathLike[str], formats: Formats = "png") -> list[Path]:
+    """Draw a training run's figures again from ``summary.json`` and ``training.safetensors``.
+
+    Parameters
+    ----------
+    out_dir : path
+        The folder that :func:`geolatent.lab.training.train` wrote.
+    formats
+        ``"png"``, ``"pdf"`` or ``"svg"``, or a list of them.
+
+    Returns
+    -------
+    list of Path
+        The files in ``out_dir/figures``: the losses, test images above their reconstructions
+        and, for a 2-d latent space, the test images' codes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no finished training run.
+    ValueError
+        If one of its files is damaged.
+    """
+    folder = Path(out_dir)
+    summary_path = folder / "summary.json"
+    if not summary_path.is_file():
+        required = "the folder of a finished training run, with summary.json"
+        raise FileNotFoundError(requirement("out_dir", required, folder))
+    summary = read_json(summary_path)
+    stored = {
+        name: value.double().numpy()
+        for name, value in read_tensors(folder / "training.safetensors").items()
+    }
+    try:
+        figures = _figures(summary, stored)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        required = "the folder of a training with all of its results"
+        raise ValueError(f"{requirement('out_dir', required, folder)} {error!r}") from error
+    return save_figures(figures, folder, formats)
+
+
+def _figures(summary: dict[str, Any], stored: dict[str, Array]) -> dict[str, Figure]:
+    for name in ("train_loss", "validation_loss", "discriminator_loss"):
+        # JSON has no NaN
+        summary[name] = [np.nan if loss is None else loss for loss in summary[name]]
+    figures = {
+        "losses": loss_curves(summary),
+        "reconstructions": reconstructions(stored["images"], stored["reconstructions"]),
+    }
+    if stored["codes"].shape[1] == 2:
+        figures["latent"] = latent_codes(
+            stored["codes"],
+            stored.get("labels"),
+            stored.get("std"),
+            stored.get("std_extent"),
+        )
+    return figures
+
+
+def loss_curves(summary: dict[str, Any]) -> Figure:
+    """Draw the losses of every epoch; a BiGAN's two players and its reconstructions apart."""
+    adversarial = bool(summary["discriminator_loss"])
+    held_out = summary["validation_loss"]
+    n_panels = 2 if adversarial and held_out else 1
+    figure = Figure(figsize=(6.2 * n_panels, 4.0), layout="constrained")
+    panels = figure.subplots(1, n_panels, squeeze=False)[0]
+    epochs = np.arange(1, len(summary["train_loss"]) + 1)
+    first: Axes = panels[0]
+    if adversarial:
+        first.plot(epochs, summary["train_loss"], label="generator and encoder")
+        first.plot(epochs, summary["discriminator_loss"], label="discriminator")
+        first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label="undecided, 2 log 2")
+        first.set_ylabel("loss (nats)")
+    else:
+        first.plot(epochs, summary["train_loss"], label="training images")
+        first.set_ylabel(r"$\beta$ KL $-$ log-likelihood (nats per image)")
+    if held_out:
+        last: Axes = panels[-1]
+        label = "held-out images"
+        last.plot(np.arange(1, len(held_out) + 1), held_out, label=label, color=COLORS[1])
+        best = summary["best_epoch"]
+        last.plot(best + 1, held_out[best], "o", color=COLORS[1], label="epoch that was kept")
+        if adversarial:
+            last.set_ylabel("mean squared reconstruction error")
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> Figure:
+    """Draw images in rows, each row above that of their reconstructions.
+
+    Parameters
+    ----------
+    images, reconstructed
+        (n, channels, height, width), in [-1, 1].
+    columns
+        Images in a row.
+    """
+    columns = min(columns, len(images))
+    n_blocks = len(images) // columns
+    aspect = images.shape[2] / images.shape[3]
+    figure = Figure(figsize=(0.9 * columns + 1.2, n_blocks * (1.8 * aspect + 0.2)))
+    outer = figure.add_gridspec(n_blocks, 1, hspace=0.12)
+    for block in range(n_blocks):
+        rows = slice(block * columns, (block + 1) * columns)
+        inner = outer[block].subgridspec(2, 1, hspace=0.03)
+        for row, (name, part) in enumerate(
+            (("test images", images[rows]), ("reconstructions", reconstructed[rows]))
+        ):
+            axes = figure.add_subplot(inner[row])
+            strip = np.concatenate(list(part), axis=2).transpose(1, 2, 0)
+            strip = np.clip((strip + 1.0) / 2.0, 0.0, 1.0)
+            if strip.shape[2] == 3:
+                axes.imshow(strip)
+            else:
+                axes.imshow(strip[:, :, 0], cmap="gray", vmin=0.0, vmax=1.0)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    return figure
+
+
+def latent_codes(
+    codes: Array,
+    labels: Array | None = None,
+    std: Array | None = None,
+    std_extent: Array | None = None,
+) -> Figure:
+    """Draw 2-d codes, coloured by class, over the decoder's standard deviation.
+
+    Parameters
+    ----------
+    codes
+        (n, 2).
+    labels
+        Classes, (n,).
+    std
+        The decoder's standard deviation, averaged over the outputs, on a grid (rows, columns).
+    std_extent
+        Left, right, bottom and top of that grid.
+    """
+    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    if std is not None and std_extent is not None:
+        left, right, bottom, top = (float(side) for side in std_extent)
+        image = axes.imshow(
+            np.log10(std),
+            extent=(left, right, bottom, top),
+            origin="lower",
+            cmap="Greys",
+            aspect="equal",
+            interpolation="bilinear",
+        )
+        bar = figure.colorbar(image, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)))
+        bar.set_label(r"mean standard deviation of the decoder, $\log_{10}$ (pixel units)")
+    if labels is None:
+        axes.scatter(codes[:, 0], codes[:, 1], s=8, color=COLORS[0], alpha=0.7, linewidths=0)
+    else:
+        scatter_classes(axes, codes, labels.astype(np.int64), size=9, alpha=0.7)
+    axes.set_xlabel("latent coordinate $z_1$")
+    axes.set_ylabel("latent coordinate $z_2$")
+    axes.set_aspect("equal")
+    if labels is not None:
+        figure.legend(title="class", markerscale=2.0, loc="outside left center", fontsize=9)
+    return figure

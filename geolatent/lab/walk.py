@@ -1,0 +1,297 @@
+"""Walks through the latent space: Brownian motion, rays from the origin, great circles."""
+
+# ruff: noqa: B008 - the defaults are frozen dataclasses
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from geolatent.checks import check_integer, check_number, requirement
+from geolatent.geometry.brownian import brownian_motion
+from geolatent.geometry.integrators import DiscreteGeodesic
+from geolatent.geometry.volume import magnification_factor
+from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
+from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.memory import check_memory
+from geolatent.lab.printing import (
+    make_console,
+    make_table,
+    number,
+    print_files,
+    progress_bar,
+)
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import Dataset, make_device, make_model
+from geolatent.lab.summary import statistics
+from geolatent.metrics.base import Metric
+from geolatent.metrics.budget import RowBudget, metric_tensors
+
+# images of a strip, and pixels whose values are drawn
+_IMAGES = 12
+_OUTPUTS = 12
+
+
+def walk_codes(
+    kind: str, metric: Metric, start: Tensor, *, length: float, n_steps: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return walks from codes, and the parameter along them.
+
+    Parameters
+    ----------
+    kind
+        ``"brownian"``, ``"radial"`` or ``"circle"``.
+    metric
+        The metric, for Brownian motion.
+    start
+        Codes, (B, d). A ray goes through its code, and a circle from its code towards the next one.
+    length
+        Brownian motion: root of the mean squared distance, in output units, that flat space would
+        have; rays: their end, in latent units. Circles go around once.
+    n_steps
+        Steps.
+    seed
+        Seed of Brownian motion.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Shapes (B, n_steps + 1, d) and (n_steps + 1,).
+    """
+    share = torch.linspace(0.0, 1.0, n_steps + 1, dtype=start.dtype, device=start.device)
+    if kind == "radial":
+        return radial_walk(start, length * share), length * share
+    if kind == "circle":
+        return great_circle(start, start.roll(-1, dims=0), share), share
+    end = length**2 / start.shape[1]
+    integrator = DiscreteGeodesic(4) if metric.immersion is not None else None
+    walks = brownian_motion(metric, start, end, n_steps, integrator=integrator, seed=seed)
+    return walks, end * share
+
+
+def endings(metric: Metric, walks: Tensor) -> dict[str, int]:
+    """Count the walks (B, T, d) that ended before the last step, by reason.
+
+    The reason is what the metric is at the last code of such a walk: ``"metric not finite"``,
+    ``"metric singular"`` or, where it is regular there, that the geodesic of the next step could
+    not be followed.
+    """
+    known = walks.isfinite().all(2)
+    ended = ~known[:, -1] & known[:, 0]
+    last = walks[ended, known[ended].sum(1) - 1]
+    reasons = {"start not finite": int((~known[:, 0]).sum())}
+    if len(last):
+        tensors = metric_tensors(metric, last[:, None], RowBudget())[:, 0].double()
+        finite = tensors.isfinite().flatten(1).all(1)
+        regular = torch.linalg.cholesky_ex(tensors[finite])[1] == 0
+        reasons |= {
+            "metric not finite": int((~finite).sum()),
+            "metric singular": int((~regular).sum()),
+            "the next step's geodesic could not be followed": int(regular.sum()),
+        }
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def walk(
+    out: Path = Path("runs/walk"),
+    kind: Literal["brownian", "radial", "circle"] = "brownian",
+    model: ModelOptions = ModelOptions(),
+    data: DataOptions = DataOptions(split="test"),
+    metric: MetricOptions = MetricOptions(),
+    n_walks: int = 6,
+    n_steps: int = 200,
+    length: float = 10.0,
+    prior: Literal["normal", "uniform"] = "normal",
+    seed: int = 0,
+    dtype: Literal["float32", "float64"] = "float32",
+    device: str = "auto",
+    overwrite: bool = False,
+    format: Formats = "png",
+) -> None:
+    """Walk through the latent space from the codes of images, and decode on the way.
+
+    Brownian motion under the metric, rays from the origin, or great circles around it. Along the
+    walks are drawn: the norm of the code beside the norms of codes from the prior, the
+    magnification factor, the mean of the decoded image, the pixels that change most, and images.
+
+    Args:
+        out: Folder for the results; it is made where it does not exist.
+        kind: "brownian", "radial" or "circle".
+        model: The model.
+        data: The images whose codes walks start from, or go through.
+        metric: How the decoder becomes a metric.
+        n_walks: Number of walks.
+        n_steps: Steps of each.
+        length: Of Brownian motion, the root mean squared distance in output units that it would
+            have in flat space; of rays, the end in latent units.
+        prior: Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
+        seed: Seed of the choice of images and of Brownian motion.
+        dtype: Floating-point type of model and codes.
+        device: "auto", "cpu", "cuda" or another device of torch.
+        overwrite: Replace the results of an earlier run in the folder.
+        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    """
+    config = dict(locals())  # the options alone, as they are written to config.yaml
+    began = time.perf_counter()
+    check_formats(format)
+    check_integer("n_walks", n_walks, minimum=2 if kind == "circle" else 1)
+    check_integer("n_steps", n_steps)
+    # codes in two dimensions at least, and what is measured at them
+    check_memory("n_steps", n_steps, 4 * n_walks * n_steps * (2 + 3 + _OUTPUTS))
+    check_number("length", length, above=0.0)
+    RunFolder.check(out, overwrite=overwrite)
+    place = make_device(device)
+    codec = make_model(model, dtype, place)
+    dataset = Dataset(data)
+    images, labels = dataset.chosen
+    if len(images) < n_walks:
+        raise ValueError(requirement("n_walks", f"at most {len(images)}, the images", n_walks))
+    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
+    chosen = torch.randperm(len(images), generator=generator)[:n_walks]
+    codes = codec.encode(images)
+    pulled_back = codec.metric(metric, None, seed)
+    folder = RunFolder.create(out, "walk", config, seed=seed, device=place, overwrite=overwrite)
+    console = make_console()
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"{n_walks} walks", total=1.0)
+        walks, parameter = walk_codes(
+            kind,
+            pulled_back,
+            codes[chosen.to(codes.device)],
+            length=length,
+            n_steps=n_steps,
+            seed=seed,
+        )
+        arrays = _measure(codec, pulled_back, walks, prior)
+        progress.update(task, completed=1.0)
+    arrays |= {
+        "parameter": parameter.float(),
+        "walks": walks.float(),
+        "codes": codes.float(),
+        "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
+    }
+    lost = int(arrays.pop("lost"))
+    mean, deviation = prior_norm(codec.dim, prior)
+    summary: dict[str, Any] = {
+        "kind": kind,
+        "n_walks": n_walks,
+        "ended": endings(pulled_back, walks),
+        "images_not_finite": lost,
+        "prior_norm": {"mean": mean, "std": deviation},
+        "quantities": {
+            name: statistics(arrays[name].flatten().cpu()) for name in _NAMES if name in arrays
+        },
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    run = folder.finish(summary, arrays)
+    table = make_table(
+        f"Along {n_walks} walks (prior's norms: {mean:.2f} ± {deviation:.2f})",
+        ["quantity", "mean", "min", "max"],
+    )
+    for name, entry in (run.summary or {})["quantities"].items():
+        table.add_row(
+            _NAMES[name].replace(" (", "\n("),
+            *(number(entry[key], ".4g") for key in ("mean", "min", "max")),
+        )
+    console.print(table)
+    for reason, count in summary["ended"].items():
+        console.print(f"{count} of {n_walks} walks ended early: {reason}.", soft_wrap=True)
+    if lost:
+        console.print(
+            f"The decoded image is not finite at {lost} of the {parameter.numel() * n_walks} "
+            "places of the walks.",
+            soft_wrap=True,
+        )
+    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
+
+
+_NAMES = {
+    "norm": "norm of the code (latent units)",
+    "magnification": plotting.MAGNIFICATION,
+    "brightness": "mean of the decoded image",
+}
+
+
+def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> dict[str, Tensor]:
+    """Return what is drawn along walks (B, T, d); NaN where a walk has ended.
+
+    ``lost`` is the number of places that walks reach and whose images are not finite.
+    """
+    b, t, d = walks.shape
+    flat = walks.reshape(-1, d)
+    known = flat.isfinite().all(1)
+    magnification = torch.full_like(flat[:, 0], torch.nan)
+    norm, brightness = magnification.clone(), magnification.clone()
+    magnification[known] = magnification_factor(metric, flat[known])
+    norm[known] = norm_profile(flat[known], prior).norms
+    images = codec.images(flat[known])
+    pixels = images.flatten(1)
+    brightness[known] = pixels.mean(1)
+    finite = pixels.isfinite().all(1)
+    spread = pixels[finite].var(0, correction=0) if finite.any() else pixels[0]
+    most = spread.topk(min(_OUTPUTS, pixels.shape[1])).indices
+    outputs = flat.new_full((len(flat), len(most)), torch.nan)
+    outputs[known] = pixels[:, most]
+    shown = torch.linspace(0, t - 1, min(_IMAGES, t), device=walks.device).round().long()
+    every = images.new_full((len(flat), *images.shape[1:]), torch.nan)
+    every[known] = images
+    frames = every.reshape(b, t, *images.shape[1:])[:, shown]
+    return {
+        "lost": (~finite).sum(),
+        "norm": norm.reshape(b, t).float(),
+        "magnification": magnification.reshape(b, t).float(),
+        "brightness": brightness.reshape(b, t).float(),
+        "outputs": outputs.reshape(b, t, -1).float(),
+        "images": frames.float(),
+    }
+
+
+_PARAMETERS = {
+    "brownian": "time (squared output units)",
+    "radial": "distance from the origin (latent units)",
+    "circle": "turns",
+}
+
+
+def figures(run: Run) -> dict[str, Figure]:
+    """Draw the figures of a run from what it stored."""
+    if not run.arrays or run.summary is None:
+        return {}
+    arrays, summary = run.arrays, run.summary
+    prior = summary["prior_norm"]
+    names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
+    place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
+    frames = plotting.grey_or_colour(arrays["images"].astype(float))
+    # as `_measure` chooses them
+    shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
+    strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
+    drawn = {
+        "curves": plotting_statistics.walk_curves(
+            place,
+            place_name,
+            {text: arrays[name].astype(float) for name, text in _NAMES.items()},
+            (prior["mean"], prior["std"]),
+            names,
+        ),
+        "outputs": plotting_statistics.output_curves(
+            place, place_name, arrays["outputs"].astype(float), "pixel values"
+        ),
+        "images": plotting.image_strips(
+            strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
+        ),
+    }
+    if arrays["walks"].shape[2] == 2:
+        drawn["plane"] = plotting_statistics.walks_in_the_plane(
+            arrays["codes"].astype(float),
+            arrays["labels"].astype(np.int64),
+            arrays["walks"].astype(float),
+        )
+    return drawn

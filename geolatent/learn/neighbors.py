@@ -1,0 +1,149 @@
+"""Nearest neighbours by geodesic distance, with scikit-learn's estimator interface."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from geolatent.checks import check_choice, check_integer, describe, requirement
+from geolatent.geometry.distances import graph_distance_matrix
+from geolatent.graph import LatentGraph
+from geolatent.learn.estimators import (
+    Floats,
+    Integers,
+    as_codes,
+    check_graph,
+    default_graph,
+    finite_distances,
+)
+from geolatent.metrics.base import Metric, check_metric
+
+
+class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
+    """K-nearest-neighbour classification by geodesic distance.
+
+    Distances are those of shortest paths on a `LatentGraph`; one search for each code to be
+    classified.
+
+    Parameters
+    ----------
+    metric
+        The metric.
+    n_neighbors
+        Neighbours that vote.
+    weights
+        ``"uniform"``, or ``"distance"``: votes count by inverse distance.
+    graph
+        The graph, one of the metric; by default one on the codes that ``fit`` gets.
+    n_nodes
+        Nodes of the default graph; by default four times the codes, 2,000 at least. Those beyond
+        the codes lie around them, with a fifth of the codes' standard deviation.
+    random_state
+        Seed of the default graph.
+
+    Attributes
+    ----------
+    classes_
+        The classes, sorted.
+    n_features_in_
+        Latent dimension d.
+    graph_
+        The graph.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geolatent import PullbackMetric
+    >>> codes = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 10.0])
+    >>> plane = PullbackMetric(lambda z: z)
+    >>> corners = torch.full((2,), -5.0), torch.full((2,), 15.0)
+    >>> graph = LatentGraph.lattice(plane, *corners, resolution=41)
+    >>> model = GeodesicKNeighborsClassifier(plane, graph=graph)
+    >>> model = model.fit(codes, ["left"] * 50 + ["right"] * 50)
+    >>> model.predict([[0.0, 0.0], [10.0, 10.0]]).tolist()
+    ['left', 'right']
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        n_neighbors: int = 5,
+        *,
+        weights: str = "uniform",
+        graph: LatentGraph | None = None,
+        n_nodes: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.metric = metric
+        self.n_neighbors = n_neighbors
+        self.weights = weights
+        self.graph = graph
+        self.n_nodes = n_nodes
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> Self:
+        """Keep codes (n, d) and their classes (n,), and build the graph.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where a parameter is out of its range, the graph is of another metric, or codes and
+            classes do not fit.
+        """
+        n_neighbors = check_integer("n_neighbors", self.n_neighbors)
+        check_choice("weights", self.weights, ("uniform", "distance"))
+        metric = check_metric(self.metric)
+        graph = check_graph(self.graph, metric)
+        codes = as_codes("X", X, None if graph is None else graph.codes)
+        labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        if labels.shape != (codes.shape[0],):
+            required = f"of shape ({codes.shape[0]},), one class for each code"
+            raise ValueError(requirement("y", required, describe(labels)))
+        if codes.shape[0] < n_neighbors:
+            raise ValueError(requirement("X", f"at least {n_neighbors} codes", describe(codes)))
+        random = check_random_state(self.random_state)
+        self.graph_ = graph or default_graph(metric, codes, self.n_nodes, random)
+        self._codes = codes
+        self.classes_, self._labels = np.unique(labels, return_inverse=True)
+        self.n_features_in_ = codes.shape[1]
+        return self
+
+    def kneighbors(
+        self, X: ArrayLike | Tensor, n_neighbors: int | None = None
+    ) -> tuple[Floats, Integers]:
+        """Return distances and numbers of the nearest codes of ``fit``, nearest first, (n, k)."""
+        check_is_fitted(self)
+        k = check_integer("n_neighbors", n_neighbors or self.n_neighbors)
+        if k > self._codes.shape[0]:
+            required = f"at most {self._codes.shape[0]}, the codes of `fit`"
+            raise ValueError(requirement("n_neighbors", required, k))
+        codes = as_codes("X", X, self.graph_.codes)
+        matrix = graph_distance_matrix(self.graph_, codes, self._codes).cpu().double().numpy()
+        matrix = finite_distances(matrix)
+        order = np.argsort(matrix, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(matrix, order, axis=1), order
+
+    def predict_proba(self, X: ArrayLike | Tensor) -> Floats:
+        """Return the shares of the votes for each class, (n, classes)."""
+        distances, order = self.kneighbors(X)
+        votes = np.ones_like(distances)
+        if self.weights == "distance":
+            # codes that are met exactly outvote all others
+            exact = distances <= 1e-300
+            votes = np.where(
+                exact.any(1, keepdims=True), exact, 1.0 / np.maximum(distances, 1e-300)
+            )
+        shares = np.zeros((len(order), len(self.classes_)))
+        for number in range(len(self.classes_)):
+            shares[:, number] = (votes * (self._labels[order] == number)).sum(1)
+        return shares / shares.sum(1, keepdims=True)
+
+    def predict(self, X: ArrayLike | Tensor) -> NDArray[Any]:
+        """Return the class with most votes, (n,), the first of equals."""
+        return self.classes_[self.predict_proba(X).argmax(1)]

@@ -1,0 +1,147 @@
+"""What a Riemannian metric is: a tensor, a quadratic form and their cost, at batches of codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_alike, check_codes, describe, requirement
+from geolatent.metrics.chords import Chords
+from geolatent.metrics.map import Map
+
+
+class Metric(ABC):
+    """A Riemannian metric z -> G(z) on R^d.
+
+    Subclasses give ``_tensor`` and ``_quadratic`` for codes that are known to be good; the public
+    methods check their input. A metric that is the pull-back of the Euclidean metric by one map F,
+    G = J_F^T J_F, also gives that map as ``immersion``: path energies then need only values of F.
+
+    Attributes
+    ----------
+    dim
+        Latent dimension d where the metric fixes it, else None.
+    immersion
+        The map F with G = J_F^T J_F, or None.
+    quadratic_cost
+        What one row of ``quadratic`` evaluates: one JVP row, or one forward row.
+    """
+
+    dim: int | None = None
+    immersion: Map | None = None
+    quadratic_cost: Literal["jvp", "forward"] = "jvp"
+
+    @abstractmethod
+    def _tensor(self, z: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor: ...
+
+    @property
+    def chords(self) -> Chords | None:
+        """How outputs give lengths: None where only the speed does. Known once `check` has run."""
+        return None if self.immersion is None else Chords(self.immersion)
+
+    def tensor_rows(self, dim: int) -> int:
+        """Forward rows that one metric tensor counts as."""
+        return dim
+
+    def row_width(self, z: Tensor) -> int:
+        """Return about how many numbers one row makes at once, from which budgets are chosen.
+
+        To be given by metrics that make more than their immersion's output, or have none.
+        """
+        return z.shape[1] if self.immersion is None else self.immersion.width(z)
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the metric's functions on codes from outside; errors name ``name``."""
+        if self.immersion is not None:
+            self.immersion.check(name, z)
+
+    def check_definite(self, name: str, z: Tensor) -> None:  # noqa: B027
+        """Raise where the metric is negative in a direction at codes from outside.
+
+        For those who give the metric itself; what is a sum of squares cannot be. Errors name
+        ``name``.
+        """
+
+    def tensor(self, z: Tensor) -> Tensor:
+        """Return the metric tensors G(z).
+
+        Parameters
+        ----------
+        z
+            Codes, shape (n, d).
+
+        Returns
+        -------
+        Tensor
+            Shape (n, d, d), symmetric, in squared units of the decoder's output.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where ``z`` is no finite floating-point tensor of that shape.
+        """
+        z = check_codes("z", z, self.dim)
+        self.check("z", z[:1].detach())
+        return self._tensor(z)
+
+    def quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.
+
+        Parameters
+        ----------
+        z, v
+            Codes and tangent vectors, shape (n, d) each.
+
+        Returns
+        -------
+        Tensor
+            Shape (n,), squared lengths of the tangent vectors.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where the tensors are not finite or their shapes, dtypes or devices differ.
+        """
+        z = check_codes("z", z, self.dim)
+        v = check_codes("v", v, z.shape[1])
+        check_alike("v", v, "z", z)
+        if v.shape != z.shape:
+            raise ValueError(
+                requirement("v", f"of the shape of `z`, {tuple(z.shape)}", describe(v))
+            )
+        self.check("z", z[:1].detach())
+        return self._quadratic(z, v)
+
+
+def indefinite(tensors: Tensor) -> Tensor:
+    """Return which symmetric matrices (..., d, d) have an eigenvalue negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the largest entry.
+    """
+    scale = tensors.abs().amax((-2, -1))
+    eye = torch.eye(tensors.shape[-1], dtype=torch.float64, device=tensors.device)
+    floor = (torch.finfo(tensors.dtype).eps ** 0.5 * scale).double()[..., None, None] * eye
+    failed = torch.linalg.cholesky_ex(tensors.double() + floor)[1] > 0
+    return failed & scale.isfinite() & (scale > 0)
+
+
+def negative(squares: Tensor) -> Tensor:
+    """Return which rows of values v^T G v, (..., Q), have one that is negative beyond rounding.
+
+    Beyond the square root of the type's precision, as a part of the row's largest value.
+    """
+    scale = squares.abs().nan_to_num(0.0, 0.0, 0.0).amax(-1, keepdim=True)
+    return (squares < -(torch.finfo(squares.dtype).eps ** 0.5) * scale).any(-1)
+
+
+def check_metric(value: object) -> Metric:
+    """Return ``value``, a metric."""
+    if not isinstance(value, Metric):
+        raise TypeError(requirement("metric", "a geolatent Metric", describe(value)))
+    return value

@@ -1,0 +1,302 @@
+"""Metrics of information geometry: Fisher-Rao of a decoder's distribution, divergences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geolatent.callables import is_scripted
+from geolatent.checks import check_choice, check_function, describe, requirement
+from geolatent.metrics.base import Metric
+from geolatent.metrics.map import Map, second_derivative
+from geolatent.metrics.pullback import PullbackMetric
+
+_OUTPUTS = ("probabilities", "logits")
+
+
+class BernoulliPullbackMetric(PullbackMetric):
+    r"""Fisher-Rao metric of a decoder whose outputs are independent Bernoulli variables.
+
+        G(z) = sum_j J_j^T J_j / (p_j (1 - p_j)),    J_j = dp_j / dz,
+
+    the pull-back of the Euclidean metric by F(z) = 2 arcsin sqrt(p(z)), under which the Fisher-Rao
+    distance of two Bernoulli variables is |F - F'|.
+
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (n, ...): probabilities, or their logits.
+    output
+        ``"probabilities"``, strictly between 0 and 1; or ``"logits"``, which lose nothing where
+        probabilities round to 0 or 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `PullbackMetric`, and where probabilities are not strictly between 0 and 1.
+
+    References
+    ----------
+    Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg, "Pulling back information geometry",
+    AISTATS 2022, https://arxiv.org/abs/2106.05367. Amari, "Information Geometry and Its
+    Applications", 2016, chapter 3.
+
+    Examples
+    --------
+    >>> metric = BernoulliPullbackMetric(lambda z: z, output="logits")
+    >>> metric.tensor(torch.zeros(1, 1))
+    tensor([[[0.2500]]])
+    """
+
+    def __init__(
+        self, decoder: Callable[[Tensor], Tensor], *, output: str = "probabilities"
+    ) -> None:
+        self.output = check_choice("output", output, _OUTPUTS)
+        super().__init__(decoder, self._embed)
+
+    def _embed(self, values: Tensor) -> Tensor:
+        if self.output == "logits":
+            # 2 arctan exp(x / 2), by the Gudermannian function, which cannot overflow
+            return 0.5 * math.pi + 2.0 * torch.atan(torch.tanh(values / 4.0))
+        return 2.0 * torch.asin(torch.sqrt(values))
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the decoder on codes from outside: its probabilities must be inside (0, 1)."""
+        if self.output == "probabilities":
+            _check_probabilities(self.decoder, z, below_one=True)
+        super().check(name, z)
+
+
+class CategoricalPullbackMetric(PullbackMetric):
+    r"""Fisher-Rao metric of a decoder whose outputs are independent categorical variables.
+
+        G(z) = sum_k J_k^T J_k / p_k,    J_k = dp_k / dz,
+
+    the pull-back of the Euclidean metric by F(z) = 2 sqrt(p(z)), which maps the simplex to a sphere
+    of radius 2: the Fisher-Rao distance of p and q is 2 arccos sum_k sqrt(p_k q_k).
+
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (n, ..., K): probabilities over the last axis, or their logits.
+    output
+        ``"probabilities"``, positive and of sum 1; or ``"logits"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `PullbackMetric`, and where probabilities are not positive or do not sum to 1.
+
+    References
+    ----------
+    As for `BernoulliPullbackMetric`.
+
+    Examples
+    --------
+    >>> two_classes = lambda z: torch.cat([z, torch.zeros_like(z)], dim=1)
+    >>> metric = CategoricalPullbackMetric(two_classes, output="logits")
+    >>> metric.tensor(torch.zeros(1, 1))
+    tensor([[[0.2500]]])
+    """
+
+    def __init__(
+        self, decoder: Callable[[Tensor], Tensor], *, output: str = "probabilities"
+    ) -> None:
+        self.output = check_choice("output", output, _OUTPUTS)
+        super().__init__(decoder, self._embed)
+
+    def _embed(self, values: Tensor) -> Tensor:
+        if self.output == "logits":
+            return 2.0 * torch.exp(0.5 * torch.log_softmax(values, dim=-1))
+        return 2.0 * torch.sqrt(values)
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the decoder on codes from outside: its probabilities must sum to 1."""
+        if self.output == "probabilities":
+            values = _check_probabilities(self.decoder, z, below_one=False)
+            excess = float((values.sum(-1) - 1.0).abs().max())
+            if excess > 1e-3:
+                required = "a callable returning probabilities of sum 1 over the last axis"
+                raise ValueError(
+                    requirement("decoder", required, f"sums that are off by {excess:.3g}")
+                )
+        super().check(name, z)
+
+
+def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
+    with torch.no_grad():
+        values = decoder.apply(z)
+    required = 'a callable returning probabilities strictly inside (0, 1) (or output="logits")'
+    if not isinstance(values, Tensor):
+        raise TypeError(requirement("decoder", required, f"one returning {describe(values)}"))
+    # 0 and 1 have no finite Fisher information; NaN is met later, pair by pair
+    if bool((values <= 0.0).any()) or (below_one and bool((values >= 1.0).any())):
+        found = f"values from {float(values.min()):.3g} to {float(values.max()):.3g}"
+        raise ValueError(requirement("decoder", required, found))
+    return values
+
+
+class GaussianFisherRaoMetric(Metric):
+    r"""Fisher-Rao metric of a Gaussian decoder N(mu(z), diag sigma(z)^2).
+
+        G(z) = J_mu^T diag(1 / sigma^2) J_mu + 2 J_sigma^T diag(1 / sigma^2) J_sigma,
+
+    the Fisher information of the output's distribution. Lengths count standard deviations: unlike
+    under `GaussianPullbackMetric`, the way through uncertain regions is short, for distributions
+    there are hard to tell apart. There is no isometric embedding in general, so no ``immersion``.
+
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (mean, standard deviation), each (n, ...), of one shape; the standard deviation
+        positive.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `PullbackMetric`, and where the standard deviation is not positive.
+
+    References
+    ----------
+    Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg, "Pulling back information geometry",
+    AISTATS 2022, https://arxiv.org/abs/2106.05367. Costa, Santos, Strapasson, "Fisher information
+    distance: a geometrical reading", 2015, https://arxiv.org/abs/1210.2354.
+
+    Examples
+    --------
+    >>> metric = GaussianFisherRaoMetric(lambda z: (z[:, :1], z[:, 1:]))
+    >>> metric.tensor(torch.tensor([[0.0, 2.0]]))
+    tensor([[[0.2500, 0.0000],
+             [0.0000, 0.5000]]])
+    """
+
+    def __init__(self, decoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.decoder = Map(decoder, "decoder", n_outputs=2)
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the decoder on codes from outside: the standard deviation must be positive."""
+        joint = self.decoder.check(name, z)
+        deviation = joint.chunk(2, dim=1)[1]
+        if bool((deviation <= 0).any()):
+            required = "a callable returning positive standard deviations"
+            raise ValueError(
+                requirement("decoder", required, f"one of {float(deviation.min()):.3g}")
+            )
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation."""
+        return self.decoder.width(z)
+
+    def _scaled(self, joint: Tensor, tangents: Tensor) -> Tensor:
+        """Divide tangents (m, n, 2 D) of mean and standard deviation by the latter."""
+        deviation = joint.chunk(2, dim=1)[1]
+        of_mean, of_deviation = tangents.chunk(2, dim=2)
+        return torch.cat([of_mean / deviation, math.sqrt(2.0) * of_deviation / deviation], dim=2)
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        scaled = self._scaled(*self.decoder.columns(z))
+        return torch.einsum("inD,jnD->nij", scaled, scaled)
+
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        joint, tangent = self.decoder.jvp(z, v)
+        return self._scaled(joint, tangent[None])[0].square().sum(1)
+
+
+class DivergenceMetric(Metric):
+    r"""The metric that a divergence of the decoder's outputs has between neighbours.
+
+        v^T G(z) v = 1/2 d^2/de^2 D(f(z), f(z + e v)) at e = 0,
+
+    so that D(f(z), f(z + dz)) = dz^T G dz to second order. For modules that compare two images and
+    hide their features, as LPIPS does (its value is a squared distance), or for any divergence:
+    twice the Kullback-Leibler divergence gives the Fisher-Rao metric. The derivatives are exact,
+    forward mode twice; no finite differences. Where the features can be had, `PullbackMetric` with
+    ``features`` is cheaper.
+
+    Parameters
+    ----------
+    decoder
+        f: (n, d) -> (n, ...).
+    divergence
+        D: two outputs (n, ...) -> (n,) or (n, 1, ...), row by row; zero and stationary where they
+        are equal, twice differentiable in the second there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `PullbackMetric`.
+
+    References
+    ----------
+    Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a
+    Perceptual Metric", 2018, https://arxiv.org/abs/1801.03924. Amari, "Information Geometry and Its
+    Applications", 2016, chapter 1.
+
+    Examples
+    --------
+    >>> squared = lambda x, y: (x - y).square().sum(1)
+    >>> DivergenceMetric(lambda z: 3.0 * z, squared).tensor(torch.zeros(1, 2))
+    tensor([[[9., 0.],
+             [0., 9.]]])
+    """
+
+    def __init__(
+        self,
+        decoder: Callable[[Tensor], Tensor],
+        divergence: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self.decoder = Map(decoder, "decoder")
+        self.divergence: Callable[..., Any] = check_function("divergence", divergence)
+        self._scripted = is_scripted(divergence)
+
+    def tensor_rows(self, dim: int) -> int:
+        """Forward rows that one metric tensor counts as: one second derivative per entry."""
+        return dim * (dim + 1) // 2
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the two outputs that are compared."""
+        return 2 * self.decoder.width(z)
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate decoder and divergence on codes from outside; errors name ``name``."""
+        self.decoder.check(name, z)
+        check_function("divergence", self.divergence)
+        with torch.no_grad():
+            self._between(z, z)
+
+    def _between(self, z: Tensor, other: Tensor) -> Tensor:
+        value = self.divergence(self.decoder.apply(z), self.decoder.apply(other))
+        required = f"a callable returning one number for each of {z.shape[0]} rows"
+        if not isinstance(value, Tensor) or value.numel() != z.shape[0]:
+            raise ValueError(requirement("divergence", required, describe(value)))
+        return value.reshape(-1)
+
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        forward = self.decoder.forward_mode and not self._scripted
+
+        def between(other: Tensor) -> Tensor:
+            return self._between(z, other)
+
+        return 0.5 * second_derivative(between, z, v, forward=forward)
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        n, d = z.shape
+        first, last = torch.triu_indices(d, d, device=z.device)
+        axes = torch.eye(d, dtype=z.dtype, device=z.device)
+        # polarisation: 2 G_ij = q(e_i + e_j) - G_ii - G_jj
+        directions = torch.where((first == last)[:, None], axes[first], axes[first] + axes[last])
+        m = len(first)
+        squares = self._quadratic(z.repeat(m, 1), directions.repeat_interleave(n, dim=0))
+        squares = squares.reshape(m, n).mT
+        diagonal = squares[:, first == last]
+        entries = torch.where(
+            first == last, squares, 0.5 * (squares - diagonal[:, first] - diagonal[:, last])
+        )
+        rows, columns = torch.cat([first, last]), torch.cat([last, first])
+        where = torch.zeros(d, d, dtype=torch.int64, device=z.device)
+        where[rows, columns] = torch.arange(m, device=z.device).repeat(2)
+        return entries[:, where.flatten()].reshape(n, d, d)

@@ -1,0 +1,274 @@
+"""Pull-back metrics of decoders, deterministic and Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from geolatent.checks import check_choice, check_integer
+from geolatent.metrics.base import Metric
+from geolatent.metrics.chords import Chords
+from geolatent.metrics.map import Map
+
+
+class _ImmersedMetric(Metric):
+    """G = J_F^T J_F for one map F."""
+
+    def __init__(self, immersion: Map) -> None:
+        self.immersion: Map = immersion
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        return _gram(self.immersion.columns(z)[1])
+
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        return self.immersion.jvp(z, v)[1].square().sum(1)
+
+
+class PullbackMetric(_ImmersedMetric):
+    """Pull-back metric of a deterministic decoder f, G(z) = J_f^T J_f.
+
+    With a feature map h on the decoder's output, G = J_f^T J_h^T J_h J_f, J_h at f(z).
+
+    Parameters
+    ----------
+    decoder
+        f: (n, d) -> (n, ...), any module or function whose rows do not depend on one another.
+    features
+        h: takes what the decoder returns, gives (n, ...).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a function is not callable, a module is in training mode with BatchNorm or Dropout,
+        or (at the first use) returns something else than a floating-point tensor of n rows.
+
+    Examples
+    --------
+    >>> decoder = lambda z: torch.stack([z[:, 0], z[:, 1], z[:, 0] * z[:, 1]], dim=1)
+    >>> metric = PullbackMetric(decoder)
+    >>> metric.tensor(torch.tensor([[1.0, 2.0]]))
+    tensor([[[5., 2.],
+             [2., 2.]]])
+    >>> metric.quadratic(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, -1.0]]))
+    tensor([3.])
+
+    References
+    ----------
+    Tosi, Hauberg, Vellido, Lawrence, "Metrics for Probabilistic Geometries", UAI 2014,
+    https://arxiv.org/abs/1411.7432.
+    """
+
+    def __init__(
+        self,
+        decoder: Callable[[Tensor], Tensor],
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.decoder = Map(decoder, "decoder")
+        self.features = None if features is None else Map(features, "features")
+        if self.features is None:
+            super().__init__(self.decoder)
+        else:
+            parts = (self.decoder, self.features)
+            super().__init__(Map(self._chain, "decoder", parts=parts))
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of the decoder's output, or of the features' where it is larger."""
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
+            with torch.no_grad():
+                self._chain(z[:1])
+        return max(width, self.features.output_shape.numel())
+
+    def _chain(self, z: Tensor) -> Tensor:
+        if self.features is None:
+            return self.decoder(z)
+        return self.features(self.decoder.apply(z))
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
+        output = self.decoder.check(name, z)
+        if self.features is not None:
+            shape = self.decoder.output_shape
+            self.features.check("decoder output", output.reshape(-1, *shape))
+
+
+class GaussianPullbackMetric(Metric):
+    """Expected pull-back metric of a Gaussian decoder, G = J_mu^T J_mu + J_sigma^T J_sigma.
+
+    mu(z) is the decoder's mean and sigma(z) its standard deviation (not the variance).
+    With a feature map h, G = J_mu^T J_h^T J_h J_mu + J_sigma^T diag(J_h^T J_h) J_sigma, J_h at
+    mu(z).
+
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (mean, standard deviation), each (n, ...), of one shape.
+    features
+        h: takes the mean, gives (n, ...).
+    diagonal
+        How diag(J_h^T J_h) is had: ``"exact"``, one vector-Jacobian product per output of h;
+        ``"hutchinson"``, E |J_h (s * J_sigma v)|^2 over random signs s; ``"auto"``, exact up to 64
+        outputs.
+    n_probes
+        Number of random sign vectors.
+    seed
+        Seed of the signs. They are the same at every code and in every call, so that the metric is
+        a deterministic function.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `PullbackMetric`.
+
+    Examples
+    --------
+    >>> decoder = lambda z: (z, torch.exp(z))
+    >>> GaussianPullbackMetric(decoder).tensor(torch.zeros(1, 2))
+    tensor([[[2., 0.],
+             [0., 2.]]])
+
+    References
+    ----------
+    Arvanitidis, Hansen, Hauberg, "Latent Space Oddity", ICLR 2018,
+    https://arxiv.org/abs/1710.11379, equation 5. Michelis, Becker, "On Linear Interpolation in the
+    Latent Space of Deep Generative Models", 2021, https://arxiv.org/abs/2105.03663, equation 4
+    and appendix E. Hutchinson, "A stochastic estimator of the trace of the influence matrix",
+    1990.
+    """
+
+    def __init__(
+        self,
+        decoder: Callable[[Tensor], tuple[Tensor, Tensor]],
+        features: Callable[[Tensor], Tensor] | None = None,
+        *,
+        diagonal: str = "auto",
+        n_probes: int = 16,
+        seed: int = 0,
+    ) -> None:
+        self.diagonal = check_choice("diagonal", diagonal, ("auto", "exact", "hutchinson"))
+        self.n_probes = check_integer("n_probes", n_probes)
+        self.seed = check_integer("seed", seed, minimum=0)
+        self.decoder = Map(decoder, "decoder", n_outputs=2)
+        self.features = None if features is None else Map(features, "features")
+        self._plain = _ImmersedMetric(self.decoder)
+        self.immersion = self.decoder if features is None else None
+        self._chart = None if features is None else Map(self._weighted, "decoder")
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
+        joint = self.decoder.check(name, z)
+        if self.features is not None:
+            mean = joint.chunk(2, dim=1)[0]
+            self.features.check("decoder mean", mean.reshape(-1, *self.decoder.output_shape))
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of mean and standard deviation, and of the features beside them."""
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        if not self.features.is_known:
+            with torch.no_grad():
+                self._quadratic(z[:1], torch.zeros_like(z[:1]))
+        return width + self.features.output_shape.numel()
+
+    @property
+    def chords(self) -> Chords | None:
+        """Chords of the features and, by their exact squared norms, the standard deviation."""
+        if self._chart is None:
+            return super().chords
+        if not self._is_exact(self.features.output_shape.numel()):  # type: ignore[union-attr]
+            return None
+        return Chords(self._chart, self.decoder.output_shape.numel())
+
+    def _weighted(self, z: Tensor) -> Tensor:
+        """Return h(mu), sigma and diag(J_h^T J_h) side by side, (n, K + 2 D)."""
+        joint = self.decoder(z)
+        mean, std = joint.chunk(2, dim=1)
+        mean = mean.reshape(-1, *self.decoder.output_shape)
+        values, norms = _squared_column_norms(self.features, mean)  # type: ignore[arg-type]
+        return torch.cat([values, std, norms.flatten(1)], dim=1)
+
+    def _is_exact(self, n_features: int) -> bool:
+        """Whether diag(J_h^T J_h) is computed row by row."""
+        return self.diagonal == "exact" or (self.diagonal == "auto" and n_features <= 64)
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        if self.features is None:
+            return self._plain._tensor(z)
+        d, n = z.shape[1], z.shape[0]
+        joint, columns = self.decoder.columns(z)
+        mean, mean_columns, std_columns = self._split(joint, columns)
+        repeated = mean.repeat(d, *[1] * (mean.ndim - 1))
+        pushed = self.features.jvp(repeated, mean_columns.flatten(0, 1))[1].reshape(d, n, -1)
+        return _gram(pushed) + self._diagonal_gram(mean, std_columns, pushed.shape[2])
+
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        if self.features is None:
+            return self._plain._quadratic(z, v)
+        joint, tangent = self.decoder.jvp(z, v)
+        mean, mean_tangent, std_tangent = self._split(joint, tangent[None])
+        pushed = self.features.jvp(mean, mean_tangent[0])[1]
+        diagonal = self._diagonal_gram(mean, std_tangent, pushed.shape[1])
+        return pushed.square().sum(1) + diagonal[:, 0, 0]
+
+    def _split(self, joint: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the joined mean and standard deviation apart, in the shape that h expects.
+
+        Returns the mean (n, ...) and the tangents (m, n, ...) of mean and standard deviation.
+        """
+        shape = self.decoder.output_shape
+        mean = joint.chunk(2, dim=1)[0].reshape(-1, *shape)
+        m = tangents.shape[0]
+        mean_tangents, std_tangents = (
+            part.reshape(m, -1, *shape) for part in tangents.chunk(2, dim=2)
+        )
+        return mean, mean_tangents, std_tangents
+
+    def _diagonal_gram(self, mean: Tensor, tangents: Tensor, n_features: int) -> Tensor:
+        """Return w_i^T diag(J_h^T J_h) w_j for tangents w (m, n, ...) at the n means, (n, m, m)."""
+        features: Map = self.features  # type: ignore[assignment]
+        m, n = tangents.shape[:2]
+        if self._is_exact(n_features):
+            diagonal = _squared_column_norms(features, mean)[1]
+            flat = tangents.flatten(2)
+            return torch.einsum("inD,nD,jnD->nij", flat, diagonal.flatten(1), flat)
+        gram = tangents.new_zeros((n, m, m))
+        repeated = mean.repeat(m, *[1] * (mean.ndim - 1))
+        for signs in self._signs(mean):
+            pushed = features.jvp(repeated, (tangents * signs).flatten(0, 1))[1]
+            gram = gram + _gram(pushed.reshape(m, n, -1)) / self.n_probes
+        return gram
+
+    def _signs(self, mean: Tensor) -> Tensor:
+        """Return the probes, (n_probes, ...), the same in every call."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.n_probes, *mean.shape[1:])
+        return (2 * torch.randint(0, 2, shape, generator=generator) - 1).to(mean)
+
+
+def _gram(columns: Tensor) -> Tensor:
+    """Return the inner products of columns (d, n, D), shape (n, d, d)."""
+    return torch.einsum("inD,jnD->nij", columns, columns)
+
+
+def _squared_column_norms(map_: Map, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return F(x) and diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
+    differentiable = torch.is_grad_enabled() and x.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        point = x if x.requires_grad else x.detach().clone().requires_grad_()
+        value = map_(point)
+        total = torch.zeros_like(x)
+        for k in range(value.shape[1] if value.requires_grad else 0):
+            (row,) = torch.autograd.grad(
+                value[:, k].sum(),
+                point,
+                retain_graph=True,
+                create_graph=differentiable,
+                materialize_grads=True,
+            )
+            total = total + row.square()
+    return (value if differentiable else value.detach()), total
