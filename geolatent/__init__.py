@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from geolatent.solution import Evaluations, GeodesicSolution, Status
     from geolatent.solver import solve_geodesic
     from geolatent.statistics import frechet_mean
+    from geolatent.transport import parallel_transport
     from geolatent.volume import (
         condition_number,
         gaussian_curvature,
@@ -123,6 +124,7 @@ __all__ = [
     "models",
     "norm_profile",
     "pairwise_distances",
+    "parallel_transport",
     "path_energy",
     "path_length",
     "radial_walk",
@@ -201,6 +203,7 @@ _MODULES = {
     ),
     "solver": ("solve_geodesic",),
     "statistics": ("frechet_mean",),
+    "transport": ("parallel_transport",),
     "volume": (
         "condition_number",
         "gaussian_curvature",

@@ -23,7 +23,7 @@ LAYERS = [
     ["chords", "interpolations", "models"],
     ["metrics", "data", "features", "plotting", "results"],
     ["budget", "metric_families", "plotting_statistics"],
-    ["energy", "lengths", "volume", "training_figures"],
+    ["energy", "lengths", "transport", "volume", "training_figures"],
     ["initial", "problem", "training"],
     ["preconditioned", "first_order", "georce"],
     ["solver"],
