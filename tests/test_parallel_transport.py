@@ -20,8 +20,10 @@ from geolatent import (
     parallel_transport,
     solve_geodesic,
 )
+from geolatent.budget import RowBudget
 from geolatent.curves import clamped_knots, greville_abscissae
 from geolatent.interpolations import spline_through_points
+from geolatent.transport import _ImmersedField, _rotations, _TensorField, _Turned
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -152,6 +154,27 @@ def test_error_follows_the_tolerance(metric):
         moved = parallel_transport(metric, curve, v, tolerance=tolerance)
         moved = moved / inner(metric, curve.control_points[:, -1], moved).amax((1, 2), True).sqrt()
         assert (moved - exact).abs().max() < 3 * tolerance * exact.abs().max()
+
+
+@BOTH
+def test_extrapolated_steps_are_of_fourth_order(metric):
+    curve = curves(1, seed=3)
+    kind = _TensorField if metric.immersion is None else _ImmersedField
+    field = kind(metric, curve, RowBudget())
+
+    def rotated(n, plain):
+        t = torch.linspace(0, 1, n + 1)
+        steps = field.steps(torch.zeros(n, dtype=torch.int64), t[:-1], t[1:])
+        turned = _Turned.over(steps, torch.float64)
+        start, _, end = turned.roots.inverse.unbind(1)
+        each = _rotations(end @ steps.whole @ start, turned.roots.rank[:, 0])
+        return torch.linalg.multi_dot(list((each if plain else turned.rotation).flip(0)))
+
+    exact = rotated(1024, plain=False)
+    for plain, order in ((True, 2), (False, 4)):
+        errors = [(rotated(n, plain) - exact).norm() for n in (64, 128, 256)]
+        for coarse, fine in itertools.pairwise(errors):
+            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.5)
 
 
 @ALL
