@@ -85,8 +85,9 @@ def parallel_transport(
     t
         Times in [0, 1] at which to return them, (T,), in any order; by default only 1.
     tolerance
-        What a vector may be off at t = 1, as a part of its length: halving goes on until the change
-        that it makes is below ten times the tolerance's share of the step.
+        What a vector may be off at t = 1, as a part of its length; an aim, no bound: halving goes
+        on until what it changes is below ten times the step's share of it, or a hundredth of it
+        where steps are very short.
     max_rows
         Largest number of rows sent through the decoder at once; chosen automatically by default.
 
