@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
     from geolatent.geometry.means import frechet_mean
     from geolatent.geometry.shooting import log_map
+    from geolatent.geometry.transport import parallel_transport
     from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
     from geolatent.graph import LatentGraph
     from geolatent.graph_files import load_graph, save_graph
@@ -134,6 +135,7 @@ __all__ = [
     "models",
     "norm_profile",
     "pairwise_distances",
+    "parallel_transport",
     "path_energy",
     "path_length",
     "radial_walk",
@@ -179,6 +181,7 @@ _MODULES = {
     ),
     "geometry.means": ("frechet_mean",),
     "geometry.shooting": ("log_map",),
+    "geometry.transport": ("parallel_transport",),
     "geometry.volume": (
         "condition_number",
         "magnification_factor",

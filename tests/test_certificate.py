@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import geolatent as gl
-from geolatent.budget import RowBudget
 from geolatent.curves import CubicBSpline
-from geolatent.energy import RESIDUAL_NODES, DiscreteEnergy
-from geolatent.experiments.demo import digit_pairs
-from geolatent.preconditioned import _gain_ratio
+from geolatent.lab.demo import digit_pairs
+from geolatent.metrics.budget import RowBudget
+from geolatent.solvers.energy import RESIDUAL_NODES, DiscreteEnergy
+from geolatent.solvers.preconditioned import _gain_ratio
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -160,6 +160,16 @@ def test_flat_space_needs_no_step_and_equal_end_points_no_solve():
     assert solution.evaluations.equivalents[1] == 0
 
 
+def test_a_metric_that_does_not_depend_on_the_code_is_flat():
+    constant = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+    metric = TensorMetric(lambda z: constant.expand(len(z), 2, 2), dim=2)
+    start, end = torch.zeros(3, 2), torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, -1.0]])
+    solution = solve_geodesic(metric, start, end, GEORCESolver(segments=8))
+    assert set(solution.statuses) == {Status.STRAIGHT_IS_SHORTEST}
+    assert solution.iterations.tolist() == [0, 0, 0]
+    torch.testing.assert_close(solution.length, torch.tensor([18.0, 4.0, 2.0]).sqrt())
+
+
 def test_single_precision_stays_single():
     _, start, end, distance = sphere_problem(4)
     solution = solve_geodesic(

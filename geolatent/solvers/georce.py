@@ -130,7 +130,9 @@ class GEORCESolver(Solver):
                 squares = problem.metric._quadratic(
                     points, steps[items].reshape(-1, d).to(problem.dtype)
                 )
-            (slope,) = torch.autograd.grad(squares.sum(), points)
+            if not squares.requires_grad:  # a constant metric
+                return torch.zeros_like(points).double().reshape(-1, n, d)
+            (slope,) = torch.autograd.grad(squares.sum(), points, materialize_grads=True)
             return slope.double().reshape(-1, n, d)
 
         spent = problem.evaluations
