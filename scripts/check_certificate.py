@@ -210,13 +210,15 @@ def gains(case: Case, solution: gl.GeodesicSolution, chosen: Tensor) -> Tensor:
     return 1.0 - lengths.amin(0) / lengths[0]
 
 
-def check_certificate(n: int = 100, models: Path | None = None, dump: Path | None = None) -> None:
+def check_certificate(
+    n_pairs: int = 100,
+    models: Path | None = None,
+) -> None:
     """Measure the certificate on many pairs and print a table.
 
     Args:
-        n: Pairs for each decoder.
+        n_pairs: Pairs for each decoder.
         models: Folder of state dictionaries of disentangling-vae, for decoders that others trained.
-        dump: File for predictions and gains of every pair.
     """
     warnings.simplefilter("ignore", UserWarning)  # lengths that do not reach the tight tolerance
     console = Console(width=150)
@@ -224,8 +226,7 @@ def check_certificate(n: int = 100, models: Path | None = None, dump: Path | Non
     head += ("gained more", "more than twice", "more than ten times")
     table = Table(*head, title="Predicted improvement of CONVERGED pairs, and what they gained")
     totals = [0, 0, 0, 0, 0]
-    stored = {}
-    for case in cases(n, models):
+    for case in cases(n_pairs, models):
         solution = gl.solve_geodesic(case.metric, case.start, case.end)
         chosen = (solution.status == gl.Status.CONVERGED).nonzero().squeeze(1)
         parts = chosen.split(25) if len(chosen) else ()
@@ -234,13 +235,6 @@ def check_certificate(n: int = 100, models: Path | None = None, dump: Path | Non
             + [gains(case, solution, part) for part in track(parts, case.name)]
         )
         predicted = solution.predicted_improvement[chosen].double()
-        stored[case.name] = {"chosen": chosen, "predicted": predicted, "gained": gained}
-        stored[case.name] |= {
-            "points": solution.curve.control_points,
-            "knots": solution.curve.knots,
-        }
-        if dump is not None:
-            torch.save(stored, dump)
         over = [int((gained > k * predicted + NOISE).sum()) for k in (1, 2, 10)]
         row = [len(solution.status), len(chosen), *over]
         totals = [a + b for a, b in zip(totals, row, strict=True)]
@@ -250,7 +244,8 @@ def check_certificate(n: int = 100, models: Path | None = None, dump: Path | Non
     shares = [f"{value} ({value / max(1, totals[1]):.1%})" for value in totals[2:]]
     table.add_row("all", *map(str, totals[:2]), "", "", "", *shares)
     console.print(table)
-    for case in (great_circles(n), coincident(n, torch.float32), coincident(n, torch.float64)):
+    closed = great_circles(n_pairs)
+    for case in (closed, *(coincident(n_pairs, dtype) for dtype in (torch.float32, torch.float64))):
         solution = gl.solve_geodesic(case.metric, case.start, case.end)
         most = float(solution.predicted_improvement.max())
         console.print(f"{case.name}: predicts at most {most:.1e}")
