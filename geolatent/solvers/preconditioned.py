@@ -316,28 +316,15 @@ class Level:
             probed[index[refuted]] = False
 
             enough = self.problem.has_gauss_newton or iteration >= _LEAST_STEPS
-            reached = ~probed[index] & enough & convex & (predicted <= goal[index])
+            reached = ~probed[index] & enough & (predicted <= goal[index])
             leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
-                outcome.refine(self.points.shape[1])
-                done = pairs[leaving]
-                inner = state.x[leaving].reshape(done.numel(), -1, self.points.shape[2])
-                outcome.control_points[done, 1:-1] = inner
-                outcome.n_control_points[done] = self.points.shape[1]
-                status = torch.where(
+                ratio = _gain_ratio(gained, promised[index], predicted, stalled)
+                end = torch.where(
                     stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
                 )
-                outcome.status[done] = status[leaving]
-                ratio = _gain_ratio(gained, promised[index], predicted, stalled)
-                outcome.gain_ratio[done] = ratio[leaving]
-                # at the first level curves have far to go, and predictions are rough
-                trusted = outcome.trusted[done]
-                rough = trusted & (ratio[leaving] > _ROUGH_RATIO)
-                many = torch.where(trusted, _MANY_STEPS, 2 * _MANY_STEPS)
-                outcome.flat[done] |= rough | (many < iteration)
-                unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
-                outcome.unseen[done] = unseen[leaving].clamp_min(0.0)
-                outcome.trusted[done] = self.convex[index[leaving]]
+                left_level = state.select(leaving)
+                self._store(outcome, left_level, end[leaving], ratio[leaving], iteration)
             state = state.select(~(leaving | proved | (refuted & final)))
             if not final:
                 # half of the pairs that leave the level may come back on the next one
@@ -345,6 +332,25 @@ class Level:
                 settled = n_pairs - n_working + (n_working - state.index.numel()) // 2
                 self.problem.report(settled, self.points.shape[1], iteration)
         return going
+
+    def _store(
+        self, outcome: Outcome, state: LBFGSState, status: Tensor, ratio: Tensor, steps: int
+    ) -> None:
+        """Store the curves of pairs that leave the level, and what it tells of their next one."""
+        pairs = self.active[state.index]
+        outcome.refine(self.points.shape[1])
+        inner = state.x.reshape(pairs.numel(), -1, self.points.shape[2])
+        outcome.control_points[pairs, 1:-1] = inner
+        outcome.n_control_points[pairs] = self.points.shape[1]
+        outcome.status[pairs] = status
+        outcome.gain_ratio[pairs] = ratio
+        # at the first level curves have far to go, and predictions are rough
+        trusted = outcome.trusted[pairs]
+        many = torch.where(trusted, _MANY_STEPS, 2 * _MANY_STEPS)
+        outcome.flat[pairs] |= (trusted & (ratio > _ROUGH_RATIO)) | (many < steps)
+        unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
+        outcome.unseen[pairs] = unseen.clamp_min(0.0)
+        outcome.trusted[pairs] = self.convex[state.index] & state.convex
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, stalled: Tensor) -> Tensor:
