@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from problems import sphere
 
 import geolatent as gl
 from geolatent.curves import CubicBSpline
@@ -13,12 +14,6 @@ from geolatent.solvers.energy import RESIDUAL_NODES, DiscreteEnergy
 from geolatent.solvers.preconditioned import _gain_ratio
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection onto the unit sphere."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 def test_great_circles_have_nothing_left():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from problems import sphere, sphere_distance
 
 from geolatent import LatentGraph, PullbackMetric, TensorMetric, solve_geodesic
 from geolatent.geometry.distances import (
@@ -15,17 +16,8 @@ from geolatent.geometry.distances import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def sphere(z):
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
 SPHERE = PullbackMetric(sphere)
 HALF_PLANE = TensorMetric(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2, dim=2)
-
-
-def sphere_distance(a, b):
-    return 2 * ((sphere(a) - sphere(b)).norm(dim=-1) / 2).asin()
 
 
 def codes(n):

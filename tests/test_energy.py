@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import half_plane, sphere
 from torch import nn
 
 from geolatent import (
@@ -25,17 +26,6 @@ from geolatent.quadrature import composite_rule
 from geolatent.solvers.energy import DiscreteEnergy
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection of the plane to the unit sphere."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
-def half_plane(z):
-    """Poincare's metric, I / y^2."""
-    return torch.eye(2).expand(len(z), 2, 2) / z[:, 1, None, None] ** 2
 
 
 class Heads(nn.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from problems import sphere
 from rounding import assert_same_pairs
 from torch import nn
 
@@ -460,10 +461,6 @@ def test_geodesics_of_the_gaussian_metric_stay_near_the_data():
 
 
 def test_landscape_of_the_sphere():
-    def sphere(z):
-        square = z.square().sum(1, keepdim=True)
-        return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
     low, high = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
     found = measure_landscape(gl.PullbackMetric(sphere), low.double(), high.double(), 5)
     square = found.first[None] ** 2 + found.second[:, None] ** 2

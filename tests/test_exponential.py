@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import half_plane, sphere
 from scipy.interpolate import BSpline
 
 from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, TensorMetric, models
@@ -25,17 +26,6 @@ from geolatent.lab import data as digits_data
 from geolatent.solve import PreconditionedSolver, solve_geodesic
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection from the north pole."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
-def half_plane(z):
-    """Poincare's metric (dx^2 + dy^2) / y^2."""
-    return torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2
 
 
 SPHERE = PullbackMetric(sphere)

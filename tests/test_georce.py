@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from problems import half_plane, half_plane_distance, sphere, sphere_distance
 
 from geolatent import (
     GEORCESolver,
@@ -20,27 +21,16 @@ from geolatent.solvers.georce import polyline
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def sphere(z):
-    """Inverse stereographic projection from the north pole; |z| <= 1 is the lower half."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
 def sphere_problem(n):
     radius, angle = torch.rand(2, n).sqrt(), 2 * math.pi * torch.rand(2, n)
     start, end = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
-    # a great-circle arc of angle w has the chord 2 sin(w / 2); the lower half-sphere is convex
-    distance = 2 * ((sphere(start) - sphere(end)).norm(dim=1) / 2).asin()
-    return PullbackMetric(sphere), start, end, distance
+    # the lower half-sphere is convex
+    return PullbackMetric(sphere), start, end, sphere_distance(start, end)
 
 
 def half_plane_problem(n):
-    def tensor(z):
-        return torch.eye(2) / z[:, 1, None, None].square()
-
     start, end = (torch.rand(2, n, 2) + torch.tensor([-0.5, 0.6])).unbind()
-    ratio = (start - end).square().sum(1) / (2 * start[:, 1] * end[:, 1])
-    return TensorMetric(tensor, dim=2), start, end, (1 + ratio).acosh()
+    return TensorMetric(half_plane, dim=2), start, end, half_plane_distance(start, end)
 
 
 SLOPE = 1.0  # of the cone: height over radius

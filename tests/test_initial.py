@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import sphere
 
 import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
@@ -15,12 +16,6 @@ from geolatent.graph import Path, curve_through_points, graph_curve
 from geolatent.metrics.budget import RowBudget
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection of the plane to the unit sphere."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 def flat(z):

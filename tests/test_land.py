@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from problems import sphere
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 from torch import nn
@@ -17,11 +18,6 @@ from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.composite import LocalVarianceMetric
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 def arc(n, seed):

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from problems import half_plane, sphere
 from torch import nn
 
 from geolatent import (
@@ -26,17 +27,6 @@ from geolatent.interpolations import spline_through_points
 from geolatent.metrics.budget import RowBudget
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection from the north pole; the chart keeps angles."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
-def half_plane(z):
-    """Poincare's metric (dx^2 + dy^2) / y^2."""
-    return torch.eye(2, dtype=z.dtype, device=z.device) / z[:, 1, None, None] ** 2
 
 
 SPHERE = PullbackMetric(sphere)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from problems import sphere
 
 import geolatent as gl
 from geolatent.cli import main
@@ -28,11 +29,6 @@ from geolatent.lab.results import (
     load_run,
     plain,
 )
-
-
-def sphere(z):
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 def solve(n_pairs, seed=0, max_control_points=11):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import half_plane, half_plane_distance, sphere, sphere_distance
 from torch import nn
 
 from geolatent import (
@@ -30,20 +31,9 @@ TIGHT = PreconditionedSolver(tolerance=1e-8, max_control_points=67)
 # Surfaces and planes with known distances
 
 
-def sphere(z):
-    """Inverse stereographic projection from the north pole; |z| <= 1 is the lower half."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
-
-
 def disk(n):
     radius, angle = torch.rand(n).sqrt(), 2 * math.pi * torch.rand(n)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
-
-
-def sphere_distance(a, b):
-    # a great-circle arc of angle w has the chord 2 sin(w / 2); the lower half-sphere is convex
-    return 2 * ((sphere(a) - sphere(b)).norm(dim=1) / 2).asin()
 
 
 def unroll_cylinder(z):
@@ -74,16 +64,6 @@ def cone_distance(a, b):
     # the law of cosines for the sides r, r' and the angle between them (below 180 degrees)
     between = 0.5 * (a[:, 1] - b[:, 1])
     return (a[:, 0] ** 2 + b[:, 0] ** 2 - 2 * a[:, 0] * b[:, 0] * between.cos()).sqrt()
-
-
-def half_plane(z):
-    """Poincare's metric (dx^2 + dy^2) / y^2."""
-    return torch.eye(2) / z[:, 1, None, None] ** 2
-
-
-def half_plane_distance(a, b):
-    # cosh d = 1 + |a - b|^2 / (2 y y'), that is sinh(d / 2) = |a - b| / (2 sqrt(y y'))
-    return 2 * ((a - b).norm(dim=1) / (2 * (a[:, 1] * b[:, 1]).sqrt())).asinh()
 
 
 def fisher(z):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from problems import sphere
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
@@ -22,12 +23,6 @@ from geolatent.learn.kmeans import GeodesicKMeans, lloyd
 from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection from the north pole."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 SPHERE = PullbackMetric(sphere)

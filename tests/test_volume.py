@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import sphere
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, PullbackMetric, TensorMetric
@@ -13,12 +14,6 @@ from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
 from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def sphere(z):
-    """Inverse stereographic projection from the pole, onto the unit sphere of any dimension."""
-    square = z.square().sum(1, keepdim=True)
-    return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
 
 
 def cylinder(z):
