@@ -20,6 +20,8 @@ _DENSE_SIZE = 600
 _RIDGE = 0.1
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
+# steps on one level after which little gain means that there is little
+_FAIR_STEPS = 20
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
 # where no Hessians tell of them
 _LEAST_STEPS = 2
@@ -319,7 +321,9 @@ class Level:
             reached = ~probed[index] & enough & (predicted <= goal[index])
             leaving = going[index] & (reached | stalled | spent)
             if leaving.any():
-                ratio = _gain_ratio(gained, promised[index], predicted, stalled)
+                # a level that had many steps and has not come to its goal shows what is to be had
+                exhausted = stalled | (spent & (iteration >= _FAIR_STEPS))
+                ratio = _gain_ratio(gained, promised[index], predicted, exhausted)
                 end = torch.where(
                     stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
                 )
@@ -353,17 +357,18 @@ class Level:
         outcome.trusted[pairs] = self.convex[state.index] & state.convex
 
 
-def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, stalled: Tensor) -> Tensor:
+def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tensor) -> Tensor:
     """Return what a level gained over what it was predicted to gain, by which predictions scale.
 
     A preconditioner that is too stiff promises too little, again and again: its next prediction is
     raised by the same ratio. Where the gradient jumps, as on decoders with kinks, it promises what
-    nobody can have: a pair that found no way down any more scales its prediction down. Short of
-    that a level may have ended early, and nothing is scaled down.
+    nobody can have: a pair that found no way down any more, or many steps that came to little,
+    scales its prediction down. Short of that a level may have ended early, and nothing is scaled
+    down.
     """
-    fulfilled = torch.where(stalled, promised, promised - left)
+    fulfilled = torch.where(exhausted, promised, promised - left)
     ratio = torch.where(fulfilled > 0, gained / fulfilled, 1.0).nan_to_num(1.0)
-    least = torch.where(stalled, 1.0 / _LARGEST_RATIO, 1.0)
+    least = torch.where(exhausted, 1.0 / _LARGEST_RATIO, 1.0)
     return torch.maximum(ratio, least).clamp_max(_LARGEST_RATIO)
 
 
