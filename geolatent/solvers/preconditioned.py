@@ -194,6 +194,7 @@ class Level:
         self.energy = problem.energy(knots, per_span)
         everyone = torch.arange(active.numel(), device=points.device)
         x = points[:, 1:-1].flatten(1)
+        self.flat = flat
         self.residual: Tensor | None = None
         self.convex = torch.ones_like(active, dtype=torch.bool)
         if problem.has_gauss_newton and flat is not None and flat.any():
@@ -240,17 +241,21 @@ class Level:
         return value, gradient[:, 1:-1].flatten(1), hessian
 
     def _add_residual(self, hessian: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the level's residual to Gauss-Newton Hessians where the sum is positive definite.
+        """Add the residual to the marked pairs' Hessians where the sum is positive definite.
 
-        Returns the Hessians, and where that was so.
+        Returns the Hessians, and where that was so; the others stay as they are.
         """
-        if self.residual is None:
-            return hessian, torch.ones_like(index, dtype=torch.bool)
-        whole = hessian + self.residual[index]
+        convex = torch.ones_like(index, dtype=torch.bool)
+        if self.residual is None or self.flat is None:
+            return hessian, convex
+        # the others' would be factored for nothing
+        chosen = self.flat[index].nonzero().squeeze(1)
+        whole = hessian[chosen] + self.residual[index[chosen]]
         bad = ~whole.isfinite().flatten(1).all(1)
-        whole = torch.where(bad[:, None, None], hessian, whole)
-        convex = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
-        return torch.where(convex[:, None, None], whole, hessian), convex
+        whole = torch.where(bad[:, None, None], hessian[chosen], whole)
+        convex[chosen] = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
+        added = convex[chosen][:, None, None]
+        return hessian.index_copy(0, chosen, torch.where(added, whole, hessian[chosen])), convex
 
     def certify(self, outcome: Outcome, final: bool) -> Tensor:
         """Judge the curves as they came, in this level's spline space; return who goes on.
