@@ -44,6 +44,7 @@ class RowBudget:
         if self.width:
             return
         self.width = max(z.shape[1], metric.row_width(z))
+        self._rows = self._rows or metric.max_rows or 0
         if self._rows:
             return
         # a decoder's activations are taken as sixty times its output, for values and derivatives
