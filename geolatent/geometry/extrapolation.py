@@ -21,7 +21,6 @@ def extrapolate(
     t: Tensor,
     *,
     integrator: Integrator | None = None,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Go on beyond the end points of geodesics: the spline within [0, 1], geodesics outside.
 
@@ -34,7 +33,7 @@ def extrapolate(
         velocities they have there.
     t
         Parameters, (T,): below 0 before the start, above 1 beyond the end.
-    integrator, max_rows
+    integrator
         As for `shoot`.
 
     Returns
@@ -80,7 +79,6 @@ def extrapolate(
             slope,
             times,
             integrator=integrator,
-            max_rows=max_rows,
         )
         failed += int((way.status != TrajectoryStatus.FINISHED).sum())
         result[:, outside.nonzero()[:, 0][order]] = way.points

@@ -23,7 +23,7 @@ from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.shooting import shoot_to
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -71,7 +71,7 @@ class Logarithms:
         The metric.
     points
         Codes x, (P, d).
-    solver, initial, integrator, max_rows
+    solver, initial, integrator
         As for `frechet_mean`.
     """
 
@@ -82,7 +82,6 @@ class Logarithms:
         solver: Solver | None,
         initial: LatentGraph | None,
         integrator: Integrator | None,
-        max_rows: int | None,
     ) -> None:
         self.metric = metric
         self.points = points
@@ -90,10 +89,7 @@ class Logarithms:
         self.solver = PreconditionedSolver(tolerance=1e-5) if solver is None else solver
         self.initial = initial
         self.integrator = integrator
-        self.max_rows = max_rows
-        budget = RowBudget(max_rows)
-        budget.fit(metric, points[:1])
-        self.flow = HamiltonianFlow(metric, points.dtype, points.shape[1], budget)
+        self.rows = Rows.of(metric, points)
         # control points of the last curve to each point; NaN before the first
         shape = (points.shape[0], _WARM_CONTROL_POINTS, points.shape[1])
         self._controls = points.new_full(shape, torch.nan)
@@ -112,19 +108,17 @@ class Logarithms:
                 solver=self.solver,
                 initial=initial,
                 integrator=self.integrator,
-                max_rows=self.max_rows,
             )
             velocity, length, spent = shot.velocity.double(), shot.length, shot.evaluations
             curve = shot.solution.curve
         else:
-            solution = solve_geodesic(
-                self.metric, codes, points, self.solver, initial=initial, max_rows=self.max_rows
-            )
+            solution = solve_geodesic(self.metric, codes, points, self.solver, initial=initial)
             length, curve = solution.length, solution.curve
-            spent = solution.evaluations + Evaluations.zeros(len(codes), codes.device)
-            velocity = self.flow.start_velocities(curve, spent)
+            rows = self.rows.counting(len(codes))
+            velocity = HamiltonianFlow(rows, codes.shape[1]).start_velocities(curve)
+            spent = solution.evaluations + rows.spent
             # the quadrature knows the length better still
-            tensors = self.flow.tensors(codes.double())
+            tensors = self.rows.tensor(codes).double()
             speed = torch.einsum("ni,nij,nj->n", velocity, tensors, velocity).sqrt()
             scale = torch.where(speed > 0, length.double() / speed, 1.0)
             velocity = velocity * scale[:, None]
@@ -153,7 +147,6 @@ def frechet_mean(
     integrator: Integrator | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 50,
-    max_rows: int | None = None,
 ) -> FrechetMean:
     """Return the weighted Frechet mean, the code of least sum of squared geodesic distances.
 
@@ -186,8 +179,6 @@ def frechet_mean(
         Length of the mean logarithm over the root of the variance at which a mean has converged.
     max_iterations
         Steps tried for each mean.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
@@ -237,7 +228,7 @@ def frechet_mean(
 
     group, member = (shares > 0).nonzero(as_tuple=True)
     weight = shares[group, member]
-    logarithms = Logarithms(metric, points[member], solver, initial, integrator, max_rows)
+    logarithms = Logarithms(metric, points[member], solver, initial, integrator)
     evaluations = Evaluations.zeros(k, points.device)
 
     def pull(codes: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,8 +241,7 @@ def frechet_mean(
         share, where = weight[chosen], group[chosen]
         mean = codes.new_zeros((k, d)).index_add(0, where, share[:, None] * velocity)
         variance = codes.new_zeros(k).index_add(0, where, share * length.square())
-        for name in ("forward", "backward", "jvp"):
-            getattr(evaluations, name).index_add_(0, where, getattr(spent, name))
+        evaluations.add(where, spent)
         return mean, variance, chosen[~(length.isfinite() & velocity.isfinite().all(1))]
 
     active = torch.ones(k, dtype=torch.bool, device=points.device)
@@ -272,7 +262,7 @@ def frechet_mean(
     iterations = torch.zeros(k, dtype=torch.int64, device=points.device)
 
     def relative(codes: Tensor, direction: Tensor, variance: Tensor) -> Tensor:
-        tensors = logarithms.flow.tensors(codes)
+        tensors = logarithms.rows.tensor(codes).double()
         size = torch.einsum("ki,kij,kj->k", direction, tensors, direction).clamp_min(0.0).sqrt()
         return torch.where(variance == 0, 0.0, size / variance.sqrt())
 

@@ -64,22 +64,23 @@ class Rows:
     budget
         How many rows go through the decoder at once.
     spent
-        Counts of each pair, which every call adds to; None where nobody asks for them.
+        Counts of each pair, which every call adds to; of no pair where nobody asks for them.
     """
 
     metric: Metric
     dtype: torch.dtype
     budget: RowBudget
-    spent: Evaluations | None = None
+    spent: Evaluations
 
     @classmethod
-    def of(cls, metric: Metric, codes: Tensor) -> Rows:
+    def of(cls, metric: Metric, codes: Tensor, spent: Evaluations | None = None) -> Rows:
         """Return a metric at work in the type of codes (n, d), which are known to be good."""
-        return cls(metric, codes.dtype, RowBudget.of(metric, codes[:1]))
+        spent = Evaluations.zeros(0, codes.device) if spent is None else spent
+        return cls(metric, codes.dtype, RowBudget.of(metric, codes[:1]), spent)
 
-    def counting(self, n_pairs: int, device: torch.device) -> Rows:
+    def counting(self, n_pairs: int) -> Rows:
         """Return the same with counts of zero for so many pairs."""
-        return replace(self, spent=Evaluations.zeros(n_pairs, device))
+        return replace(self, spent=Evaluations.zeros(n_pairs, self.spent.forward.device))
 
     @property
     def chords(self) -> Chords | None:
@@ -87,20 +88,14 @@ class Rows:
         return self.metric.chords
 
     def count(
-        self, pairs: Tensor | None, forward: int = 0, backward: int = 0, jvp: int = 0
+        self, pairs: Tensor | None, *, forward: int = 0, backward: int = 0, jvp: int = 0
     ) -> None:
         """Add rows to the counts of each of the pairs (A,), or of all."""
-        if self.spent is None:
-            return
-        for counts, rows in (
-            (self.spent.forward, forward),
-            (self.spent.backward, backward),
-            (self.spent.jvp, jvp),
-        ):
-            if rows and pairs is None:
-                counts += rows
-            elif rows:
-                counts.index_add_(0, pairs, torch.full_like(pairs, rows))
+        if pairs is None:
+            pairs = torch.arange(self.spent.forward.numel(), device=self.spent.forward.device)
+        for name, rows in (("forward", forward), ("backward", backward), ("jvp", jvp)):
+            if rows:
+                getattr(self.spent, name).index_add_(0, pairs, torch.full_like(pairs, rows))
 
     def each(
         self, function: Callable[..., tuple[Tensor, ...]], rows_each: int, *arguments: Tensor
@@ -170,6 +165,40 @@ class Rows:
         values, columns = self._flat(chunk, dim, z)
         return values, columns
 
+    def pulled(
+        self,
+        z: Tensor,
+        pull: Callable[..., tuple[Tensor, Tensor]],
+        *arguments: Tensor,
+        pairs: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return a function of each pair's outputs F(z), (A,), and its gradient by z, (A, Q, d).
+
+        Parameters
+        ----------
+        z
+            Codes, (A, Q, d).
+        pull
+            Takes outputs (A', Q, D) of the metric's chords and parts (A', ...) of ``arguments``,
+            and returns the function, (A',), and its derivatives by the outputs, (A', Q, D).
+        """
+        chords: Chords = self.chords  # type: ignore[assignment]
+        n = _codes_each(z)
+        self.count(pairs, forward=n, backward=n)
+
+        def chunk(z: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+            flat = z.detach().flatten(0, 1).requires_grad_()
+            with torch.enable_grad():
+                outputs = chords.values(flat)
+            value, cotangent = pull(outputs.detach().unflatten(0, z.shape[:2]), *arguments)
+            if not outputs.requires_grad:  # a constant decoder
+                return value, torch.zeros_like(z)
+            (slope,) = torch.autograd.grad(outputs, flat, cotangent.flatten(0, 1))
+            return value, slope.reshape(z.shape)
+
+        value, slope = self.each(chunk, n, z.to(self.dtype), *arguments)
+        return value, slope
+
     def slopes(
         self, z: Tensor, v: Tensor, pairs: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -227,6 +256,14 @@ class Rows:
         codes, flat = z.reshape(-1, dim).to(self.dtype), covectors.reshape(-1, dim)
         found, slope = self.each(chunk, cost + 2, codes, flat)
         return found.reshape(shape), slope.reshape(shape)
+
+    def differentiable_tensor(self, z: Tensor) -> Tensor:
+        """Return G(z) for codes (n, d) of one part, with gradients and uncounted; see `each`."""
+        return self.metric._tensor(z)
+
+    def differentiable_quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        """Return v^T G(z) v for codes (n, d) of one part, with gradients and uncounted."""
+        return self.metric._quadratic(z, v)
 
     def _count_quadratic(self, pairs: Tensor | None, codes: int, *, differentiated: bool) -> None:
         if self.metric.quadratic_cost == "jvp":
