@@ -207,11 +207,6 @@ def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4)
         Shape (B,), in the units of the decoder's output; NaN where the metric is negative along the
         curve.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
-
     Examples
     --------
     >>> from geolatent import PullbackMetric

@@ -13,13 +13,13 @@ from geolatent import (
     path_length,
     solve_geodesic,
 )
-from geolatent.metrics.rows import RowBudget
 from geolatent.metrics.composite import ConformalMetric, LocalVarianceMetric
 from geolatent.metrics.information import (
     BernoulliPullbackMetric,
     DivergenceMetric,
     GaussianFisherRaoMetric,
 )
+from geolatent.metrics.rows import RowBudget
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,8 +13,8 @@ from torch import nn
 from geolatent import PullbackMetric, TensorMetric
 from geolatent.geometry.integrators import RungeKutta
 from geolatent.learn.land import LandMixture, TangentSample, fit_precision, sample_tangents
-from geolatent.metrics.rows import Rows
 from geolatent.metrics.composite import LocalVarianceMetric
+from geolatent.metrics.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 

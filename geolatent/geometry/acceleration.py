@@ -33,11 +33,6 @@ def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
     Tensor
         Shape (B, d); NaN where G is singular.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     Examples
     --------
     >>> from geolatent import TensorMetric
@@ -108,11 +103,6 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     -------
     Tensor
         Shape (B, T), without units.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
 
     Examples
     --------

@@ -53,11 +53,6 @@ def brownian_motion(
         metric is not finite or singular, or where the integrator cannot follow the geodesic of a
         step (shorter steps may help), is NaN from there on, with a warning.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     References
     ----------
     Jorgensen, "The central limit problem for geodesic random walks", 1975. Hsu, "Stochastic

@@ -29,8 +29,8 @@ def gaussian_curvature(metric: Metric, z: Tensor) -> Tensor:
 
     Raises
     ------
-    TypeError, ValueError
-        As for `magnification_factor`, and where d is not 2.
+    ValueError
+        Where d is not 2.
 
     Examples
     --------
@@ -72,11 +72,6 @@ def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tens
     Tensor
         Shape (n,), in inverse squared units of the decoder's output; NaN where G is singular or u
         and v are parallel.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     References
     ----------

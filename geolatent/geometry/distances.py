@@ -48,11 +48,6 @@ def distance(
     Tensor
         Shape (B,), in the units of the decoder's output.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `solve_geodesic`.
-
     Examples
     --------
     >>> from geolatent import PullbackMetric
@@ -103,11 +98,6 @@ def pairwise_distances(
     -------
     Tensor
         Shape (n, n), or (n, m), in the units of the decoder's output.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `solve_geodesic`.
 
     Examples
     --------
@@ -170,11 +160,6 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
     Tensor
         Shape (B,), in the units of the decoder's output; infinite where there is no path.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     Examples
     --------
     >>> from geolatent import PullbackMetric
@@ -215,11 +200,6 @@ def graph_distance_matrix(
     -------
     Tensor
         Shape (n, m), in the units of the decoder's output; infinite where there is no path.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     Examples
     --------

@@ -97,11 +97,6 @@ def shoot(
     Trajectory
         Points, velocities, energies, statuses and costs.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     References
     ----------
     Arvanitidis, Hansen, Hauberg, "Latent Space Oddity", ICLR 2018,

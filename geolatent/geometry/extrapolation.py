@@ -41,11 +41,6 @@ def extrapolate(
     Tensor
         Shape (B, T, d); NaN, with a warning, where a geodesic could not be followed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     Examples
     --------
     >>> line = CubicBSpline.straight(torch.zeros(1), torch.ones(1))

@@ -58,11 +58,6 @@ class RungeKutta(Integrator):
         1e-5 in float32.
     max_steps
         Steps of each trajectory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     tolerance: float | None = None
@@ -135,8 +130,8 @@ class DiscreteGeodesic(Integrator):
 
     Raises
     ------
-    TypeError, ValueError
-        Where a setting is out of its range, or the metric has no immersion.
+    ValueError
+        Where the metric has no immersion.
 
     References
     ----------

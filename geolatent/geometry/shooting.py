@@ -107,11 +107,6 @@ def shoot_to(
     Shooting
         Velocities, misses, lengths and costs.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     References
     ----------
     Broyden, "A class of methods for solving nonlinear simultaneous equations", 1965. Keller,

@@ -98,11 +98,6 @@ def parallel_transport(
         curve, one more for each triple knot and time in ``t``; some tens on a smooth decoder; with
         ReLU some ten for each crease.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype, device or range.
-
     References
     ----------
     do Carmo, "Riemannian Geometry", 1992, chapter 2. Singer, Wu, "Vector diffusion maps and the

@@ -53,11 +53,6 @@ def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
     Tensor
         Shape (n,); NaN where G is not finite.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or shape or not finite.
-
     References
     ----------
     Bishop, Svensen, Williams, "Magnification factors for the GTM algorithm", 1997.
@@ -85,11 +80,6 @@ def condition_number(metric: Metric, z: Tensor) -> Tensor:
     -------
     Tensor
         Shape (n,), without units; infinite where G is singular.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `magnification_factor`.
 
     Examples
     --------
@@ -166,8 +156,6 @@ def sample_volume(
 
     Raises
     ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or the corners are not in order.
     RuntimeError
         Where the proposals are used up.
 

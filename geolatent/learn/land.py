@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
-from geolatent.geometry.means import Logarithms
+from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.learn.estimators import as_codes, check_graph, default_graph
 from geolatent.metrics.base import Metric, check_metric

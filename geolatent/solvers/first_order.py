@@ -53,11 +53,6 @@ class FirstOrderSolver(Solver):
         Decoder rows per curve and step, at least.
     tolerance
         Predicted relative improvement at which a pair counts as converged.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam

@@ -40,11 +40,6 @@ class GEORCESolver(Solver):
     max_halvings
         Shorter trials in one step; a pair that needs more has stalled.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
-
     References
     ----------
     Rygaard, Hauberg, "GEORCE: A Fast New Control Algorithm for Computing Geodesics", 2025,

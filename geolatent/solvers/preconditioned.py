@@ -67,11 +67,6 @@ class PreconditionedSolver(Solver):
         Minimiser steps for each pair, all levels together.
     minimizer
         Settings of the minimiser.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     tolerance: float = 1e-4
