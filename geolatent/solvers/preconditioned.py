@@ -187,7 +187,7 @@ class _Lessons:
     @classmethod
     def none(cls, outcome: Outcome) -> _Lessons:
         none = torch.zeros_like(outcome.going)
-        return cls(none + 1.0, none.double(), none, none.clone())
+        return cls(none.double() + 1.0, none.double(), none, none.clone())
 
 
 class _Descent(Stage):
