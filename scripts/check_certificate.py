@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.lab.demo import digit_pairs
 from geolatent.curves import basis_matrix
+from geolatent.lab.demo import digit_pairs
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.certificate import sobolev_preconditioner
 from geolatent.solvers.energy import DiscreteEnergy
