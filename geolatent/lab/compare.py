@@ -1,6 +1,6 @@
 """Comparison of models on the same pairs of images, each through its own encoder."""
 
-# ruff: noqa: B006, B008 - the defaults are frozen dataclasses, and a dictionary that stays empty
+# ruff: noqa: B006 - the defaults are frozen dataclasses, and a dictionary that stays empty
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from geolatent.lab.config import (
     ModelEntry,
     ModelOptions,
     RayOptions,
-    SolverOptions,
     check_formats,
 )
 from geolatent.lab.execution import check_executor, run_shards
@@ -56,6 +55,8 @@ from geolatent.lab.setup import (
 )
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
 
 
 def compare_models(
@@ -66,7 +67,9 @@ def compare_models(
     rows: Tensor,
     *,
     threshold: float = 0.02,
-    solver: SolverOptions | None = None,
+    solver: Solver | None = None,
+    length_tolerance: float = 1e-4,
+    batch_size: int = 64,
     initial: Mapping[str, LatentGraph | None] | None = None,
 ) -> Shards:
     """Return the work of solving the same pairs of images in several models.
@@ -86,7 +89,9 @@ def compare_models(
     threshold
         Largest difference of the relative improvements of a comparable pair, a fraction.
     solver
-        The solver's options.
+        How curves are shortened.
+    length_tolerance, batch_size
+        As `Shards` takes them.
     initial
         Where curves start, by the model's name; straight lines where none is given.
 
@@ -108,7 +113,13 @@ def compare_models(
         named = Pairs(pairs.start, pairs.end, {"model": [name] * len(pairs), **pairs.columns})
         cases.append(Case(metrics[name], named, (initial or {}).get(name)))
     complete = partial(_with_differences, n_models=len(models), threshold=threshold)
-    return Shards(cases, solver if solver is not None else SolverOptions(), complete)
+    return Shards(
+        cases,
+        solver if solver is not None else PreconditionedSolver(),
+        length_tolerance,
+        batch_size,
+        complete,
+    )
 
 
 def _with_differences(shard: SolvedPairs, n_models: int, threshold: float) -> SolvedPairs:
@@ -125,7 +136,10 @@ def compare(
     data: DataOptions = DataOptions(split="test"),
     metric: MetricOptions = MetricOptions(),
     features: FeatureOptions = FeatureOptions(),
-    solver: SolverOptions = SolverOptions(),
+    solver: Solver = PreconditionedSolver(),
+    length_tolerance: float = 1e-4,
+    batch_size: int = 64,
+    max_rows: int | None = None,
     initial: InitialOptions = InitialOptions(),
     seed: int = 0,
     dtype: Literal["float32", "float64"] = "float32",
@@ -151,7 +165,11 @@ def compare(
         data: The images; their training split serves logistic features and graphs.
         metric: How the decoders become metrics.
         features: A feature map in whose output lengths are measured.
-        solver: How geodesics are found.
+        solver: How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+            FirstOrderSolver.michelis_becker, and its settings.
+        length_tolerance: Relative tolerance of the reported lengths.
+        batch_size: Pairs that are solved together and stored as one part.
+        max_rows: Largest number of rows sent through the decoder at once.
         initial: Where curves start.
         seed: Seed of the pairs.
         dtype: Floating-point type of models and codes.
@@ -183,22 +201,17 @@ def compare(
     rows = draw_images(n_pairs, len(images), seed)
     like = next(iter(codecs.values())).like
     feature_map, accuracy = make_features(features, dataset, like)
-    metrics = {name: codec.metric(metric, feature_map, seed) for name, codec in codecs.items()}
+    metrics = {
+        name: codec.metric(metric, feature_map, seed).limited(max_rows)
+        for name, codec in codecs.items()
+    }
     ends = {name: encoded_pairs(codec, images, None, rows) for name, codec in codecs.items()}
     console = make_console()
     with RunFolder.create(
         out, "compare", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:
         graphs = {
-            name: make_initial(
-                initial,
-                metrics[name],
-                codec,
-                dataset,
-                [ends[name]],
-                seed=seed,
-                max_rows=solver.max_rows,
-            )
+            name: make_initial(initial, metrics[name], codec, dataset, [ends[name]], seed=seed)
             for name, codec in codecs.items()
         }
         shards = compare_models(
@@ -209,6 +222,8 @@ def compare(
             rows,
             threshold=threshold,
             solver=solver,
+            length_tolerance=length_tolerance,
+            batch_size=batch_size,
             initial=graphs,
         )
         run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)

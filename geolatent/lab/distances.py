@@ -1,7 +1,5 @@
 """Geodesic distances between all pairs of some images, beside simpler distances."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import math
@@ -25,10 +23,8 @@ from geolatent.lab.config import (
     Formats,
     MetricOptions,
     ModelOptions,
-    SolverOptions,
     check_formats,
 )
-from geolatent.lab.pairs import make_solver
 from geolatent.lab.printing import (
     make_console,
     make_table,
@@ -40,7 +36,8 @@ from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.lengths import path_length
-from geolatent.solvers.problem import Progress
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Progress, Solver
 
 _UNITS = {"latent": "latent units"}
 
@@ -86,7 +83,9 @@ def distances(
     model: ModelOptions = ModelOptions(),
     data: DataOptions = DataOptions(split="test", per_class=4),
     metric: MetricOptions = MetricOptions(),
-    solver: SolverOptions = SolverOptions(),
+    solver: Solver = PreconditionedSolver(),
+    length_tolerance: float = 1e-4,
+    max_rows: int | None = None,
     n_nodes: int = 6000,
     n_neighbors: int = 24,
     seed: int = 0,
@@ -106,7 +105,10 @@ def distances(
         model: The model.
         data: The images; n of them make n (n - 1) / 2 geodesics.
         metric: How the decoder becomes a metric.
-        solver: How geodesics are found.
+        solver: How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+            FirstOrderSolver.michelis_becker, and its settings.
+        length_tolerance: Relative tolerance of the reported lengths.
+        max_rows: Largest number of rows sent through the decoder at once.
         n_nodes: Nodes of the graph of training codes.
         n_neighbors: Neighbours of each node.
         seed: Seed of the graph.
@@ -130,7 +132,7 @@ def distances(
         raise ValueError(requirement("data", "three or more images", len(images)))
     order = labels.argsort(stable=True)
     codes, labels = codec.encode(images[order]), labels[order]
-    pulled_back = codec.metric(metric, None, seed)
+    pulled_back = codec.metric(metric, None, seed).limited(max_rows)
     folder = RunFolder.create(
         out, "distances", config, seed=seed, device=place, overwrite=overwrite
     )
@@ -144,9 +146,8 @@ def distances(
             n_nodes=n_nodes,
             n_neighbors=n_neighbors,
             seed=seed,
-            max_rows=solver.max_rows,
         )
-        by_graph = graph_distance_matrix(graph, codes, codes, max_rows=solver.max_rows)
+        by_graph = graph_distance_matrix(graph, codes, codes)
         by_graph.fill_diagonal_(0.0)
         progress.update(task, completed=1.0)
         task = progress.add_task(f"{n * (n - 1) // 2:,} geodesics", total=1.0)
@@ -157,18 +158,15 @@ def distances(
         geodesic = pairwise_distances(
             pulled_back,
             codes,
-            solver=make_solver(solver),
+            solver=solver,
             initial=graph,
-            length_tolerance=solver.length_tolerance,
-            max_rows=solver.max_rows,
+            length_tolerance=length_tolerance,
             callback=tell,
         )
         first, last = torch.triu_indices(n, n, offset=1)
         lines = CubicBSpline.straight(codes[first], codes[last])
         straight = torch.zeros_like(geodesic)
-        straight[first, last] = path_length(
-            pulled_back, lines, tolerance=solver.length_tolerance, max_rows=solver.max_rows
-        )
+        straight[first, last] = path_length(pulled_back, lines, tolerance=length_tolerance)
         straight = straight + straight.mT
     matrices = {
         "geodesic": geodesic,

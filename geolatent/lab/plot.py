@@ -38,10 +38,10 @@ from geolatent.lab.training_figures import draw_training
 _WIDE = 120
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
-    "cluster": cluster.figures,
+    "cluster": cluster.Cluster.figures,
     "compare": compare.figures,
     "distances": distances.figures,
-    "improvement": improvement.figures,
+    "improvement": improvement.Improvement.figures,
     "interpolate": interpolate.figures,
     "landscape": landscape.figures,
     "sample": sample.figures,

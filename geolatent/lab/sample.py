@@ -1,7 +1,5 @@
 """Images as PNG files, for tools that compare two folders of them, such as FID."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import io

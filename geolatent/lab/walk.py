@@ -1,7 +1,5 @@
 """Walks through the latent space: Brownian motion, rays from the origin, great circles."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import time
@@ -33,7 +31,7 @@ from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12
@@ -89,7 +87,7 @@ def endings(metric: Metric, walks: Tensor) -> dict[str, int]:
     last = walks[ended, known[ended].sum(1) - 1]
     reasons = {"start not finite": int((~known[:, 0]).sum())}
     if len(last):
-        tensors = metric_tensors(metric, last[:, None], RowBudget())[:, 0].double()
+        tensors = Rows.of(metric, last).tensor(last).double()
         finite = tensors.isfinite().flatten(1).all(1)
         regular = torch.linalg.cholesky_ex(tensors[finite])[1] == 0
         reasons |= {
