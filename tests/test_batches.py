@@ -487,7 +487,7 @@ def test_a_sweep_is_the_product_of_its_options(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.lab.experiment.run_shards", stop)
+    monkeypatch.setattr("geolatent.lab.pairs_experiment.run_shards", stop)
     assert run("improvement", *words) == 130
     assert run("improvement", *words) == 0
     # finished points are not run again
@@ -527,7 +527,7 @@ def point_calls(monkeypatch):
         calls.append(folder.path.name)
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.lab.experiment.run_shards", tell)
+    monkeypatch.setattr("geolatent.lab.pairs_experiment.run_shards", tell)
     return calls
 
 
@@ -617,7 +617,7 @@ def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch
     words = ["--out", out, *SMALL, "--n_pairs=2", "--sweep", '{"seed": [0, 1]}']
     with monkeypatch.context() as patch:
         patch.setattr(
-            "geolatent.lab.experiment.make_initial",
+            "geolatent.lab.pairs_experiment.make_initial",
             lambda *_, seed, **__: None if seed else 1 / 0,
         )
         assert run("improvement", *words) == 1

@@ -17,6 +17,7 @@ from geolatent.checks import check_integer, requirement
 from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting_statistics
+from geolatent.lab.costs import Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.printing import make_table, progress_bar
@@ -185,9 +186,9 @@ class Cluster(MetricExperiment):
             table.add_row(name, *(f"{number:.3f}" for number in numbers))
         console.print(table)
 
-    def rows_once(self, model: LatentModel) -> float:  # noqa: ARG002
-        """Return the decoder rows of the graph."""
-        return self.n_nodes
+    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
+        """Return what the graph costs."""
+        return Cost(rows=self.n_nodes)
 
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:

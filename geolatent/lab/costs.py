@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +24,28 @@ _GRAPH = 1.5
 _ROWS_OF_SOLVERS = {FirstOrderSolver: 24_000, GEORCESolver: 50_000}
 # rows of a timed call, and calls
 _TIMED, _CALLS = 256, 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What work in one model costs, about.
+
+    Attributes
+    ----------
+    n_geodesics
+        Geodesics that are solved for.
+    rows_each
+        Decoder rows of one of them, and of what is measured along it.
+    rows
+        Decoder rows of all else, such as graphs.
+    seconds
+        Time of what no decoder rows tell of.
+    """
+
+    n_geodesics: int = 0
+    rows_each: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
 
 
 def geodesic_rows(solver: Solver, dim: int, *, from_graph: bool) -> float:

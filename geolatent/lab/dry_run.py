@@ -11,8 +11,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from geolatent.files import LOCK
-from geolatent.lab.costs import seconds_a_row
-from geolatent.lab.experiment import Experiment, PairsExperiment, check_folder
+from geolatent.lab.costs import Cost, seconds_a_row
+from geolatent.lab.experiment import Experiment, check_folder
+from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import make_console, print_last
 from geolatent.lab.results import PARTS, SUMMARY, plain
 from geolatent.lab.sweep import sweep_points
@@ -41,7 +42,14 @@ def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
     if not (experiment.out / LOCK).exists():
         check_folder(experiment.command, config, resumes=experiment.resumes)
     experiment.check()
-    print_plan(experiment.command, experiment.options, plan(experiment), cost(experiment), sweep)
+    costs = {name: experiment.cost(model) for name, model in experiment.models.items()}
+    print_plan(
+        experiment.command,
+        experiment.options,
+        _plan(experiment, sum(cost.n_geodesics for cost in costs.values())),
+        _total(experiment, costs),
+        sweep,
+    )
 
 
 def print_plan(
@@ -72,7 +80,7 @@ def print_plan(
     )
 
 
-def plan(experiment: Experiment) -> dict[str, str]:
+def _plan(experiment: Experiment, n_geodesics: int) -> dict[str, str]:
     """Return what an experiment would use and make, by name."""
     found = {
         "Output": output(experiment.out, overwrite=experiment.overwrite),
@@ -80,11 +88,11 @@ def plan(experiment: Experiment) -> dict[str, str]:
     }
     for name, model in experiment.models.items():
         found[f"Model {name}"] = f"{type(model.module).__name__}, {model.dim} latent dimensions"
-    if experiment.needs_images:
+    if experiment.dataset.loaded:
         images = len(experiment.dataset.chosen[0])
         found["Data"] = f"{images:,} images of {experiment.data.name}"
-    if experiment.n_geodesics:
-        found["Geodesics"] = f"{experiment.n_geodesics:,}"
+    if n_geodesics:
+        found["Geodesics"] = f"{n_geodesics:,}"
     if isinstance(experiment, PairsExperiment):
         size = experiment.batch_size
         n_shards = math.ceil(experiment.n_pairs / size)
@@ -104,13 +112,12 @@ def output(folder: Path, *, overwrite: bool) -> str:
     return f"{folder}, {'there already' if folder.exists() else 'to be made'}"
 
 
-def cost(experiment: Experiment) -> tuple[float, float]:
-    """Return the decoder rows and the seconds that an experiment would take, about."""
+def _total(experiment: Experiment, costs: Mapping[str, Cost]) -> tuple[float, float]:
+    """Return the decoder rows and the seconds of the work in all models, about."""
     rows = seconds = 0.0
-    models = experiment.models.values()
-    for model in models:
-        solved = experiment.n_geodesics / len(models) * experiment.rows_each(model)
-        part = experiment.rows_once(model) + solved
-        rows += part
-        seconds += part * seconds_a_row(model) + _OVERHEAD * solved
-    return rows, seconds + experiment.seconds_beside()
+    for name, cost in costs.items():
+        solved = cost.n_geodesics * cost.rows_each
+        rows += solved + cost.rows
+        each = seconds_a_row(experiment.models[name])
+        seconds += (solved + cost.rows) * each + _OVERHEAD * solved + cost.seconds
+    return rows, seconds

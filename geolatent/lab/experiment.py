@@ -1,14 +1,16 @@
 """An experiment: a dataclass whose fields are the options of a command, and what all of them do.
 
 To add a command, write a module of this room with a subclass of `Experiment`, `MetricExperiment` or
-`PairsExperiment`, as `improvement` and `cluster` are, and name it in `geolatent.cli.COMMANDS`.
+`PairsExperiment` (of `pairs_experiment`), and name it in `geolatent.cli.COMMANDS`; `cluster` and
+`improvement` are examples. What a subclass documents among its attributes is the help of its
+options, also of those that it inherits.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,35 +22,26 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import geolatent
-from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import (
     DataOptions,
-    Executor,
     FeatureOptions,
     Formats,
-    InitialOptions,
     MetricOptions,
     ModelOptions,
-    RayOptions,
     check_formats,
 )
-from geolatent.lab.costs import geodesic_rows, graph_rows
-from geolatent.lab.execution import check_executor, run_shards
+from geolatent.lab.costs import Cost
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.pairs import Case, Pairs, Shards
 from geolatent.lab.printing import make_console, print_files
-from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import (
     Dataset,
-    initial_kind,
     make_device,
     make_features,
-    make_initial,
     make_model,
 )
 from geolatent.metrics.base import Metric
-from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
 
 Summary = dict[str, Any]
@@ -59,8 +52,17 @@ Arrays = dict[str, Tensor]
 class Experiment(ABC):
     """Work on a model and data, of which a run folder keeps the results.
 
-    `run` calls, in this order: `check`, `prepare`, `work`, `tell` and `figures`. The command is
-    called as the class is, in small letters.
+    A subclass says what is special about it in a few methods, which `run` calls in this order:
+
+    1. `check` raises where the options, the model or the data do not allow the work;
+    2. `prepare` makes what may fail, such as metrics and pairs of codes;
+    3. `work`, once the folder is taken, returns a summary and arrays, which `run` stores;
+    4. `tell` prints the summary;
+    5. `figures` draws a run from its folder alone, then and for ``geolatent plot``.
+
+    A dry run calls `check` and `cost`. What is made of the options (the device, the models, the
+    data) is made when it is first asked for, and kept. The command is called as the class is, in
+    small letters.
 
     Attributes
     ----------
@@ -97,19 +99,16 @@ class Experiment(ABC):
     # what a command says of itself
 
     def check(self) -> None:
-        """Raise where the options, the model or the data do not allow the work.
-
-        That is all that a dry run does too; no metric is evaluated.
-        """
+        """Raise where the options, the model or the data do not allow the work."""
         check_formats(self.format)
         _ = self.place, self.models
 
     def prepare(self) -> None:  # noqa: B027
-        """Make what may fail, before the folder is taken."""
+        """Make what may fail, before anything is written."""
 
     @abstractmethod
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
-        """Return the summary and the arrays of the run."""
+        """Return the summary, in the types of JSON or arrays, and the arrays of the run."""
 
     @abstractmethod
     def tell(self, console: Console, summary: Summary) -> None:
@@ -120,27 +119,9 @@ class Experiment(ABC):
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
 
-    @property
-    def n_geodesics(self) -> int:
-        """How many geodesics are solved for, in all models."""
-        return 0
-
-    def rows_each(self, model: LatentModel) -> float:  # noqa: ARG002
-        """Return the decoder rows of a geodesic, and of what is measured along it, about."""
-        return 0.0
-
-    def rows_once(self, model: LatentModel) -> float:  # noqa: ARG002
-        """Return the decoder rows of all else in a model, about."""
-        return 0.0
-
-    def seconds_beside(self) -> float:
-        """Return the seconds of what no decoder rows tell of, about."""
-        return 0.0
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether the work is on images of the data."""
-        return True
+    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
+        """Return what the work in a model costs, about, for a dry run."""
+        return Cost()
 
     # what all commands share
 
@@ -234,108 +215,6 @@ class MetricExperiment(Experiment):
     def pulled_back(self) -> Metric:
         """The metric of the model, with the feature map if there is one."""
         return self.metric_of(self.codec, self.features_made[0])
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairsExperiment(MetricExperiment):
-    """Geodesics between many pairs of codes, solved shard by shard and gone on with.
-
-    Attributes
-    ----------
-    n_pairs
-        Number of pairs.
-    solver
-        How geodesics are found: PreconditionedSolver, FirstOrderSolver, GEORCESolver or
-        geolatent.FirstOrderSolver.michelis_becker. Its settings are given by name, such as
-        --solver.tolerance 1e-3; --solver.help NAME lists those of another than the first.
-    length_tolerance
-        Relative tolerance of the reported lengths.
-    initial
-        Where curves start.
-    batch_size
-        Pairs that are solved together and stored as one part.
-    executor
-        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a machine or
-        a cluster.
-    ray
-        Options of Ray.
-    device
-        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its own.
-    overwrite
-        Replace the results of an earlier run in the folder. Without it, the same options on the
-        folder of an unfinished run do what is missing there.
-    """
-
-    resumes = True
-
-    n_pairs: int = 100
-    solver: Solver = PreconditionedSolver()
-    length_tolerance: float = 1e-4
-    initial: InitialOptions = InitialOptions()
-    batch_size: int = 64
-    executor: Executor = "local"
-    ray: RayOptions = RayOptions()
-
-    @abstractmethod
-    def cases(self) -> list[Case]:
-        """Return what is solved; the folder is taken by now."""
-
-    @abstractmethod
-    def summarise(self, solved: SolvedPairs) -> Summary:
-        """Return the statistics of all pairs; ``groups`` of them by name among these."""
-
-    def arrays(self, solved: SolvedPairs) -> Arrays:  # noqa: ARG002
-        """Return what the figures need besides the pairs."""
-        return {}
-
-    @property
-    def complete(self) -> Callable[[SolvedPairs], SolvedPairs] | None:
-        """What adds columns that need all cases of a shard."""
-        return None
-
-    def check(self) -> None:
-        """Raise where pairs could not be solved."""
-        super().check()
-        check_executor(self.executor)
-
-    def graph(self, model: LatentModel, metric: Metric, pairs: list[Pairs]) -> LatentGraph | None:
-        """Return the graph that the curves between pairs start from, or None."""
-        return make_initial(self.initial, metric, model, self.dataset, pairs, seed=self.seed)
-
-    def shards(self) -> Shards:
-        """Return the cases, cut into shards."""
-        return Shards(
-            self.cases(), self.solver, self.length_tolerance, self.batch_size, self.complete
-        )
-
-    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
-        """Solve the shards that the folder lacks."""
-        shards = self.shards()
-        run_shards(
-            folder,
-            shards,
-            executor=self.executor,
-            ray=self.ray,
-            device=self.device,
-            console=console,
-        )
-        solved = folder.join()
-        graphs = {id(case.initial): case.initial for case in shards.cases}.values()
-        summary = {
-            **self.summarise(solved),
-            "graph_rows": sum(graph.forward_rows for graph in graphs if graph is not None),
-            "classifier_accuracy": self.features_made[1],
-        }
-        return summary, self.arrays(solved)
-
-    def rows_each(self, model: LatentModel) -> float:
-        """Return the decoder rows of a geodesic, about."""
-        from_graph = initial_kind(self.initial, model.dim) != "straight"
-        return geodesic_rows(self.solver, model.dim, from_graph=from_graph)
-
-    def rows_once(self, model: LatentModel) -> float:
-        """Return the decoder rows of the graph that curves start from."""
-        return graph_rows(self.initial, model, self.dataset)
 
 
 def check_folder(command: str, options: Mapping[str, Any], *, resumes: bool) -> None:

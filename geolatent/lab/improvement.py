@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,8 @@ from geolatent.checks import requirement
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
-from geolatent.lab.costs import JVP
-from geolatent.lab.experiment import PairsExperiment, Summary
+from geolatent.lab.costs import JVP, Cost
+from geolatent.lab.experiment import Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import ALIGNED, alignment
 from geolatent.lab.pairs import (
@@ -32,6 +32,7 @@ from geolatent.lab.pairs import (
     read_pairs,
     worst_case_pairs,
 )
+from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
 from geolatent.lab.results import Run, SolvedPairs
 from geolatent.lab.setup import Dataset
@@ -181,23 +182,20 @@ class Improvement(PairsExperiment):
         """Raise where the pairs cannot be had."""
         check_source(self.pairs, self.steps, self.codes)
         super().check()
-        if self.needs_images:
+        if self.pairs == "encoded":
             draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
         elif self.pairs != "codes":
-            check_room(self.n_pairs, self.codec.dim, self.n_groups)
+            check_room(self.n_pairs, self.codec.dim, len(self.step_sizes))
 
     def prepare(self) -> None:
         """Choose the pairs."""
         _ = self.groups
 
     @property
-    def n_groups(self) -> int:
-        """How many step sizes there are; 1 for pairs without steps."""
-        return len(self.step_sizes) if self.pairs == "worst" else 1
-
-    @property
     def step_sizes(self) -> tuple[float, ...]:
-        """The step sizes, in latent units."""
+        """The step sizes, in latent units; none for pairs without steps."""
+        if self.pairs != "worst":
+            return ()
         return DEFAULT_STEPS if self.steps is None else self.steps
 
     @cached_property
@@ -232,20 +230,12 @@ class Improvement(PairsExperiment):
         console.print(statistics_table(title, groups, name))
         print_statuses(console, groups)
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether the pairs are of images."""
-        return self.pairs == "encoded"
-
-    @property
-    def n_geodesics(self) -> int:
-        """How many geodesics are solved for."""
-        return self.n_pairs * self.n_groups
-
-    def rows_each(self, model: LatentModel) -> float:
-        """Return the decoder rows of a geodesic and of its alignment, about."""
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what the pairs of all steps cost, and the alignment of their curves."""
+        cost = super().cost(model)
         aligned = 2 * ALIGNED * model.dim * JVP if self.alignment else 0
-        return super().rows_each(model) + aligned
+        n_geodesics = max(1, len(self.step_sizes)) * self.n_pairs
+        return replace(cost, n_geodesics=n_geodesics, rows_each=cost.rows_each + aligned)
 
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:

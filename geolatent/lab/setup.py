@@ -98,6 +98,11 @@ class Dataset:
         """The chosen images and their labels."""
         return _load(self.options)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the chosen images have been asked for."""
+        return "chosen" in vars(self)
+
     @cached_property
     def training(self) -> tuple[Tensor, Tensor | None]:
         """The training images and their labels."""
