@@ -422,4 +422,4 @@ def _overview() -> str:
 
 def _summary(text: str | None) -> str:
     """Return a docstring up to its list of arguments."""
-    return re.split(r"\n    (?:Args:|Attributes\n)", text or "")[0].strip()
+    return re.split(r"\n    (?:Parameters|Attributes)\n", text or "")[0].strip()

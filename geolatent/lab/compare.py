@@ -155,32 +155,52 @@ def compare(
     side by side and the pairs that are comparable: those whose improvements in all models differ by
     at most a threshold.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        models: Two or more models by names of your choice, each with the keys of `model` in other
-            commands (checkpoint, class_path, init_args, encoder, decoder, latent_dim), such as
-            --models.vae.checkpoint A --models.gan.checkpoint B; {} is the small digits model.
-        n_pairs: Number of pairs of images, none of which is used twice.
-        threshold: Largest difference of the relative improvements of a comparable pair, a fraction.
-        data: The images; their training split serves logistic features and graphs.
-        metric: How the decoders become metrics.
-        features: A feature map in whose output lengths are measured.
-        solver: How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
-            FirstOrderSolver.michelis_becker, and its settings.
-        length_tolerance: Relative tolerance of the reported lengths.
-        batch_size: Pairs that are solved together and stored as one part.
-        max_rows: Largest number of rows sent through the decoder at once.
-        initial: Where curves start.
-        seed: Seed of the pairs.
-        dtype: Floating-point type of models and codes.
-        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
-            own.
-        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
-            machine or a cluster.
-        ray: Options of Ray.
-        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
-            on the folder of an unfinished run do what is missing there.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    models
+        Two or more models by names of your choice, each with the keys of `model` in other
+        commands (checkpoint, class_path, init_args, encoder, decoder, latent_dim), such as
+        --models.vae.checkpoint A --models.gan.checkpoint B; {} is the small digits model.
+    n_pairs
+        Number of pairs of images, none of which is used twice.
+    threshold
+        Largest difference of the relative improvements of a comparable pair, a fraction.
+    data
+        The images; their training split serves logistic features and graphs.
+    metric
+        How the decoders become metrics.
+    features
+        A feature map in whose output lengths are measured.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    batch_size
+        Pairs that are solved together and stored as one part.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    initial
+        Where curves start.
+    seed
+        Seed of the pairs.
+    dtype
+        Floating-point type of models and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+        own.
+    executor
+        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+        machine or a cluster.
+    ray
+        Options of Ray.
+    overwrite
+        Replace the results of an earlier run in the folder. Without it, the same options
+        on the folder of an unfinished run do what is missing there.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()

@@ -100,22 +100,37 @@ def distances(
     lines between them, and the shortest paths on the graph that the geodesics start from. A table
     tells how well each separates the classes and how it agrees with the geodesic distances.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        model: The model.
-        data: The images; n of them make n (n - 1) / 2 geodesics.
-        metric: How the decoder becomes a metric.
-        solver: How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
-            FirstOrderSolver.michelis_becker, and its settings.
-        length_tolerance: Relative tolerance of the reported lengths.
-        max_rows: Largest number of rows sent through the decoder at once.
-        n_nodes: Nodes of the graph of training codes.
-        n_neighbors: Neighbours of each node.
-        seed: Seed of the graph.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    model
+        The model.
+    data
+        The images; n of them make n (n - 1) / 2 geodesics.
+    metric
+        How the decoder becomes a metric.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    n_nodes
+        Nodes of the graph of training codes.
+    n_neighbors
+        Neighbours of each node.
+    seed
+        Seed of the graph.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()

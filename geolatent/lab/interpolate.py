@@ -210,36 +210,59 @@ def interpolate(
     metric's smallest eigenvectors. Draws strips of images, correlation matrices, and the norms of
     the codes beside the prior's.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        pairs: "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes",
-            pairs of a file.
-        n_pairs: Number of pairs; at most so many of a file.
-        codes: File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors,
-            .pt or .pth, or an .npy file of shape (B, 2, d).
-        model: The model.
-        data: The images; their training split serves the logistic regression, the distances from
-            the data and graphs.
-        metric: How the decoder becomes a metric.
-        features: A feature map in whose output lengths are measured.
-        solver: How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
-            FirstOrderSolver.michelis_becker, and its settings.
-        length_tolerance: Relative tolerance of the reported lengths.
-        batch_size: Pairs that are solved together and stored as one part.
-        max_rows: Largest number of rows sent through the decoder at once.
-        initial: Where curves start.
-        n_images: Images in a strip.
-        n_shown: Pairs that are drawn.
-        seed: Seed of the pairs.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
-            own.
-        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
-            machine or a cluster.
-        ray: Options of Ray.
-        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
-            on the folder of an unfinished run do what is missing there.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    pairs
+        "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes",
+        pairs of a file.
+    n_pairs
+        Number of pairs; at most so many of a file.
+    codes
+        File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors,
+        .pt or .pth, or an .npy file of shape (B, 2, d).
+    model
+        The model.
+    data
+        The images; their training split serves the logistic regression, the distances from
+        the data and graphs.
+    metric
+        How the decoder becomes a metric.
+    features
+        A feature map in whose output lengths are measured.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    batch_size
+        Pairs that are solved together and stored as one part.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    initial
+        Where curves start.
+    n_images
+        Images in a strip.
+    n_shown
+        Pairs that are drawn.
+    seed
+        Seed of the pairs.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+        own.
+    executor
+        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+        machine or a cluster.
+    ray
+        Options of Ray.
+    overwrite
+        Replace the results of an earlier run in the folder. Without it, the same options
+        on the folder of an unfinished run do what is missing there.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()

@@ -157,20 +157,34 @@ def landscape(
     Three maps: the magnification factor sqrt(det G), the condition number, and the direction in
     which the decoder stretches most.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        model: The model; its latent space is to have two dimensions.
-        data: The images whose codes are drawn.
-        metric: How the decoder becomes a metric.
-        features: A feature map in whose output lengths are measured.
-        resolution: Points of the grid along each axis.
-        margin: Latent units between the outermost codes and the edge of the grid.
-        max_rows: Largest number of rows sent through the decoder at once.
-        seed: Seed of the random signs of Hutchinson's estimate.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    model
+        The model; its latent space is to have two dimensions.
+    data
+        The images whose codes are drawn.
+    metric
+        How the decoder becomes a metric.
+    features
+        A feature map in whose output lengths are measured.
+    resolution
+        Points of the grid along each axis.
+    margin
+        Latent units between the outermost codes and the edge of the grid.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    seed
+        Seed of the random signs of Hutchinson's estimate.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     check_integer("resolution", resolution, minimum=2)
