@@ -28,6 +28,7 @@ from geolatent.cli import main
 from geolatent.files import LOCK, FolderLock, write_file
 from geolatent.lab import execution
 from geolatent.lab.config import RayOptions
+from geolatent.lab.experiment import as_option
 from geolatent.lab.pairs import Case, Shards, prior_pairs
 from geolatent.lab.printing import work_progress
 from geolatent.lab.results import (
@@ -674,6 +675,18 @@ def test_wrong_sweeps_are_refused(sweep, status, told, capsys, tmp_path):
     assert improvement(tmp_path / "run", "--sweep", sweep) == status
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_solvers_may_be_swept(tmp_path, capsys):
+    sweep = {"solver": ["GEORCESolver", "PreconditionedSolver"], "initial.kind": ["straight"]}
+    words = ["--pairs=prior", "--n_pairs=1", "--alignment=false", "--length_tolerance=0.01"]
+    out = tmp_path / "run"
+    assert run("improvement", "--out", out, *words, "--sweep", json.dumps(sweep)) == 0
+    points = [load_run(out / "points" / f"000{n}").config["solver"] for n in range(2)]
+    # the settings of each are its own
+    assert points[0] == as_option(gl.GEORCESolver())
+    assert points[1]["init_args"]["tolerance"] == gl.PreconditionedSolver().tolerance
+    assert load_run(out).pairs.column("solver").tolist() == sweep["solver"]
 
 
 def test_swept_options_may_be_lists():

@@ -427,6 +427,14 @@ def test_wrong_configs_are_refused_by_name(text, key, capsys, tmp_path):
         (["improvement", "--pairs=prior", "--steps=[1.0]"], "steps"),
         (["improvement", "--pairs=codes"], "codes"),
         (["improvement", "--solver.tolerance=0"], "tolerance"),
+        (["improvement", "--length_tolerance=0"], "length_tolerance"),
+        (["improvement", "--batch_size=0"], "batch_size"),
+        (["improvement", "--batch_size=0", "--dry-run"], "batch_size"),
+        (["improvement", "--max_rows=0"], "max_rows"),
+        (["cluster", "--max_rows=0", "--dry-run"], "max_rows"),
+        (["interpolate", "--batch_size=0"], "batch_size"),
+        (["distances", "--length_tolerance=0"], "length_tolerance"),
+        (["cluster", "--n_seeds=0"], "n_seeds"),
         (["improvement", "--device=nonsense"], "device"),
         (["improvement", "--features.kind=module"], "class_path"),
         (["interpolate", "--n_images=1"], "n_images"),
@@ -500,6 +508,24 @@ def test_improvement_writes_a_run_that_its_config_repeats(capsys, tmp_path):
     # the stored config, with one option overridden
     assert run("improvement", "--config", first / "config.yaml", "--out", second) == 0
     assert_same_pairs(load_run(second).pairs, read.pairs)
+
+
+def test_runs_of_before_solvers_had_classes_are_read(capsys, tmp_path):
+    out = tmp_path / "runs" / "old"
+    words = ["improvement", "--pairs=prior", "--n_pairs=1", "--out", out, *SMALL]
+    assert run(*words) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    old = {
+        "method": "preconditioned",
+        "tolerance": None,
+        "length_tolerance": 0.01,
+        "max_rows": None,
+    }
+    del config["length_tolerance"], config["max_rows"]
+    (out / "config.yaml").write_text(yaml.safe_dump({**config, "solver": old}))
+    assert run("plot", out) == 0
+    assert run("report", out.parent) == 0
+    assert "prior" in capsys.readouterr().out
 
 
 def test_results_are_overwritten_when_asked_alone(capsys, tmp_path):

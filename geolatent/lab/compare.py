@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geolatent.checks import check_number, requirement
+from geolatent.checks import check_integer, check_number, requirement
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import (
@@ -209,6 +209,8 @@ def compare(
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
         raise ValueError(requirement("models", required, list(models)))
     check_number("threshold", threshold, at_least=0.0)
+    check_number("length_tolerance", length_tolerance, above=0.0)
+    check_integer("batch_size", batch_size)
     RunFolder.check(out, overwrite=overwrite, command="compare", resume=config)
     check_executor(executor)
     place = make_device(device)

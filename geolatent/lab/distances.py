@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from geolatent.checks import check_integer, requirement
+from geolatent.checks import check_integer, check_number, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
 from geolatent.graph import LatentGraph
@@ -136,6 +136,7 @@ def distances(
     began = time.perf_counter()
     check_formats(format)
     check_integer("n_nodes", n_nodes, minimum=2)
+    check_number("length_tolerance", length_tolerance, above=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
     codec = make_model(model, dtype, place)

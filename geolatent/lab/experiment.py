@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import geolatent
+from geolatent.checks import check_integer
 from geolatent.lab import plotting
 from geolatent.lab.config import (
     DataOptions,
@@ -201,6 +202,12 @@ class MetricExperiment(Experiment):
     metric: MetricOptions = MetricOptions()
     features: FeatureOptions = FeatureOptions()
     max_rows: int | None = None
+
+    def check(self) -> None:
+        """Raise where there could be no metric."""
+        if self.max_rows is not None:
+            check_integer("max_rows", self.max_rows)
+        super().check()
 
     @cached_property
     def features_made(self) -> tuple[nn.Module | None, float | None]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from geolatent.checks import check_integer
+from geolatent.checks import check_integer, check_number
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
@@ -269,6 +269,8 @@ def interpolate(
     check_formats(format)
     check_integer("n_images", n_images, minimum=2)
     check_integer("n_shown", n_shown)
+    check_number("length_tolerance", length_tolerance, above=0.0)
+    check_integer("batch_size", batch_size)
     RunFolder.check(out, overwrite=overwrite, command="interpolate", resume=config)
     check_executor(executor)
     place = make_device(device)

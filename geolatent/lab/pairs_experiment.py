@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from geolatent.checks import check_integer, check_number
 from geolatent.graph import LatentGraph
 from geolatent.lab.config import Executor, InitialOptions, RayOptions
 from geolatent.lab.costs import Cost, geodesic_rows, graph_rows
@@ -84,6 +85,8 @@ class PairsExperiment(MetricExperiment):
 
     def check(self) -> None:
         """Raise where pairs could not be solved."""
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        check_integer("batch_size", self.batch_size)
         super().check()
         check_executor(self.executor)
 
