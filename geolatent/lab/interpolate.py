@@ -61,6 +61,7 @@ from geolatent.lab.setup import (
 from geolatent.lab.summary import summarise
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
+from geolatent.metrics.rows import Rows
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
 
@@ -103,7 +104,8 @@ def measure_slerp(metric: Metric, length_tolerance: float = 1e-4) -> Measure:
 
     def measure(line: CubicBSpline, _curve: CubicBSpline) -> Mapping[str, Tensor]:
         both = [line, _slerp_beside(line)]
-        measured = measure_lengths(metric, both, tolerance=length_tolerance)
+        rows = Rows.of(metric, line.control_points[:, 0]).counting(line.batch_size)
+        measured = measure_lengths(rows, both, tolerance=length_tolerance)
         straight, length = measured.length
         improvement = torch.where(straight == 0, 0.0, (straight - length) / straight)
         return {"slerp_length": length, "slerp_relative_improvement": improvement}
