@@ -38,7 +38,7 @@ COMMANDS = {
         "train a variational autoencoder or a BiGAN",
     ),
     "interpolate": (
-        "geolatent.lab.interpolate:interpolate",
+        "geolatent.lab.interpolate:Interpolate",
         "straight lines against geodesics, with and without a feature map",
     ),
     "improvement": (
@@ -46,11 +46,11 @@ COMMANDS = {
         "how much shorter than straight lines geodesics are, over many pairs",
     ),
     "compare": (
-        "geolatent.lab.compare:compare",
+        "geolatent.lab.compare:Compare",
         "several models on the same pairs of images",
     ),
     "landscape": (
-        "geolatent.lab.landscape:landscape",
+        "geolatent.lab.landscape:Landscape",
         "the metric of a 2-d latent space, drawn",
     ),
     "distances": (
@@ -66,7 +66,7 @@ COMMANDS = {
         "Brownian motion, rays and great circles, decoded on the way",
     ),
     "sample": (
-        "geolatent.lab.sample:sample",
+        "geolatent.lab.sample:Sample",
         "decoded samples or images of the data as PNG files",
     ),
     "plot": (

@@ -454,7 +454,7 @@ def test_values_out_of_range_are_told_in_a_line(words, name, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [name for name in EXPERIMENTS if name != "compare"])
+@pytest.mark.parametrize("command", EXPERIMENTS)
 def test_a_missing_checkpoint_is_told_in_a_line(command, capsys, tmp_path):
     missing = tmp_path / "missing.safetensors"
     assert run(command, "--model.checkpoint", missing, "--out", tmp_path / "run") == 1

@@ -11,11 +11,15 @@ import torch
 import geolatent as gl
 from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
+from geolatent.lab.compare import Compare
 from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
 from geolatent.lab.dry_run import dry_run
 from geolatent.lab.experiment import MetricExperiment, as_option
 from geolatent.lab.improvement import Improvement
+from geolatent.lab.interpolate import Interpolate
+from geolatent.lab.landscape import Landscape
 from geolatent.lab.results import load_run
+from geolatent.lab.sample import Sample
 
 FEW = DataOptions(split="test", per_class=3)
 
@@ -103,6 +107,10 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
         Improvement(solver=gl.GEORCESolver(segments=7), pairs="codes", codes=Path("codes.npy")),
         Improvement(initial=InitialOptions("codes", n_nodes=None), max_rows=5),
         Cluster(model=ModelOptions("a.safetensors"), format=["png", "pdf"], n_clusters=3),
+        Compare(models={"a": {}, "b": {"checkpoint": "a.safetensors", "latent_dim": 3}}),
+        Interpolate(pairs="codes", codes=Path("codes.npy"), n_images=5),
+        Landscape(features=FeatureOptions(kind="logistic"), margin=0.5),
+        Sample(source="data", data=FEW),
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):
@@ -134,6 +142,26 @@ def test_the_metric_is_limited_where_it_is_made(features, tmp_path):
     assert experiment.pulled_back.max_rows == 5
     assert (experiment.features_made[1] is not None) == (features == "logistic")
     assert experiment.codec.like.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "kind", [Improvement, Interpolate, Compare, Landscape, Cluster], ids=lambda kind: kind.__name__
+)
+def test_a_feature_map_that_cannot_be_made_is_told_before_anything_is_written(kind, tmp_path):
+    features = FeatureOptions(kind="module", class_path="nowhere.Module")
+    options = {Compare: {"models": {"a": {}, "b": {}}}, Improvement: {"pairs": "prior"}}
+    with pytest.raises((ValueError, ImportError), match="nowhere"):
+        kind(out=tmp_path / "run", features=features, **options.get(kind, {})).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_the_data_need_no_model(tmp_path, capsys):
+    missing = ModelOptions("missing.safetensors")
+    run = Sample(out=tmp_path, source="data", model=missing, data=FEW, n_samples=4).run()
+    assert run.arrays["samples"].shape == (4, 1, 8, 8)
+    assert f"4 images in {tmp_path / 'images'}" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
+        Sample(out=tmp_path, model=missing, overwrite=True).run()
 
 
 def test_max_rows_changes_no_results(tmp_path, capsys):

@@ -12,7 +12,7 @@ from rounding import assert_same_pairs
 from torch import nn
 
 import geolatent as gl
-from geolatent.lab.compare import compare_models
+from geolatent.lab.compare import Compare
 from geolatent.lab.config import (
     FeatureOptions,
     InitialOptions,
@@ -21,24 +21,20 @@ from geolatent.lab.config import (
 )
 from geolatent.lab.data import DataOptions
 from geolatent.lab.experiment import as_option
-from geolatent.lab.improvement import choose_pairs, improvement_cases
-from geolatent.lab.interpolate import (
-    classes,
-    interpolate_pairs,
-    measure_along,
-    measure_slerp,
-    prior_densities,
-)
-from geolatent.lab.landscape import measure_landscape
+from geolatent.lab.improvement import Improvement, improvement_cases
+from geolatent.lab.interpolate import Interpolate
+from geolatent.lab.landscape import measure_grid, measure_plane
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import (
     alignment,
-    class_crossings,
+    alignment_with,
+    class_counts,
     classes_along,
-    classes_visited,
     correlation_matrices,
     data_distance,
-    prior_density,
+    measure_along,
+    measure_slerp,
+    prior_densities,
 )
 from geolatent.lab.pairs import (
     Case,
@@ -60,7 +56,7 @@ from geolatent.lab.setup import (
     make_model,
 )
 from geolatent.lab.summary import statistics, summarise
-from geolatent.models import RBFPrecision
+from geolatent.models import RBFPrecision, save_model
 
 COARSE = gl.PreconditionedSolver(max_control_points=11)
 
@@ -167,10 +163,26 @@ def test_pairs_of_a_file(tmp_path):
         read_pairs(tmp_path / "missing.npz", 3)
 
 
-@pytest.mark.parametrize("source", ["prior", "encoded"])
-def test_a_file_of_codes_is_for_codes_alone(digits, source):
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        Interpolate(pairs="prior", codes="pairs.npz"),
+        Interpolate(codes="pairs.npz"),
+        Interpolate(pairs="codes"),
+        Improvement(codes="pairs.npz"),
+    ],
+)
+def test_a_file_of_codes_is_for_codes_alone(experiment):
     with pytest.raises(ValueError, match="`codes` should be the path of a file"):
-        choose_pairs(source, 2, digits[0], Dataset(DataOptions()), codes="pairs.npz")
+        experiment.check()
+
+
+def test_named_pairs_are_the_same_pairs():
+    pairs = worst_case_pairs(constant_metric(1.0, 2.0), 3, 2, [0.5])[0]
+    named = pairs.named("metric", "plain")
+    assert named.columns == {"metric": ["plain"] * 3, "step": [0.5] * 3}
+    assert torch.equal(named.start, pairs.start)
+    assert torch.equal(named.end, pairs.end)
 
 
 def test_shards_hold_all_pairs_and_equal_one_shard(digits):
@@ -312,7 +324,22 @@ def test_classes_along_a_curve(digits):
     middle = line(torch.tensor([0.0, 1.0]))
     ends = features(model.images(middle.flatten(0, 1))).argmax(1).reshape(3, 2)
     assert torch.equal(classes[:, [0, -1]], ends)
-    assert bool((class_crossings(classes) >= classes_visited(classes) - 1).all())
+    counts = class_counts(classes)
+    assert bool((counts["crossings"] >= counts["classes"] - 1).all())
+
+
+@pytest.mark.parametrize("with_slerp", [False, True])
+def test_quantities_are_measured_along_every_curve(with_slerp):
+    metric = constant_metric(4.0, 1.0)
+    pairs = prior_pairs(3, 2, like=torch.empty(0, dtype=torch.float64))
+    line = gl.CubicBSpline.straight(pairs.start, pairs.end)
+    measure = measure_along([alignment_with(metric), prior_densities], with_slerp=with_slerp)
+    found = measure(line, line.reverse())
+    names = ["alignment", "log_density", "lowest_log_density"]
+    prefixes = ["straight_", *(["slerp_"] if with_slerp else []), ""]
+    assert list(found) == [prefix + name for prefix in prefixes for name in names]
+    for name in names:
+        torch.testing.assert_close(found[name], found[f"straight_{name}"])
 
 
 def test_correlations_of_equal_and_opposite_images():
@@ -348,42 +375,42 @@ def test_improvement_is_positive_and_grows_with_the_step(digits):
     assert 0 < means[0] < means[1]
 
 
-def test_a_model_compared_with_itself_is_equal(digits):
-    model, images, labels = digits
-    rows = draw_images(3, len(images))
-    models = {"one": model, "two": model}
-    metrics = {name: model.metric() for name in models}
-    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=1e-3)
-    one, two = (batch.where("model", name) for name in models)
+def compared(models, n_pairs, **options):
+    """Solve pairs in several models, and return those of each."""
+    straight = InitialOptions("straight")
+    experiment = Compare(models=models, n_pairs=n_pairs, solver=COARSE, initial=straight, **options)
+    experiment.check()
+    (batch,) = experiment.shards()
+    return [batch.where("model", name) for name in models]
+
+
+def test_a_model_compared_with_itself_is_equal():
+    one, two = compared({"one": {}, "two": {}}, 3, threshold=1e-3)
     for name in ("relative_improvement", "length", "start", "end"):
         np.testing.assert_allclose(one.column(name), two.column(name), rtol=1e-4, atol=1e-4)
     assert one.column("comparable").all()
 
 
 def test_every_model_encodes_the_pairs_itself(digits):
-    model, images, labels = digits
-    other = LatentModel(Reversed().eval())
-    rows = draw_images(3, len(images))
-    models = {"one": model, "other": other}
-    metrics = {name: each.metric() for name, each in models.items()}
-    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE)
-    one, two = (batch.where("model", name) for name in models)
+    model, images, _ = digits
+    # `model` is what the models have in common
+    common = ModelOptions(class_path=f"{Reversed.__module__}.Reversed")
+    one, two = compared({"one": {"class_path": None}, "other": {}}, 3, model=common)
     np.testing.assert_array_equal(one.column("start_image"), two.column("start_image"))
+    with torch.no_grad():
+        expected = model.module.encode(images[one.column("start_image").tolist()])[0]
+    np.testing.assert_allclose(one.column("start"), expected.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.column("start"), two.column("start")[:, ::-1], rtol=1e-6)
     # the same decoder in other coordinates: the same lengths
     np.testing.assert_allclose(one.column("length"), two.column("length"), rtol=1e-3)
 
 
-def test_models_of_different_dimensions_are_comparable(digits):
-    model, images, labels = digits
+def test_models_of_different_dimensions_are_comparable(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        other = LatentModel(gl.models.MLPVAE(latent_dim=3).eval().requires_grad_(False))
-    rows = draw_images(4, len(images))
-    models = {"one": model, "other": other}
-    metrics = {name: each.metric() for name, each in models.items()}
-    (batch,) = compare_models(models, metrics, images, labels, rows, solver=COARSE, threshold=0.03)
-    one, two = (batch.where("model", name) for name in models)
+        other = save_model(gl.models.MLPVAE(latent_dim=3), tmp_path / "model")
+    models = {"one": {}, "other": {"checkpoint": str(other)}}
+    one, two = compared(models, 4, threshold=0.03)
     assert (one.curve.dim, two.curve.dim) == (2, 3)
     for part in (one, two):
         ends = part.curve.control_points[:, [0, -1]].numpy()
@@ -394,29 +421,39 @@ def test_models_of_different_dimensions_are_comparable(digits):
     np.testing.assert_array_equal(one.column("comparable"), gap <= 0.03)
 
 
+@pytest.mark.parametrize(("kind", "n_metrics"), [("none", 1), ("logistic", 2)])
+def test_a_cost_counts_the_pairs_of_every_metric(kind, n_metrics):
+    experiment = Interpolate(n_pairs=7, features=FeatureOptions(kind=kind))
+    cost = experiment.cost(experiment.codec)
+    assert cost.n_geodesics == 7 * n_metrics
+    # each has a graph of its own
+    assert cost.rows == 256**2 * n_metrics
+    assert len(experiment.metrics) == n_metrics
+
+
 def test_logistic_features_cross_no_more_classes(digits):
     model, images, labels = digits
     features, accuracy = make_features(
         FeatureOptions(kind="logistic"), Dataset(DataOptions()), model.like
     )
     assert accuracy > 0.85
-    metrics = {"plain": model.metric(), "logistic": model.metric(None, features)}
     pairs = encoded_pairs(model, images, labels, draw_images(4, len(images)))
-    measure = [measure_along([classes(model, features)])]
-    cases = interpolate_pairs(metrics, pairs, measures=dict.fromkeys(metrics, measure))
+    measures = [measure_along([lambda c: class_counts(classes_along(model, features, c))])]
+    metrics = (model.metric(), model.metric(None, features))
     solver = gl.PreconditionedSolver(tolerance=1e-2, max_control_points=11)
-    (batch,) = Shards(cases, solver, length_tolerance=1e-2)
-    crossings = {name: batch.where("metric", name).column("crossings") for name in metrics}
-    assert crossings["logistic"].mean() <= crossings["plain"].mean()
+    plain, logistic = (
+        SolvedPairs.join(list(Shards([Case(metric, pairs, None, measures)], solver, 1e-2)))
+        for metric in metrics
+    )
+    assert logistic.column("crossings").mean() <= plain.column("crossings").mean()
 
 
 def test_straight_slerp_and_geodesic_side_by_side():
     """In 100 dimensions straight lines leave the shell of the prior, slerp stays on it."""
     metric = gl.PullbackMetric(lambda z: 3.0 * z)
     pairs = prior_pairs(5, 100)
-    measures = {"geodesic": [measure_slerp(metric), measure_along([prior_densities])]}
-    cases = interpolate_pairs({"geodesic": metric}, pairs, measures=measures)
-    (batch,) = Shards(cases, COARSE)
+    measures = [measure_slerp(metric), measure_along([prior_densities])]
+    (batch,) = Shards([Case(metric, pairs, None, measures)], COARSE)
     # a flat metric: the geodesic is the straight line, and slerp a longer way round
     arc = gl.slerp(pairs.start, pairs.end, torch.linspace(0, 1, 2001)).diff(dim=1).norm(dim=2)
     np.testing.assert_allclose(batch.column("slerp_length"), 3 * arc.sum(1), rtol=1e-3)
@@ -431,7 +468,7 @@ def test_straight_slerp_and_geodesic_side_by_side():
 
 def test_prior_density_along_curves():
     line = gl.CubicBSpline.straight(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 1.0]))
-    mean, lowest = prior_density(line, n_points=2000)
+    mean, lowest = prior_densities(line, n_points=2000).values()
     # the mean of (x^2 + 1) / 2 for x from 0 to 2
     assert float(mean) == pytest.approx(-math.log(2 * math.pi) - (4 / 3 + 1) / 2, abs=1e-6)
     assert float(lowest) == pytest.approx(-math.log(2 * math.pi) - 5 / 2, abs=2e-3)
@@ -458,10 +495,10 @@ def test_geodesics_of_the_gaussian_metric_stay_near_the_data():
 
 def test_landscape_of_the_sphere():
     low, high = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
-    found = measure_landscape(gl.PullbackMetric(sphere), low.double(), high.double(), 5)
-    square = found.first[None] ** 2 + found.second[:, None] ** 2
-    torch.testing.assert_close(found.magnification, 4.0 / (1.0 + square) ** 2)
-    torch.testing.assert_close(found.condition, torch.ones(5, 5, dtype=torch.float64))
+    found = measure_grid(gl.PullbackMetric(sphere), low.double(), high.double(), 5)
+    square = found["first"][None] ** 2 + found["second"][:, None] ** 2
+    torch.testing.assert_close(found["magnification"], 4.0 / (1.0 + square) ** 2)
+    torch.testing.assert_close(found["condition"], torch.ones(5, 5, dtype=torch.float64))
 
 
 def test_landscape_follows_the_axes():
@@ -469,14 +506,30 @@ def test_landscape_follows_the_axes():
         lambda z: torch.diag_embed(torch.stack([1.0 + 0 * z[:, 0], z[:, 1] ** 2], dim=1)), dim=2
     )
     low, high = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 4.0])
-    found = measure_landscape(metric, low, high, 3)
-    torch.testing.assert_close(found.stretch[:, 0].float(), torch.tensor([2.0, 3.0, 4.0]))
-    torch.testing.assert_close(found.condition[:, 1].float(), torch.tensor([4.0, 9.0, 16.0]))
-    torch.testing.assert_close(found.direction[..., 1].abs().float(), torch.ones(3, 3))
+    found = measure_grid(metric, low, high, 3)
+    torch.testing.assert_close(found["stretch"][:, 0].float(), torch.tensor([2.0, 3.0, 4.0]))
+    torch.testing.assert_close(found["condition"][:, 1].float(), torch.tensor([4.0, 9.0, 16.0]))
+    torch.testing.assert_close(found["direction"][..., 1].abs().float(), torch.ones(3, 3))
     with pytest.raises(ValueError, match="`high` should be above `low`"):
-        measure_landscape(metric, high, low)
+        measure_grid(metric, high, low)
     with pytest.raises(ValueError, match=r"`low` should be a tensor of shape \(2,\)"):
-        measure_landscape(metric, torch.zeros(3), torch.ones(3))
+        measure_grid(metric, torch.zeros(3), torch.ones(3))
+
+
+def test_a_singular_or_unknown_metric_in_the_plane():
+    metric = gl.TensorMetric(
+        lambda z: torch.diag_embed(torch.stack([0 * z[:, 0], z[:, 1]], dim=1)), dim=2
+    )
+    codes = torch.tensor([[0.0, 4.0], [0.0, math.nan]])
+    singular, unknown = (
+        {name: value[row].tolist() for name, value in measure_plane(metric, codes).items()}
+        for row in (0, 1)
+    )
+    precision = torch.finfo(torch.float32).eps
+    assert singular["condition"] == pytest.approx(1 / precision)
+    assert singular["magnification"] == pytest.approx(4.0 * precision**0.5)
+    assert singular["stretch"] == 2.0
+    assert all(np.isnan(value).all() for value in unknown.values())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -66,6 +66,15 @@ def progress_bar(console: Console) -> Progress:
 
 
 @contextmanager
+def working(console: Console, what: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar while some work lasts; what is yielded may be told the share that is done."""
+    with progress_bar(console) as progress:
+        task = progress.add_task(what, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
+        progress.update(task, completed=1.0)
+
+
+@contextmanager
 def work_progress(
     console: Console, what: str, total: int, found: int = 0, interval: float = 10.0
 ) -> Iterator[Callable[[float], None]]:

@@ -42,7 +42,7 @@ def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
     if not (experiment.out / LOCK).exists():
         check_folder(experiment.command, config, resumes=experiment.resumes)
     experiment.check()
-    costs = {name: experiment.cost(model) for name, model in experiment.models.items()}
+    costs = {name: experiment.cost(model) for name, model in experiment.codecs.items()}
     print_plan(
         experiment.command,
         experiment.options,
@@ -86,7 +86,7 @@ def _plan(experiment: Experiment, n_geodesics: int) -> dict[str, str]:
         "Output": output(experiment.out, overwrite=experiment.overwrite),
         "Device": str(experiment.place),
     }
-    for name, model in experiment.models.items():
+    for name, model in experiment.codecs.items():
         found[f"Model {name}"] = f"{type(model.module).__name__}, {model.dim} latent dimensions"
     if experiment.dataset.loaded:
         images = len(experiment.dataset.chosen[0])
@@ -118,6 +118,6 @@ def _total(experiment: Experiment, costs: Mapping[str, Cost]) -> tuple[float, fl
     for name, cost in costs.items():
         solved = cost.n_geodesics * cost.rows_each
         rows += solved + cost.rows
-        each = seconds_a_row(experiment.models[name])
+        each = seconds_a_row(experiment.codecs[name])
         seconds += (solved + cost.rows) * each + _OVERHEAD * solved + cost.seconds
     return rows, seconds

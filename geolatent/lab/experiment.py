@@ -102,7 +102,7 @@ class Experiment(ABC):
     def check(self) -> None:
         """Raise where the options, the model or the data do not allow the work."""
         check_formats(self.format)
-        _ = self.place, self.models
+        _ = self.place, self.codecs
 
     def prepare(self) -> None:  # noqa: B027
         """Make what may fail, before anything is written."""
@@ -142,14 +142,14 @@ class Experiment(ABC):
         return make_device(self.device)
 
     @cached_property
-    def models(self) -> Mapping[str, LatentModel]:
-        """The models by name, of which there may be several."""
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The models by name, of which there may be several, or none."""
         return {"model": make_model(self.model, self.dtype, self.place)}
 
     @property
     def codec(self) -> LatentModel:
         """The first model, or the only one."""
-        return next(iter(self.models.values()))
+        return next(iter(self.codecs.values()))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -208,6 +208,10 @@ class MetricExperiment(Experiment):
         if self.max_rows is not None:
             check_integer("max_rows", self.max_rows)
         super().check()
+
+    def prepare(self) -> None:
+        """Make the metric, and with it the feature map."""
+        _ = self.pulled_back
 
     @cached_property
     def features_made(self) -> tuple[nn.Module | None, float | None]:

@@ -2,55 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor
 
 from geolatent.checks import requirement
-from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
+from geolatent.lab.config import PairSource
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import ALIGNED, alignment
-from geolatent.lab.pairs import (
-    Case,
-    Measure,
-    Pairs,
-    check_room,
-    draw_images,
-    encoded_pairs,
-    prior_pairs,
-    read_pairs,
-    worst_case_pairs,
-)
-from geolatent.lab.pairs_experiment import PairsExperiment
+from geolatent.lab.measures import ALIGNED, alignment_with, measure_along
+from geolatent.lab.pairs import Case, Pairs, check_room, worst_case_pairs
+from geolatent.lab.pairs_experiment import SourceExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
 from geolatent.lab.results import Run, SolvedPairs
-from geolatent.lab.setup import Dataset
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
 
 DEFAULT_STEPS = (1.0, 2.0, 4.0)
 ALIGNMENTS = ("straight_alignment", "alignment")
-
-
-def measure_alignment(metric: Metric) -> Measure:
-    """Return the measure that adds the columns ``straight_alignment`` and ``alignment``."""
-
-    def measure(line: CubicBSpline, curve: CubicBSpline) -> Mapping[str, Tensor]:
-        both = (alignment(metric, one) for one in (line, curve))
-        return dict(zip(ALIGNMENTS, both, strict=True))
-
-    return measure
 
 
 def improvement_cases(
@@ -94,48 +71,9 @@ def improvement_cases(
     >>> solved.column("step").tolist(), bool((solved.column("relative_improvement") >= 0).all())
     ([1.0, 1.0, 2.0, 2.0], True)
     """
-    measures = [measure_alignment(metric)] if with_alignment else []
+    measures = [measure_along([alignment_with(metric)], with_slerp=False)]
+    measures = measures if with_alignment else []
     return [Case(metric, pairs, initial, measures) for pairs in groups]
-
-
-def check_source(source: str, steps: Sequence[float] | None, codes: Path | None) -> None:
-    """Raise where steps or a file are given for pairs that have none, or a file lacks.
-
-    Raises
-    ------
-    ValueError
-        If so.
-    """
-    if steps is not None and source != "worst":
-        raise ValueError(requirement("steps", "None where `pairs` is not 'worst'", steps))
-    if (source == "codes") == (codes is None):
-        required = "the path of a file where `pairs` is 'codes', and only there"
-        raise ValueError(requirement("codes", required, codes))
-
-
-def choose_pairs(
-    source: str,
-    n_pairs: int,
-    model: LatentModel,
-    dataset: Dataset,
-    *,
-    codes: Path | None = None,
-    seed: int = 0,
-) -> Pairs:
-    """Return pairs of the prior, of encoded images or of a file.
-
-    Raises
-    ------
-    ValueError
-        If ``codes`` is given without the source "codes", or lacks with it.
-    """
-    check_source(source, None, codes)
-    if codes is not None:
-        return read_pairs(codes, model.dim, model.like)[:n_pairs]
-    if source == "prior":
-        return prior_pairs(n_pairs, model.dim, seed=seed, like=model.like)
-    images, labels = dataset.chosen
-    return encoded_pairs(model, images, labels, draw_images(n_pairs, len(images), seed))
 
 
 def by_step(solved: SolvedPairs) -> dict[str, SolvedPairs]:
@@ -147,7 +85,7 @@ def by_step(solved: SolvedPairs) -> dict[str, SolvedPairs]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Improvement(PairsExperiment):
+class Improvement(SourceExperiment):
     """Measure how much shorter than straight lines geodesics are, over many pairs of codes.
 
     By default the worst case of Michelis and Becker (2021), algorithm 1: steps of several sizes
@@ -163,9 +101,6 @@ class Improvement(PairsExperiment):
         Number of pairs, for each step size; at most so many of a file.
     steps
         Step sizes in latent units, for "worst"; 1, 2 and 4 where none are given.
-    codes
-        File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors, .pt or
-        .pth, or an .npy file of shape (B, 2, d).
     data
         The images, for "encoded"; their training split serves logistic features and graphs.
     alignment
@@ -173,23 +108,18 @@ class Improvement(PairsExperiment):
     """
 
     out: Path = Path("runs/improvement")
-    pairs: Literal["worst", "prior", "encoded", "codes"] = "worst"
+    pairs: PairSource = "worst"
     steps: tuple[float, ...] | None = None
-    codes: Path | None = None
     alignment: bool = True
 
     def check(self) -> None:
         """Raise where the pairs cannot be had."""
-        check_source(self.pairs, self.steps, self.codes)
+        if self.steps is not None and self.pairs != "worst":
+            required = "None where `pairs` is not 'worst'"
+            raise ValueError(requirement("steps", required, self.steps))
         super().check()
-        if self.pairs == "encoded":
-            draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
-        elif self.pairs != "codes":
+        if self.pairs == "worst":
             check_room(self.n_pairs, self.codec.dim, len(self.step_sizes))
-
-    def prepare(self) -> None:
-        """Choose the pairs."""
-        _ = self.groups
 
     @property
     def step_sizes(self) -> tuple[float, ...]:
@@ -202,8 +132,7 @@ class Improvement(PairsExperiment):
     def groups(self) -> list[Pairs]:
         """The pairs, one group for each step size."""
         if self.pairs != "worst":
-            source = (self.pairs, self.n_pairs, self.codec, self.dataset)
-            return [choose_pairs(*source, codes=self.codes, seed=self.seed)]
+            return super().groups
         like, dim = self.codec.like, self.codec.dim
         return worst_case_pairs(
             self.pulled_back, self.n_pairs, dim, self.step_sizes, seed=self.seed, like=like

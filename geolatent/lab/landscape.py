@@ -2,73 +2,87 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
 from geolatent.lab import plotting
-from geolatent.lab.config import (
-    DataOptions,
-    FeatureOptions,
-    Formats,
-    MetricOptions,
-    ModelOptions,
-    check_formats,
-)
+from geolatent.lab.costs import JVP, Cost
+from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
+from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
-from geolatent.lab.printing import (
-    make_console,
-    make_table,
-    number,
-    print_files,
-    progress_bar,
-)
+from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.results import Run, RunFolder
-from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
+_NAMES = {
+    "magnification": plotting.MAGNIFICATION,
+    "condition": "condition number",
+    "stretch": "largest stretch (output units per latent unit)",
+}
 
-@dataclass(frozen=True)
-class Landscape:
-    """A metric on a regular grid of the plane.
 
-    Attributes
+def measure_plane(metric: Metric, codes: Tensor) -> dict[str, Tensor]:
+    """Measure a metric of two dimensions at codes.
+
+    Parameters
     ----------
-    first, second
-        Values of z_1 (columns) and z_2 (rows) of the grid, (R,) each.
-    magnification
-        Magnification factor sqrt(det G), in output units^2 per latent unit^2, (R, R).
-    condition
-        Condition number l_2 / l_1 of G, (R, R).
-    direction
-        Unit eigenvector of the largest eigenvalue, its first component not negative, (R, R, 2).
-    stretch
-        sqrt(l_2), in output units per latent unit in that direction, (R, R).
+    metric
+        The metric G, with the eigenvalues l_1 <= l_2. An l_1 below l_2 times the dtype's precision
+        counts as that.
+    codes
+        Shape (n, 2).
+
+    Returns
+    -------
+    dict
+        In float64, on the CPU, NaN where G is not finite: ``magnification``, the magnification
+        factor sqrt(det G), in output units^2 per latent unit^2, (n,); ``condition``, the condition
+        number l_2 / l_1, (n,); ``stretch``, sqrt(l_2), in output units per latent unit, (n,); and
+        ``direction``, the unit eigenvector of l_2, its first component not negative, (n, 2).
+
+    Examples
+    --------
+    >>> from geolatent import TensorMetric
+    >>> metric = TensorMetric(lambda z: torch.diag(torch.tensor([1.0, 9.0])).expand(
+    ...     len(z), 2, 2), dim=2)
+    >>> found = measure_plane(metric, torch.zeros(1, 2))
+    >>> found["magnification"].item(), found["condition"].item(), found["stretch"].item()
+    (3.0, 9.0, 3.0)
     """
+    metric.check("codes", codes[:1])
+    tensors = Rows.of(metric, codes).tensor(codes).double().cpu()
+    finite = torch.isfinite(tensors).flatten(1).all(1)
+    tensors = torch.where(finite[:, None, None], tensors, torch.eye(2, dtype=tensors.dtype))
+    values, vectors = torch.linalg.eigh(tensors)
+    # rounding must not make the smaller eigenvalue negative
+    largest = values[:, 1]
+    smallest = torch.maximum(values[:, 0], torch.finfo(codes.dtype).eps * largest)
+    direction = vectors[:, :, 1]
+    found = {
+        "magnification": (smallest * largest).clamp_min(0.0).sqrt(),
+        "condition": largest / smallest,
+        "stretch": largest.clamp_min(0.0).sqrt(),
+        "direction": torch.where(direction[:, :1] < 0, -direction, direction),
+    }
+    unknown = ~finite
+    for value in found.values():
+        value[unknown] = torch.nan
+    return found
 
-    first: Tensor
-    second: Tensor
-    magnification: Tensor
-    condition: Tensor
-    direction: Tensor
-    stretch: Tensor
 
-
-def measure_landscape(
-    metric: Metric,
-    low: Tensor,
-    high: Tensor,
-    resolution: int = 101,
-) -> Landscape:
-    """Evaluate a metric on a regular grid of the plane.
+def measure_grid(
+    metric: Metric, low: Tensor, high: Tensor, resolution: int = 101
+) -> dict[str, Tensor]:
+    """Measure a metric on a regular grid of the plane.
 
     Parameters
     ----------
@@ -81,22 +95,14 @@ def measure_landscape(
 
     Returns
     -------
-    Landscape
-        In float64. Where G is not finite, NaN.
+    dict
+        ``first`` and ``second``, the values of z_1 (columns) and z_2 (rows) of the grid, (R,) each,
+        and what `measure_plane` gives, (R, R, ...); in float64.
 
     Raises
     ------
     ValueError
         If the corners are not in order or not of the plane.
-
-    Examples
-    --------
-    >>> from geolatent import TensorMetric
-    >>> metric = TensorMetric(lambda z: torch.diag(torch.tensor([1.0, 9.0])).expand(
-    ...     len(z), 2, 2), dim=2)
-    >>> found = measure_landscape(metric, torch.zeros(2), torch.ones(2), resolution=2)
-    >>> found.magnification[0, 0].item(), found.condition[0, 0].item(), found.stretch[0, 0].item()
-    (3.0, 9.0, 3.0)
     """
     check_integer("resolution", resolution, minimum=2)
     for name, corner in (("low", low), ("high", high)):
@@ -111,169 +117,112 @@ def measure_landscape(
     )
     rows, columns = torch.meshgrid(second, first, indexing="ij")
     grid = torch.stack([columns.flatten(), rows.flatten()], dim=1).to(low)
-    metric.check("low", grid[:1])
-    tensors = Rows.of(metric, grid).tensor(grid).double().cpu()
-    finite = torch.isfinite(tensors).flatten(1).all(1)
-    tensors = torch.where(finite[:, None, None], tensors, torch.eye(2, dtype=tensors.dtype))
-    values, vectors = torch.linalg.eigh(tensors)
-    # rounding must not make the smaller eigenvalue negative
-    precision = torch.finfo(low.dtype).eps
-    smallest = torch.maximum(values[:, 0], precision * values[:, 1])
-    direction = vectors[:, :, 1]
-    direction = torch.where(direction[:, :1] < 0, -direction, direction)
-
-    def shaped(value: Tensor) -> Tensor:
-        known = finite if value.ndim == 1 else finite[:, None]
-        value = torch.where(known, value, torch.nan)
-        return value.reshape(resolution, resolution, *value.shape[1:])
-
-    return Landscape(
-        first=first,
-        second=second,
-        magnification=shaped((smallest * values[:, 1]).clamp_min(0.0).sqrt()),
-        condition=shaped(values[:, 1] / smallest),
-        direction=shaped(direction),
-        stretch=shaped(values[:, 1].clamp_min(0.0).sqrt()),
-    )
+    measured = measure_plane(metric, grid).items()
+    shaped = {name: value.unflatten(0, (resolution, resolution)) for name, value in measured}
+    return {"first": first, "second": second, **shaped}
 
 
-def landscape(
-    out: Path = Path("runs/landscape"),
-    model: ModelOptions = ModelOptions(),
-    data: DataOptions = DataOptions(split="test"),
-    metric: MetricOptions = MetricOptions(),
-    features: FeatureOptions = FeatureOptions(),
-    resolution: int = 151,
-    margin: float = 1.0,
-    max_rows: int | None = None,
-    seed: int = 0,
-    dtype: Literal["float32", "float64"] = "float32",
-    device: str = "auto",
-    overwrite: bool = False,
-    format: Formats = "png",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Landscape(MetricExperiment):
     """Draw the metric of a model with a 2-d latent space, with the data.
 
     Three maps: the magnification factor sqrt(det G), the condition number, and the direction in
     which the decoder stretches most.
 
-    Parameters
+    Attributes
     ----------
-    out
-        Folder for the results; it is made where it does not exist.
     model
         The model; its latent space is to have two dimensions.
     data
         The images whose codes are drawn.
-    metric
-        How the decoder becomes a metric.
-    features
-        A feature map in whose output lengths are measured.
     resolution
         Points of the grid along each axis.
     margin
         Latent units between the outermost codes and the edge of the grid.
-    max_rows
-        Largest number of rows sent through the decoder at once.
     seed
         Seed of the random signs of Hutchinson's estimate.
-    dtype
-        Floating-point type of model and codes.
-    device
-        "auto", "cpu", "cuda" or another device of torch.
-    overwrite
-        Replace the results of an earlier run in the folder.
-    format
-        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
-    config = dict(locals())  # the options alone, as they are written to config.yaml
-    check_integer("resolution", resolution, minimum=2)
-    # tensors, eigenvalues, eigenvectors and the grid itself, in float64
-    check_memory("resolution", resolution, 16 * 8 * resolution**2)
-    began = time.perf_counter()
-    check_formats(format)
-    check_number("margin", margin, at_least=0.0)
-    RunFolder.check(out, overwrite=overwrite)
-    place = make_device(device)
-    codec = make_model(model, dtype, place)
-    if codec.dim != 2:
-        required = "a model with two latent dimensions, which can be drawn"
-        raise ValueError(requirement("model", required, f"one with {codec.dim}"))
-    dataset = Dataset(data)
-    images, labels = dataset.chosen
-    codes = codec.encode(images)
-    feature_map, accuracy = make_features(features, dataset, codec.like)
-    pulled_back = codec.metric(metric, feature_map, seed).limited(max_rows)
-    folder = RunFolder.create(
-        out, "landscape", config, seed=seed, device=place, overwrite=overwrite
-    )
-    console = make_console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"{resolution**2:,} metric tensors", total=1.0)
-        found = measure_landscape(
-            pulled_back, codes.amin(0) - margin, codes.amax(0) + margin, resolution
+
+    out: Path = Path("runs/landscape")
+    resolution: int = 151
+    margin: float = 1.0
+
+    def check(self) -> None:
+        """Raise where there is no plane to draw, or no room for its grid."""
+        check_integer("resolution", self.resolution, minimum=2)
+        # tensors, eigenvalues, eigenvectors and the grid itself, in float64
+        check_memory("resolution", self.resolution, 16 * 8 * self.resolution**2)
+        check_number("margin", self.margin, at_least=0.0)
+        super().check()
+        if self.codec.dim != 2:
+            required = "a model with two latent dimensions, which can be drawn"
+            raise ValueError(requirement("model", required, f"one with {self.codec.dim}"))
+        _ = self.dataset.chosen
+
+    def prepare(self) -> None:
+        """Encode the images."""
+        super().prepare()
+        _ = self.codes
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Codes of the images, (n, 2)."""
+        return self.codec.encode(self.dataset.chosen[0])
+
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
+        """Measure the metric on the grid and at the codes."""
+        codes, labels = self.codes, self.dataset.chosen[1]
+        low, high = codes.amin(0) - self.margin, codes.amax(0) + self.margin
+        with working(console, f"{self.resolution**2:,} metric tensors"):
+            grid = measure_grid(self.pulled_back, low, high, self.resolution)
+            data = measure_plane(self.pulled_back, codes)
+        maps = {
+            name: {
+                "on_the_grid": statistics(grid[name].flatten()),
+                "at_the_data": statistics(data[name]),
+            }
+            for name in _NAMES
+        }
+        arrays = {
+            **{name: value if value.ndim == 1 else value.float() for name, value in grid.items()},
+            "codes": codes.float(),
+            "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
+        }
+        return {"maps": maps, "classifier_accuracy": self.features_made[1]}, arrays
+
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Print a table of the maps."""
+        table = make_table(
+            "The metric on the grid and at the codes of the data",
+            ["\nquantity", "grid\nmedian", "grid\nmax", "data\nmedian", "data\nmax"],
         )
-        at_data = Rows.of(pulled_back, codes).tensor(codes)
-        progress.update(task, completed=1.0)
-    values = torch.linalg.eigvalsh(at_data.double())
-    maps = {
-        "magnification": (found.magnification, values.clamp_min(0.0).prod(1).sqrt()),
-        "condition": (found.condition, values[:, 1] / values[:, 0].clamp_min(1e-12)),
-        "stretch": (found.stretch, values[:, 1].clamp_min(0.0).sqrt()),
-    }
-    summary = {
-        "maps": {
-            name: {"on_the_grid": statistics(grid.flatten()), "at_the_data": statistics(data.cpu())}
-            for name, (grid, data) in maps.items()
-        },
-        "classifier_accuracy": accuracy,
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    arrays = {
-        "first": found.first,
-        "second": found.second,
-        "magnification": found.magnification.float(),
-        "condition": found.condition.float(),
-        "direction": found.direction.float(),
-        "stretch": found.stretch.float(),
-        "codes": codes.float(),
-        "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
-    }
-    run = folder.finish(summary, arrays)
-    table = make_table(
-        "The metric on the grid and at the codes of the data",
-        ["\nquantity", "grid\nmedian", "grid\nmax", "data\nmedian", "data\nmax"],
-    )
-    for name, entry in (run.summary or {})["maps"].items():
-        grid, at = entry["on_the_grid"], entry["at_the_data"]
-        numbers = (grid["median"], grid["max"], at["median"], at["max"])
-        table.add_row(
-            _NAMES[name].replace(" (", "\n("), *(number(value, ".3g") for value in numbers)
-        )
-    console.print(table)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
+        for name, entry in summary["maps"].items():
+            numbers = (
+                number(entry[place][key], ".3g")
+                for place in ("on_the_grid", "at_the_data")
+                for key in ("median", "max")
+            )
+            table.add_row(_NAMES[name].replace(" (", "\n("), *numbers)
+        console.print(table)
 
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what the grid costs."""
+        return Cost(rows=self.resolution**2 * model.dim * JVP)
 
-_NAMES = {
-    "magnification": plotting.MAGNIFICATION,
-    "condition": "condition number",
-    "stretch": "largest stretch (output units per latent unit)",
-}
-
-
-def figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures of a run from what it stored."""
-    if not run.arrays:
-        return {}
-    arrays = {name: value.astype(float) for name, value in run.arrays.items() if name != "labels"}
-    return {
-        "landscape": plotting.landscape_maps(
-            (arrays["first"], arrays["second"]),
-            arrays["magnification"],
-            arrays["condition"],
-            arrays["direction"],
-            arrays["stretch"],
-            arrays["codes"],
-            run.arrays["labels"],
-        )
-    }
+    @staticmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+        if not run.arrays:
+            return {}
+        arrays = {name: value.astype(float) for name, value in run.arrays.items()}
+        return {
+            "landscape": plotting.landscape_maps(
+                (arrays["first"], arrays["second"]),
+                arrays["magnification"],
+                arrays["condition"],
+                arrays["direction"],
+                arrays["stretch"],
+                arrays["codes"],
+                run.arrays["labels"],
+            )
+        }

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.interpolations import log_prior
+from geolatent.interpolations import log_prior, slerp_curve
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import Measure
+from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+
+# curves -> columns of the table, B values each
+Quantity = Callable[[CubicBSpline], Mapping[str, Tensor]]
 
 # points of a curve whose alignment is taken
 ALIGNED = 16
@@ -18,15 +25,59 @@ ALIGNED = 16
 _DISTANCES = 2**24
 
 
-def _midpoints(n: int, curve: CubicBSpline) -> Tensor:
-    """Return the middles of n equal intervals of [0, 1]."""
-    points = curve.control_points
+def slerp_beside(line: CubicBSpline) -> CubicBSpline:
+    """Return `slerp` between the ends of straight lines."""
+    return slerp_curve(line.control_points[:, 0], line.control_points[:, -1])
+
+
+def measure_along(quantities: Sequence[Quantity], *, with_slerp: bool = True) -> Measure:
+    """Return the measure of quantities along the straight lines, `slerp` and the geodesics.
+
+    The columns of a quantity ``name`` are ``straight_name``, ``slerp_name`` and ``name``.
+    """
+
+    def measure(line: CubicBSpline, curve: CubicBSpline) -> Mapping[str, Tensor]:
+        curves = {"straight_": line} | ({"slerp_": slerp_beside(line)} if with_slerp else {})
+        return {
+            prefix + name: value
+            for prefix, one in (curves | {"": curve}).items()
+            for quantity in quantities
+            for name, value in quantity(one).items()
+        }
+
+    return measure
+
+
+def measure_slerp(metric: Metric, length_tolerance: float = 1e-4) -> Measure:
+    """Return the measure that adds the columns ``slerp_length`` and ``slerp_relative_improvement``.
+
+    The improvement is over the straight line, negative where `slerp` is longer.
+    """
+
+    def measure(line: CubicBSpline, _curve: CubicBSpline) -> Mapping[str, Tensor]:
+        rows = Rows.of(metric, line.control_points[:, 0]).counting(line.batch_size)
+        measured = measure_lengths(rows, [line, slerp_beside(line)], tolerance=length_tolerance)
+        straight, length = measured.length
+        improvement = torch.where(straight == 0, 0.0, (straight - length) / straight)
+        return {"slerp_length": length, "slerp_relative_improvement": improvement}
+
+    return measure
+
+
+def _midpoints(n_points: int, curve: CubicBSpline) -> Tensor:
+    """Return the middles of equal intervals of [0, 1]."""
+    n, points = check_integer("n_points", n_points), curve.control_points
     return (torch.arange(n, dtype=points.dtype, device=points.device) + 0.5) / n
 
 
-def _speeds(curve: CubicBSpline, t: Tensor) -> Tensor:
-    """Return |gamma'(t)| in the latent space, (B, T), float64."""
-    return curve.derivative(t).double().norm(dim=2)
+def _along(
+    curve: CubicBSpline, values: Callable[[Tensor], Tensor], n_points: int
+) -> tuple[Tensor, Tensor]:
+    """Return values (B, T) at points (B, T, d) of curves, and their means by length, (B,)."""
+    t = _midpoints(n_points, curve)
+    found = values(curve(t).double())
+    speed = curve.derivative(t).double().norm(dim=2).clamp_min(torch.finfo(torch.float64).tiny)
+    return found, (found * speed).sum(1) / speed.sum(1)
 
 
 def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -> Tensor:
@@ -77,7 +128,7 @@ def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -
     >>> alignment(metric, CubicBSpline.straight(0 * ends, ends)).float()
     tensor([0.0000, 0.5000, 1.0000])
     """
-    t = _midpoints(check_integer("n_points", n_points), curve)
+    t = _midpoints(n_points, curve)
     points = curve(t)
     metric.check("curve", points[0, :1])
     tensors = Rows.of(metric, points[0]).tensor(points).double()
@@ -97,6 +148,11 @@ def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -
     # rounding in the eigenvalues of an isotropic tensor is no preference
     decided = finite & (possible > 1e3 * precision * speed.sum(1))
     return torch.where(decided, followed / possible, torch.nan)
+
+
+def alignment_with(metric: Metric) -> Quantity:
+    """Return the quantity ``alignment`` of a metric."""
+    return lambda curve: {"alignment": alignment(metric, curve)}
 
 
 def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> Tensor:
@@ -121,17 +177,17 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
         Shape (B,), float64; of curves of no length, their distance.
     """
     codes = check_codes("codes", codes, curve.dim).double()
-    t = _midpoints(check_integer("n_points", n_points), curve)
-    points = curve(t).double()
-    rows = max(1, _DISTANCES // len(codes))
-    nearest = torch.cat(
-        [torch.cdist(part, codes).amin(1) for part in points.flatten(0, 1).split(rows)]
-    ).reshape(points.shape[:2])
-    speed = _speeds(curve, t).clamp_min(torch.finfo(torch.float64).tiny)
-    return (nearest * speed).sum(1) / speed.sum(1)
+
+    def nearest(points: Tensor) -> Tensor:
+        parts = points.flatten(0, 1).split(max(1, _DISTANCES // len(codes)))
+        return torch.cat([torch.cdist(part, codes).amin(1) for part in parts]).reshape(
+            points.shape[:2]
+        )
+
+    return _along(curve, nearest, n_points)[1]
 
 
-def prior_density(curve: CubicBSpline, *, n_points: int = 64) -> tuple[Tensor, Tensor]:
+def prior_densities(curve: CubicBSpline, *, n_points: int = 64) -> dict[str, Tensor]:
     r"""Return mean and minimum along curves of the log density of their codes under N(0, I).
 
     The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt.
@@ -145,20 +201,18 @@ def prior_density(curve: CubicBSpline, *, n_points: int = 64) -> tuple[Tensor, T
 
     Returns
     -------
-    tuple of Tensor
-        Shape (B,) each, float64, in nats.
+    dict
+        ``log_density`` and ``lowest_log_density``, shape (B,) each, float64, in nats.
 
     Examples
     --------
     >>> line = CubicBSpline.straight(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]))
-    >>> mean, lowest = prior_density(line)  # -log(2 pi) - x^2 / 2, x from -1 to 1
-    >>> print(f"{float(mean):.2f} {float(lowest):.2f}")
-    -2.00 -2.32
+    >>> found = prior_densities(line)  # -log(2 pi) - x^2 / 2, x from -1 to 1
+    >>> {name: round(float(value), 2) for name, value in found.items()}
+    {'log_density': -2.0, 'lowest_log_density': -2.32}
     """
-    t = _midpoints(check_integer("n_points", n_points), curve)
-    density = log_prior(curve(t).double())
-    speed = _speeds(curve, t).clamp_min(torch.finfo(torch.float64).tiny)
-    return (density * speed).sum(1) / speed.sum(1), density.amin(1)
+    density, mean = _along(curve, log_prior, n_points)
+    return {"log_density": mean, "lowest_log_density": density.amin(1)}
 
 
 def decode_along(model: LatentModel, curve: CubicBSpline, n_points: int) -> Tensor:
@@ -198,27 +252,25 @@ def classes_along(
     return torch.stack(classes)
 
 
-def class_crossings(classes: Tensor) -> Tensor:
-    """Return how often the class changes along curves, (B, T) -> (B,).
+def class_counts(classes: Tensor) -> dict[str, Tensor]:
+    """Return how often the class changes along curves (B, T), and how many different ones it is.
+
+    Returns
+    -------
+    dict
+        ``crossings`` and ``classes``, (B,) each; NaN where a class on the way is not known, -1.
 
     Examples
     --------
-    >>> class_crossings(torch.tensor([[3, 3, 5, 5, 3], [1, 1, 1, 1, 1]]))
-    tensor([2, 0])
+    >>> counts = class_counts(torch.tensor([[3, 3, 5, 5, 3], [1, 1, 1, 1, 1], [1, 1, -1, 2, 2]]))
+    >>> counts["crossings"], counts["classes"]
+    (tensor([2., 0., nan]), tensor([2., 1., nan]))
     """
-    return (classes[:, 1:] != classes[:, :-1]).sum(1)
-
-
-def classes_visited(classes: Tensor) -> Tensor:
-    """Return the number of different classes along curves, (B, T) -> (B,).
-
-    Examples
-    --------
-    >>> classes_visited(torch.tensor([[3, 3, 5, 5, 3], [1, 1, 1, 1, 1]]))
-    tensor([2, 1])
-    """
-    ordered = classes.sort(dim=1).values
-    return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
+    known = (classes >= 0).all(1)
+    changes = {"crossings": classes.diff(dim=1), "classes": classes.sort(dim=1).values.diff(dim=1)}
+    counts = {name: (change != 0).sum(1) for name, change in changes.items()}
+    counts["classes"] += 1
+    return {name: torch.where(known, count, torch.nan) for name, count in counts.items()}
 
 
 def correlation_matrices(images: Tensor) -> Tensor:

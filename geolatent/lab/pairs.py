@@ -54,6 +54,10 @@ class Pairs:
         columns = {name: value[rows] for name, value in self.columns.items()}
         return Pairs(self.start[rows], self.end[rows], columns)
 
+    def named(self, column: str, name: str) -> Pairs:
+        """Return the pairs with a first column that says the same of all of them."""
+        return Pairs(self.start, self.end, {column: [name] * len(self), **self.columns})
+
 
 def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
     """Draw both ends of pairs from the prior, N(0, I).

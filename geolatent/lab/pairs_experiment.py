@@ -5,17 +5,28 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from rich.console import Console
 
-from geolatent.checks import check_integer, check_number
+from geolatent.checks import check_integer, check_number, requirement
 from geolatent.graph import LatentGraph
-from geolatent.lab.config import Executor, InitialOptions, RayOptions
+from geolatent.lab.config import Executor, InitialOptions, PairSource, RayOptions
 from geolatent.lab.costs import Cost, geodesic_rows, graph_rows
 from geolatent.lab.execution import check_executor, run_shards
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.pairs import Case, Pairs, Shards
+from geolatent.lab.pairs import (
+    Case,
+    Pairs,
+    Shards,
+    check_room,
+    draw_images,
+    encoded_pairs,
+    prior_pairs,
+    read_pairs,
+)
 from geolatent.lab.results import RunFolder, SolvedPairs
 from geolatent.lab.setup import initial_kind, make_initial
 from geolatent.metrics.base import Metric
@@ -114,9 +125,9 @@ class PairsExperiment(MetricExperiment):
         solved = folder.join()
         graphs = {id(case.initial): case.initial for case in shards.cases}.values()
         summary = {
-            **self.summarise(solved),
             "graph_rows": sum(graph.forward_rows for graph in graphs if graph is not None),
             "classifier_accuracy": self.features_made[1],
+            **self.summarise(solved),
         }
         return summary, self.arrays(solved)
 
@@ -128,3 +139,51 @@ class PairsExperiment(MetricExperiment):
             rows_each=geodesic_rows(self.solver, model.dim, from_graph=from_graph),
             rows=graph_rows(self.initial, model, self.dataset),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceExperiment(PairsExperiment):
+    """Geodesics between pairs of the prior, of encoded images or of a file.
+
+    Attributes
+    ----------
+    pairs
+        "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes", pairs of a
+        file.
+    n_pairs
+        Number of pairs; at most so many of a file.
+    codes
+        File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors, .pt or
+        .pth, or an .npy file of shape (B, 2, d).
+    """
+
+    pairs: PairSource = "encoded"
+    codes: Path | None = None
+
+    def check(self) -> None:
+        """Raise where the pairs cannot be had."""
+        if (self.pairs == "codes") == (self.codes is None):
+            required = "the path of a file where `pairs` is 'codes', and only there"
+            raise ValueError(requirement("codes", required, self.codes))
+        super().check()
+        if self.pairs == "encoded":
+            draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
+        elif self.pairs != "codes":
+            check_room(self.n_pairs, self.codec.dim)
+
+    def prepare(self) -> None:
+        """Choose the pairs."""
+        super().prepare()
+        _ = self.groups
+
+    @cached_property
+    def groups(self) -> list[Pairs]:
+        """The pairs, in one group or several of equally many."""
+        like, dim = self.codec.like, self.codec.dim
+        if self.codes is not None:
+            return [read_pairs(self.codes, dim, like)[: self.n_pairs]]
+        if self.pairs == "prior":
+            return [prior_pairs(self.n_pairs, dim, seed=self.seed, like=like)]
+        images, labels = self.dataset.chosen
+        rows = draw_images(self.n_pairs, len(images), self.seed)
+        return [encoded_pairs(self.codec, images, labels, rows)]

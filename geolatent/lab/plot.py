@@ -39,12 +39,12 @@ _WIDE = 120
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
     "cluster": cluster.Cluster.figures,
-    "compare": compare.figures,
+    "compare": compare.Compare.figures,
     "distances": distances.figures,
     "improvement": improvement.Improvement.figures,
-    "interpolate": interpolate.figures,
-    "landscape": landscape.figures,
-    "sample": sample.figures,
+    "interpolate": interpolate.Interpolate.figures,
+    "landscape": landscape.Landscape.figures,
+    "sample": sample.Sample.figures,
     "walk": walk.figures,
 }
 

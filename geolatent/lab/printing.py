@@ -19,6 +19,7 @@ from geolatent.lab.console import (
     print_warning,
     progress_bar,
     work_progress,
+    working,
 )
 from geolatent.lab.summary import SURE
 from geolatent.solution import Status
@@ -36,6 +37,7 @@ __all__ = [
     "progress_bar",
     "statistics_table",
     "work_progress",
+    "working",
 ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +13,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.lab import plotting
-from geolatent.lab.config import DataOptions, Formats, ModelOptions, check_formats
+from geolatent.lab.experiment import Arrays, Experiment, Summary
+from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
 from geolatent.lab.pairs import draw_normal
-from geolatent.lab.printing import make_console, print_files, progress_bar
+from geolatent.lab.printing import working
 from geolatent.lab.results import IMAGES, Run, RunFolder
-from geolatent.lab.setup import Dataset, make_device, make_model
 
 # images that the figure shows
 _SHOWN = 40
@@ -57,94 +60,89 @@ def png_bytes(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def sample(
-    out: Path = Path("runs/sample"),
-    source: Literal["prior", "reconstructed", "data"] = "prior",
-    n_samples: int = 1000,
-    model: ModelOptions = ModelOptions(),
-    data: DataOptions = DataOptions(split="test"),
-    seed: int = 0,
-    dtype: Literal["float32", "float64"] = "float32",
-    device: str = "auto",
-    overwrite: bool = False,
-    format: Formats = "png",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sample(Experiment):
     """Write decoded samples, reconstructions or images of the data as PNG files.
 
     The files lie in the folder's `images`, alone, as tools for the Frechet inception distance
     expect. Run it once for the samples and once with --source data for what they are compared with.
 
-    Parameters
+    Attributes
     ----------
-    out
-        Folder for the results; it is made where it does not exist.
     source
-        "prior", decoded codes of N(0, I); "reconstructed", decoded codes of the data;
-        "data", the images of the data themselves.
+        "prior", decoded codes of N(0, I); "reconstructed", decoded codes of the data; "data", the
+        images of the data themselves.
     n_samples
         Number of images; of the data, at most as many as there are.
-    model
-        The model.
     data
         The images, for "reconstructed" and "data".
     seed
         Seed of the codes, or of the choice of images.
-    dtype
-        Floating-point type of model and codes.
-    device
-        "auto", "cpu", "cuda" or another device of torch.
-    overwrite
-        Replace the results of an earlier run in the folder.
-    format
-        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
-    config = dict(locals())  # the options alone, as they are written to config.yaml
-    began = time.perf_counter()
-    check_formats(format)
-    check_integer("n_samples", n_samples)
-    RunFolder.check(out, overwrite=overwrite)
-    RunFolder.check_images(out)
-    place = make_device(device)
-    if source == "prior":
-        codec = make_model(model, dtype, place)
-        one = codec.images(draw_normal(1, codec.dim, seed, codec.like))
-        check_memory("n_samples", n_samples, n_samples * one.numel() * one.element_size())
-        images = codec.images(draw_normal(n_samples, codec.dim, seed, codec.like))
-    else:
-        every, _ = Dataset(data).chosen
-        if n_samples > len(every):
-            required = f"at most {len(every)}, the number of images of the data"
-            raise ValueError(requirement("n_samples", required, n_samples))
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
-        images = every[order[:n_samples]]
-        if source == "reconstructed":
-            codec = make_model(model, dtype, place)
-            images = codec.images(codec.encode(images))
-    folder = RunFolder.create(out, "sample", config, seed=seed, device=place, overwrite=overwrite)
-    target, unfinished = folder.path / IMAGES, folder.path / f"{IMAGES}.unfinished"
-    unfinished.mkdir()
-    console = make_console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"writing {n_samples} images", total=n_samples)
-        for number, image in enumerate(images):
-            (unfinished / f"{number:06d}.png").write_bytes(png_bytes(image))
-            progress.advance(task)
-    unfinished.rename(target)
-    summary = {
-        "source": source,
-        "n_images": n_samples,
-        "shape": list(images.shape[1:]),
-        "pixels": {"mean": float(images.double().mean()), "std": float(images.double().std())},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run = folder.finish(summary, {"samples": images[:_SHOWN].float()})
-    console.print(f"{n_samples} images in {target}", soft_wrap=True)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
 
+    out: Path = Path("runs/sample")
+    source: Literal["prior", "reconstructed", "data"] = "prior"
+    n_samples: int = 1000
 
-def figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures of a run from what it stored."""
-    if "samples" not in run.arrays:
-        return {}
-    images = plotting.grey_or_colour(run.arrays["samples"].astype(np.float64))
-    return {"samples": plotting.image_grid(images, (-1.0, 1.0))}
+    def check(self) -> None:
+        """Raise where there are not so many images, or no room for them."""
+        check_integer("n_samples", self.n_samples)
+        RunFolder.check_images(self.out)
+        super().check()
+        if self.source == "prior":
+            check_memory("n_samples", self.n_samples, self.n_samples * self.decoded(1).nbytes)
+        elif self.n_samples > (n_images := len(self.dataset.chosen[0])):
+            required = f"at most {n_images}, the number of images of the data"
+            raise ValueError(requirement("n_samples", required, self.n_samples))
+
+    def prepare(self) -> None:
+        """Make the images."""
+        _ = self.images
+
+    @cached_property
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The model, where one is needed."""
+        return {} if self.source == "data" else super().codecs
+
+    def decoded(self, n: int) -> Tensor:
+        """Return the first decoded samples of the prior."""
+        return self.codec.images(draw_normal(n, self.codec.dim, self.seed, self.codec.like))
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The images, (n, channels, height, width)."""
+        if self.source == "prior":
+            return self.decoded(self.n_samples)
+        every, _ = self.dataset.chosen
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(self.seed))
+        images = every[order[: self.n_samples]]
+        return images if self.source == "data" else self.codec.images(self.codec.encode(images))
+
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
+        """Write the files; their folder has its name when it has all of them."""
+        images, unfinished = self.images, folder.path / f"{IMAGES}.unfinished"
+        unfinished.mkdir()
+        with working(console, f"writing {self.n_samples} images") as tell:
+            for number, image in enumerate(images):
+                (unfinished / f"{number:06d}.png").write_bytes(png_bytes(image))
+                tell((number + 1) / self.n_samples)
+        unfinished.rename(folder.path / IMAGES)
+        summary = {
+            "source": self.source,
+            "n_images": self.n_samples,
+            "shape": list(images.shape[1:]),
+            "pixels": {"mean": float(images.double().mean()), "std": float(images.double().std())},
+        }
+        return summary, {"samples": images[:_SHOWN].float()}
+
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Say where the files are."""
+        console.print(f"{summary['n_images']} images in {self.out / IMAGES}", soft_wrap=True)
+
+    @staticmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+        if "samples" not in run.arrays:
+            return {}
+        images = plotting.grey_or_colour(run.arrays["samples"].astype(np.float64))
+        return {"samples": plotting.image_grid(images, (-1.0, 1.0))}

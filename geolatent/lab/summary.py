@@ -42,6 +42,12 @@ def statistics(values: ArrayLike) -> dict[str, Any]:
     }
 
 
+def groups_of(pairs: SolvedPairs, column: str) -> dict[str, SolvedPairs]:
+    """Return the pairs of each name in a column, the names in the order of the rows."""
+    names = dict.fromkeys(pairs.column(column).tolist())
+    return {name: pairs.where(column, name) for name in names}
+
+
 def summarise(pairs: SolvedPairs, columns: Sequence[str] = ()) -> dict[str, Any]:
     """Return the statistics of solved pairs.
 

@@ -15,15 +15,12 @@ from typing import Any
 import torch
 
 from geolatent.files import LOCK
-from geolatent.lab.config import InitialOptions, ModelOptions, check_formats
-from geolatent.lab.costs import JVP, geodesic_rows, graph_rows, seconds_a_row, seconds_of
+from geolatent.lab.config import check_formats
+from geolatent.lab.costs import JVP, geodesic_rows, seconds_a_row, seconds_of
 from geolatent.lab.dry_run import output, print_plan
 from geolatent.lab.experiment import as_option, check_folder
-from geolatent.lab.improvement import check_source
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import ALIGNED
-from geolatent.lab.pairs import check_room, draw_images
-from geolatent.lab.setup import Dataset, initial_kind, make_device, make_model
+from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.walk import walk_codes
 
 # a step of a training costs three forward passes of the model, and its encoder as much again
@@ -72,14 +69,8 @@ def _described(model: Callable[[], Any]) -> str:
     return type(model()).__name__
 
 
-def _models(command: str, values: Mapping[str, Any]) -> dict[str, LatentModel]:
-    place = make_device(values["device"])
-    if command != "compare":
-        return {"model": make_model(values["model"], values["dtype"], place)}
-    return {
-        name: make_model(ModelOptions(**entry), values["dtype"], place, f"models.{name}")
-        for name, entry in values["models"].items()
-    }
+def _model(values: Mapping[str, Any]) -> LatentModel:
+    return make_model(values["model"], values["dtype"], make_device(values["device"]))
 
 
 def _plan(command: str, values: Mapping[str, Any]) -> dict[str, str]:
@@ -96,25 +87,13 @@ def _plan(command: str, values: Mapping[str, Any]) -> dict[str, str]:
         "Output": _output(values["out"], command, values),
         "Device": str(make_device(values["device"])),
     }
-    models = _models(command, values)
-    for name, model in models.items():
-        plan[f"Model {name}"] = f"{type(model.module).__name__}, {model.dim} latent dimensions"
-    if values.get("pairs", "encoded") == "encoded":
-        images, _ = Dataset(values["data"]).chosen
-        plan["Data"] = f"{len(images):,} images of {values['data'].name}"
-    if "pairs" in values:
-        check_source(values["pairs"], None, values["codes"])
-    if values.get("pairs") == "prior":
-        check_room(values["n_pairs"], max(model.dim for model in models.values()))
-    elif "n_pairs" in values and "Data" in plan:
-        draw_images(values["n_pairs"], len(images), values["seed"])
+    model = _model(values)
+    plan["Model model"] = f"{type(model.module).__name__}, {model.dim} latent dimensions"
+    images, _ = Dataset(values["data"]).chosen
+    plan["Data"] = f"{len(images):,} images of {values['data'].name}"
     n_curves = _n_curves(command, values)
     if n_curves:
         plan["Geodesics"] = f"{n_curves:,}"
-    if "executor" in values:
-        n_shards = math.ceil(values["n_pairs"] / values["batch_size"])
-        plan["Shards"] = f"{n_shards:,} of {values['batch_size']} pairs, "
-        plan["Shards"] += f"executor {values['executor']}"
     return plan
 
 
@@ -138,56 +117,33 @@ def _output(folder: Path, command: str, values: Mapping[str, Any]) -> str:
 
 def _n_curves(command: str, values: Mapping[str, Any]) -> int:
     """Return how many geodesics a command solves for."""
-    if command == "distances":
-        n = len(Dataset(values["data"]).chosen[0])
-        return n * (n - 1) // 2
-    if "n_pairs" not in values:
+    if command != "distances":
         return 0
-    groups = 1
-    if command == "compare":
-        groups = len(values["models"])
-    elif command == "interpolate":
-        groups = 1 if values["features"].kind == "none" else 2
-    return int(values["n_pairs"]) * groups
+    n = len(Dataset(values["data"]).chosen[0])
+    return n * (n - 1) // 2
 
 
 def _cost(command: str, values: Mapping[str, Any]) -> tuple[float, float]:
     """Return the decoder rows and the seconds that a command would take, about."""
     if command == "train":
         return _training_cost(values)
-    models = _models(command, values)
-    rows = seconds = 0.0
-    for model in models.values():
-        n_curves = _n_curves(command, values) / len(models)
-        solved = n_curves * _rows_each(values, model) if n_curves else 0.0
-        part = _rows_once(command, values, model) + solved
-        rows += part
-        seconds += part * seconds_a_row(model) + _OVERHEAD * solved
+    model = _model(values)
+    n_curves = _n_curves(command, values)
+    solved = 0.0
+    if n_curves:
+        solved = n_curves * geodesic_rows(values["solver"], model.dim, from_graph=True)
+    rows = _rows_once(command, values, model) + solved
+    seconds = rows * seconds_a_row(model) + _OVERHEAD * solved
     if command == "walk" and values["kind"] == "brownian":
-        seconds += _walk_seconds(values, *models.values())
+        seconds += _walk_seconds(values, model)
     return rows, seconds
-
-
-def _rows_each(values: Mapping[str, Any], model: LatentModel) -> float:
-    """Return the rows of one geodesic and of what is measured along it."""
-    from_graph = "n_nodes" in values or _initial(values, model) != "straight"
-    rows = geodesic_rows(values["solver"], model.dim, from_graph=from_graph)
-    return rows + (2 * ALIGNED * model.dim * JVP if "n_images" in values else 0)
-
-
-def _initial(values: Mapping[str, Any], model: LatentModel) -> str:
-    return initial_kind(values.get("initial", InitialOptions("straight")), model.dim)
 
 
 def _rows_once(command: str, values: Mapping[str, Any], model: LatentModel) -> float:
     """Return the rows of a graph, or of metric tensors."""
-    if command == "landscape":
-        return values["resolution"] ** 2 * model.dim * JVP
     if command == "walk":
         return values["n_walks"] * (values["n_steps"] + 1) * (model.dim * JVP + 1)
-    if "n_nodes" in values:
-        return values["n_nodes"]
-    return graph_rows(values["initial"], model, Dataset(values["data"]))
+    return values["n_nodes"]
 
 
 def _walk_seconds(values: Mapping[str, Any], model: LatentModel) -> float:
