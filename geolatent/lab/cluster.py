@@ -20,7 +20,7 @@ from geolatent.lab import plotting_statistics
 from geolatent.lab.costs import Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.printing import make_table, progress_bar
+from geolatent.lab.printing import make_table, working
 from geolatent.lab.results import Run, RunFolder
 
 METHODS = ("Euclidean k-means", "geodesic k-means")
@@ -117,7 +117,8 @@ class Cluster(MetricExperiment):
 
     def prepare(self) -> None:
         """Encode the images."""
-        _ = self.codes, self.pulled_back
+        super().prepare()
+        _ = self.codes
 
     @cached_property
     def labels(self) -> Tensor:
@@ -143,8 +144,7 @@ class Cluster(MetricExperiment):
         from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
         seeds = list(range(self.seed, self.seed + self.n_seeds))
-        with progress_bar(console) as progress:
-            task = progress.add_task("building the graph", total=1.0)
+        with working(console, "building the graph"):
             graph = LatentGraph.from_codes(
                 self.pulled_back,
                 self.dataset.codes(self.codec),
@@ -152,10 +152,8 @@ class Cluster(MetricExperiment):
                 n_neighbors=self.n_neighbors,
                 seed=self.seed,
             )
-            progress.update(task, completed=1.0)
-            task = progress.add_task(f"clustering {len(self.codes):,} codes", total=1.0)
+        with working(console, f"clustering {len(self.codes):,} codes"):
             found = cluster_codes(graph, self.codes, self.wanted, seeds, self.n_init)
-            progress.update(task, completed=1.0)
         truth = self.labels.numpy()
         methods = {}
         arrays = {"codes": self.codes.float(), "labels": self.labels}

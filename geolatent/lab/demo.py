@@ -18,11 +18,10 @@ from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab import data, plotting
 from geolatent.lab.config import Formats, check_formats
-from geolatent.lab.printing import make_console, make_table, print_files, progress_bar
+from geolatent.lab.printing import make_console, make_table, print_files, working
 from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.solution import GeodesicSolution
 from geolatent.solve import solve_geodesic
-from geolatent.solvers.problem import Progress as SolverProgress
 
 LATTICE_RESOLUTION = 256
 # latent units between the outermost codes and the edge of the lattice
@@ -134,25 +133,22 @@ def demo(
     began = time.perf_counter()
     console = make_console()
     pairs = digit_pairs(n_pairs, seed)
-    with progress_bar(console) as progress:
-        task = progress.add_task("building the graph", total=1.0)
+    with working(console, "building the graph"):
         low, high = pairs.bounds
         graph = LatentGraph.lattice(pairs.metric, low, high, resolution=LATTICE_RESOLUTION)
-        progress.update(task, completed=1.0)
-        task = progress.add_task(f"solving {n_pairs} pairs", total=1.0)
-
-        def tell(state: SolverProgress) -> None:
-            progress.update(task, completed=state.fraction)
-
+    with working(console, f"solving {n_pairs} pairs") as tell:
         solution = solve_geodesic(
-            pairs.metric, pairs.start, pairs.end, initial=graph, callback=tell
+            pairs.metric,
+            pairs.start,
+            pairs.end,
+            initial=graph,
+            callback=lambda state: tell(state.fraction),
         )
-        task = progress.add_task("drawing", total=2.0)
+    with working(console, "drawing"):
         files = []
         for name, draw in (("interpolations", _strips), ("latent_plane", _plane)):
             figure = draw(pairs, solution)
             files += [plotting.save_figure(figure, out / f"{name}.{each}") for each in formats]
-            progress.advance(task)
     console.print(_table(pairs, solution))
     console.print(solution.summary())
     mean = 100.0 * float(solution.relative_improvement.mean())

@@ -171,20 +171,14 @@ class Improvement(SourceExperiment):
         """Draw the figures of a run from what it stored."""
         if run.pairs is None:
             return {}
-        groups = {
-            label: part.column("relative_improvement") for label, part in by_step(run.pairs).items()
-        }
+        parts = by_step(run.pairs).items()
+        groups = {label: part.column("relative_improvement") for label, part in parts}
         stepped = "step" in run.pairs.table.column_names
-        labels = {label: f"step {label}" if stepped else "pairs" for label in groups}
-        result = {
-            "histogram": plotting.improvement_histograms(
-                {labels[label]: values for label, values in groups.items()}
-            )
-        }
+        named = {f"step {label}" if stepped else "pairs": groups[label] for label in groups}
+        result = {"histogram": plotting.improvement_histograms(named)}
         if stepped and len(groups) > 1:
-            result["steps"] = plotting.improvement_by_step(
-                {float(label): values for label, values in groups.items()}
-            )
+            steps = {float(label): values for label, values in groups.items()}
+            result["steps"] = plotting.improvement_by_step(steps)
         if "alignment" in run.pairs.table.column_names:
             result["alignment"] = plotting.before_and_after(
                 run.pairs.column("straight_alignment"),

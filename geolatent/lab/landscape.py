@@ -16,12 +16,12 @@ from geolatent.lab import plotting
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
-from geolatent.metrics.rows import Rows
 
 _NAMES = {
     "magnification": plotting.MAGNIFICATION,
@@ -36,8 +36,7 @@ def measure_plane(metric: Metric, codes: Tensor) -> dict[str, Tensor]:
     Parameters
     ----------
     metric
-        The metric G, with the eigenvalues l_1 <= l_2. An l_1 below l_2 times the dtype's precision
-        counts as that.
+        The metric G, with the eigenvalues l_1 <= l_2 as `eigen` gives them.
     codes
         Shape (n, 2).
 
@@ -58,25 +57,14 @@ def measure_plane(metric: Metric, codes: Tensor) -> dict[str, Tensor]:
     >>> found["magnification"].item(), found["condition"].item(), found["stretch"].item()
     (3.0, 9.0, 3.0)
     """
-    metric.check("codes", codes[:1])
-    tensors = Rows.of(metric, codes).tensor(codes).double().cpu()
-    finite = torch.isfinite(tensors).flatten(1).all(1)
-    tensors = torch.where(finite[:, None, None], tensors, torch.eye(2, dtype=tensors.dtype))
-    values, vectors = torch.linalg.eigh(tensors)
-    # rounding must not make the smaller eigenvalue negative
-    largest = values[:, 1]
-    smallest = torch.maximum(values[:, 0], torch.finfo(codes.dtype).eps * largest)
-    direction = vectors[:, :, 1]
-    found = {
-        "magnification": (smallest * largest).clamp_min(0.0).sqrt(),
+    values, vectors = (found.cpu() for found in eigen(metric, codes))
+    (smallest, largest), direction = values.clamp_min(0.0).T, vectors[:, :, 1]
+    return {
+        "magnification": (smallest * largest).sqrt(),
         "condition": largest / smallest,
-        "stretch": largest.clamp_min(0.0).sqrt(),
+        "stretch": largest.sqrt(),
         "direction": torch.where(direction[:, :1] < 0, -direction, direction),
     }
-    unknown = ~finite
-    for value in found.values():
-        value[unknown] = torch.nan
-    return found
 
 
 def measure_grid(

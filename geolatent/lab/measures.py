@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,14 @@ from geolatent.checks import check_codes, check_integer, check_tensor, describe,
 from geolatent.curves import CubicBSpline
 from geolatent.interpolations import log_prior, slerp_curve
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.pairs import Measure
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
 # curves -> columns of the table, B values each
 Quantity = Callable[[CubicBSpline], Mapping[str, Tensor]]
+# the same of straight lines and geodesics
+Measure = Callable[[CubicBSpline, CubicBSpline], Mapping[str, Any]]
 
 # points of a curve whose alignment is taken
 ALIGNED = 16
@@ -80,6 +82,34 @@ def _along(
     return found, (found * speed).sum(1) / speed.sum(1)
 
 
+def eigen(metric: Metric, codes: Tensor, name: str = "codes") -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues l_1 <= ... <= l_d of the metric, and its unit eigenvectors.
+
+    Parameters
+    ----------
+    metric
+        The metric G.
+    codes
+        Where, (..., d).
+    name
+        What errors call the codes.
+
+    Returns
+    -------
+    tuple of Tensor
+        Shapes (..., d) and (..., d, d), the eigenvectors in columns, float64. Eigenvalues below the
+        largest times the precision of the codes' dtype count as that. NaN where G is not finite.
+    """
+    flat = codes.reshape(-1, codes.shape[-1])
+    metric.check(name, flat[:1])
+    tensors = Rows.of(metric, flat).tensor(codes).double()
+    known = tensors.isfinite().flatten(-2).all(-1)[..., None]
+    eye = torch.eye(flat.shape[1], dtype=tensors.dtype, device=tensors.device)
+    values, vectors = torch.linalg.eigh(torch.where(known[..., None], tensors, eye))
+    values = torch.maximum(values, torch.finfo(codes.dtype).eps * values[..., -1:])
+    return torch.where(known, values, torch.nan), torch.where(known[..., None], vectors, torch.nan)
+
+
 def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -> Tensor:
     r"""Return how far curves follow the metric's smallest eigenvectors, in [0, 1].
 
@@ -129,16 +159,8 @@ def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -
     tensor([0.0000, 0.5000, 1.0000])
     """
     t = _midpoints(n_points, curve)
-    points = curve(t)
-    metric.check("curve", points[0, :1])
-    tensors = Rows.of(metric, points[0]).tensor(points).double()
-    finite = torch.isfinite(tensors).flatten(1).all(1)
-    eye = torch.eye(curve.dim, dtype=tensors.dtype, device=tensors.device)
-    tensors = torch.where(finite[:, None, None, None], tensors, eye)
-    values, vectors = torch.linalg.eigh(tensors)
-    largest = values[..., -1:]
-    precision = torch.finfo(points.dtype).eps
-    ratios = (largest / values.clamp_min(precision * largest)).log()
+    values, vectors = eigen(metric, curve(t), "curve")
+    ratios = (values[..., -1:] / values).log()
     tangent = curve.derivative(t).double()
     speed = tangent.norm(dim=2)
     tangent = tangent / speed[..., None].clamp_min(torch.finfo(torch.float64).tiny)
@@ -146,7 +168,7 @@ def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -
     followed = ((cosines.square() * ratios).sum(2) * speed).sum(1)
     possible = (ratios[..., 0] * speed).sum(1)
     # rounding in the eigenvalues of an isotropic tensor is no preference
-    decided = finite & (possible > 1e3 * precision * speed.sum(1))
+    decided = possible > 1e3 * torch.finfo(t.dtype).eps * speed.sum(1)
     return torch.where(decided, followed / possible, torch.nan)
 
 

@@ -17,17 +17,14 @@ from geolatent.checks import check_integer, check_number, check_pairs, requireme
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.results import SolvedPairs
 from geolatent.metrics.base import Metric
-from geolatent.metrics.rows import Rows
 from geolatent.models.checkpoint import read_tensors
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
-
-# straight lines and curves of a batch -> further columns of the table, B values each
-Measure = Callable[[CubicBSpline, CubicBSpline], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -236,11 +233,9 @@ def worst_case_pairs(
     for step in steps:
         check_number("steps", step, above=0.0)
     start = draw_normal(n_pairs, dim, seed, like)
-    metric.check("start", start[:1])
-    tensors = Rows.of(metric, start).tensor(start).double()
-    if not bool(torch.isfinite(tensors).all()):
+    direction = eigen(metric, start, "start")[1][:, :, -1]
+    if not bool(direction.isfinite().all()):
         raise ValueError(requirement("metric", "finite at codes of the prior", "NaN or infinity"))
-    direction = torch.linalg.eigh(tensors).eigenvectors[:, :, -1]
     outwards = (direction * start.double()).sum(1, keepdim=True) > 0
     direction = torch.where(outwards, -direction, direction)
     return [

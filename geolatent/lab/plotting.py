@@ -431,7 +431,7 @@ def improvements_compared(
         axes.set_xlabel(f"relative improvement in {first} (%)")
         axes.set_ylabel(f"relative improvement in {name} (%)")
         axes.set_title(f"comparable: within {band:g} percentage points", fontsize=10)
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,12 @@ def number(value: float | None, form: str, scale: float = 1.0) -> str:
 
 def print_statuses(console: Console, groups: Mapping[str, Mapping[str, Any]]) -> None:
     """Say how many pairs ended without a certificate, and what their statuses mean."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for group in groups.values():
-        for name, count in group["statuses"].items():
-            if name not in SURE:
-                counts[name] = counts.get(name, 0) + count
+        counts.update(group["statuses"])
     for name, count in counts.items():
-        console.print(f"{count} {name}: {Status[name].explanation}", highlight=False)
+        if name not in SURE:
+            console.print(f"{count} {name}: {Status[name].explanation}", highlight=False)
 
 
 def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: str) -> Table:
