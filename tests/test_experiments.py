@@ -352,6 +352,15 @@ def test_correlations_of_equal_and_opposite_images():
     torch.testing.assert_close(found[0].float(), expected)
 
 
+def test_images_without_labels_are_of_one_class(digits, tmp_path):
+    _, images, labels = digits
+    np.save(tmp_path / "images.npy", images[:7, 0].numpy())
+    path = str(tmp_path / "images.npy")
+    options = DataOptions(name="file", path=path, split="all", low=-1.0, high=1.0)
+    assert Dataset(options).classes.tolist() == [0] * 7
+    assert torch.equal(Dataset(DataOptions(split="test")).classes, labels)
+
+
 def test_statistics_of_nothing_are_unknown():
     assert math.isnan(statistics([math.nan])["mean"])
     assert statistics([2.0])["std"] == 0.0

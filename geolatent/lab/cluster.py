@@ -118,7 +118,7 @@ class Cluster(MetricExperiment):
     def prepare(self) -> None:
         """Encode the images."""
         super().prepare()
-        _ = self.codes
+        _ = self.encoded
 
     @cached_property
     def labels(self) -> Tensor:
@@ -134,11 +134,6 @@ class Cluster(MetricExperiment):
         """Number of clusters."""
         return int(self.labels.unique().numel()) if self.n_clusters is None else self.n_clusters
 
-    @cached_property
-    def codes(self) -> Tensor:
-        """Codes of the images, (n, d)."""
-        return self.codec.encode(self.dataset.chosen[0])
-
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Cluster the codes by both methods, and compare the clusters with the classes."""
         from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -152,18 +147,18 @@ class Cluster(MetricExperiment):
                 n_neighbors=self.n_neighbors,
                 seed=self.seed,
             )
-        with working(console, f"clustering {len(self.codes):,} codes"):
-            found = cluster_codes(graph, self.codes, self.wanted, seeds, self.n_init)
+        with working(console, f"clustering {len(self.encoded):,} codes"):
+            found = cluster_codes(graph, self.encoded, self.wanted, seeds, self.n_init)
         truth = self.labels.numpy()
         methods = {}
-        arrays = {"codes": self.codes.float(), "labels": self.labels}
+        arrays = {"codes": self.encoded.float(), "labels": self.labels}
         for name, (clusters, centers) in found.items():
             rand = [float(adjusted_rand_score(truth, row)) for row in clusters]
             information = [float(adjusted_mutual_info_score(truth, row)) for row in clusters]
             methods[name] = {"adjusted_rand": rand, "adjusted_information": information}
             arrays[f"{_key(name)}_clusters"] = torch.from_numpy(clusters)
             arrays[f"{_key(name)}_centers"] = torch.from_numpy(centers).float()
-        summary = {"n_codes": len(self.codes), "n_clusters": self.wanted, "methods": methods}
+        summary = {"n_codes": len(self.encoded), "n_clusters": self.wanted, "methods": methods}
         return summary, arrays
 
     def tell(self, console: Console, summary: Summary) -> None:

@@ -156,6 +156,11 @@ class Experiment(ABC):
         """The images, which are loaded when they are first asked for."""
         return Dataset(self.data)
 
+    @cached_property
+    def encoded(self) -> Tensor:
+        """Codes of the images, (n, d)."""
+        return self.codec.encode(self.dataset.chosen[0])
+
     def at(self, out: Path) -> Self:
         """Return the same work with another folder, whose results are not replaced."""
         return replace(self, out=out, overwrite=False)

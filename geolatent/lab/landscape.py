@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -150,16 +149,11 @@ class Landscape(MetricExperiment):
     def prepare(self) -> None:
         """Encode the images."""
         super().prepare()
-        _ = self.codes
-
-    @cached_property
-    def codes(self) -> Tensor:
-        """Codes of the images, (n, 2)."""
-        return self.codec.encode(self.dataset.chosen[0])
+        _ = self.encoded
 
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Measure the metric on the grid and at the codes."""
-        codes, labels = self.codes, self.dataset.chosen[1]
+        codes = self.encoded
         low, high = codes.amin(0) - self.margin, codes.amax(0) + self.margin
         with working(console, f"{self.resolution**2:,} metric tensors"):
             grid = measure_grid(self.pulled_back, low, high, self.resolution)
@@ -174,7 +168,7 @@ class Landscape(MetricExperiment):
         arrays = {
             **{name: value if value.ndim == 1 else value.float() for name, value in grid.items()},
             "codes": codes.float(),
-            "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
+            "labels": self.dataset.classes,
         }
         return {"maps": maps, "classifier_accuracy": self.features_made[1]}, arrays
 

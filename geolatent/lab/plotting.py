@@ -41,6 +41,11 @@ _RASTERIZED = 3000
 _UNKNOWN = "#c8c8c8"
 # groups of pairs, curves, models: Okabe and Ito's colours, told apart by all eyes
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b0a500")
+# of classes on a dark ground
+_LIGHT_COLORS = (
+    *("#f4f1de", "#ffb703", "#fb8500", "#8ecae6", "#ff99c8"),
+    *("#a3e635", "#c77dff", "#e63946", "#00f5d4", "#b08968"),
+)
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
@@ -528,14 +533,13 @@ def _colorbar(figure: Figure, image: AxesImage, name: str) -> None:
 
 def _classes_on_map(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
     """Draw codes (n, 2) on a dark map, one colour for each class, and its name amid them."""
-    colors = _class_colors()
     for label in np.unique(labels):
         chosen = codes[labels == label]
         axes.scatter(
             chosen[:, 0],
             chosen[:, 1],
             s=7,
-            color=colors[int(label) % len(colors)],
+            color=_LIGHT_COLORS[int(label) % len(_LIGHT_COLORS)],
             alpha=0.75,
             linewidths=0,
             label=str(label),
@@ -617,19 +621,3 @@ def latent_plane(
     axes.set_ylabel("latent coordinate $z_2$")
     _legend_of_map(figure, axes, "class, curve")
     return figure
-
-
-def _class_colors() -> list[str]:
-    """Return ten colours that can be told apart on the dark background."""
-    return [
-        "#f4f1de",
-        "#ffb703",
-        "#fb8500",
-        "#8ecae6",
-        "#ff99c8",
-        "#a3e635",
-        "#c77dff",
-        "#e63946",
-        "#00f5d4",
-        "#b08968",
-    ]

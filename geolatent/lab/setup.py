@@ -99,6 +99,12 @@ class Dataset:
         return _load(self.options)
 
     @property
+    def classes(self) -> Tensor:
+        """The labels of the chosen images, (n,); those without any are all of class 0."""
+        images, labels = self.chosen
+        return labels if labels is not None else torch.zeros(len(images), dtype=torch.int64)
+
+    @property
     def loaded(self) -> bool:
         """Whether the chosen images have been asked for."""
         return "chosen" in vars(self)
