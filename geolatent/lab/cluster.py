@@ -21,7 +21,7 @@ from geolatent.graph import LatentGraph
 from geolatent.lab import plotting, plotting_statistics
 from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
 from geolatent.lab.printing import make_console, make_table, print_files, progress_bar
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 
 METHODS = ("Euclidean k-means", "geodesic k-means")

@@ -19,7 +19,7 @@ from geolatent.graph import LatentGraph
 from geolatent.lab.config import SolverOptions
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
-from geolatent.lab.results import SolvedPairs
+from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.metrics.budget import RowBudget, metric_tensors
 from geolatent.models.checkpoint import read_tensors
