@@ -20,6 +20,7 @@ which ``.geolatent-lock`` names. `geolatent.lab.contents` says what is ever remo
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 import warnings
@@ -55,10 +56,7 @@ from geolatent.lab.contents import (
     remove_unfinished,
 )
 from geolatent.lab.environment import environment
-from geolatent.lab.options import (
-    input_checksums,
-    plain,
-)
+from geolatent.lab.options import input_checksums, plain
 from geolatent.lab.parts import part_numbers, read_part, write_part
 from geolatent.lab.solved import CURVE, DAMAGE, SolvedPairs, write_joined
 from geolatent.models.checkpoint import read_tensors
@@ -118,7 +116,7 @@ class RunFolder:
         self._lock = lock
         # what `environment.json` holds
         self._environment: dict[str, Any] = {}
-        self._n_parts: int | None = None
+        self._n_parts = math.inf
         self._joined = False
 
     def __enter__(self) -> Self:
@@ -267,8 +265,8 @@ class RunFolder:
         damaged = {number: f"part {number} is of an earlier version" for number in sorted(old)}
         whole = set()
         for number in numbers:
-            if rows is not None and number >= len(rows):
-                damaged[number] = f"part {number} is none of the {len(rows)} parts of this run"
+            if number >= self._n_parts:
+                damaged[number] = f"part {number} is none of the {self._n_parts} parts of this run"
                 continue
             try:
                 found = len(self._read_part(number))
@@ -311,8 +309,7 @@ class RunFolder:
         return read_part(self.path, self._environment["run"], number)
 
     def _parts(self) -> list[int]:
-        numbers = part_numbers(self.path)
-        return [n for n in numbers if self._n_parts is None or n < self._n_parts]
+        return [number for number in part_numbers(self.path) if number < self._n_parts]
 
     def finish(self, summary: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> Run:
         """Write what is left to write, ``summary.json`` last, remove the parts, read it all back.

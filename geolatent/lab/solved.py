@@ -29,7 +29,7 @@ _KNOTS = "knots"
 # what reading a file that is damaged raises
 DAMAGE = (pa.ArrowException, OSError, EOFError, ValueError, TypeError, KeyError)
 # bytes of a table that are written at once
-_ROW_GROUP = 2**26
+_ROW_GROUP = 2**24
 
 
 @dataclass(frozen=True)
