@@ -8,7 +8,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +37,7 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Where the folder cannot be made or written to, or the disk is full; it names ``path``.
     """
     target = Path(path)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -218,17 +218,25 @@ class FolderLock:
         try:
             self._lock.acquire()
         except Timeout:
-            # it may have the lock and not have signed yet
-            owner = self._path.read_text(errors="replace") or "one that has only just begun"
             raise BlockingIOError(
-                f"{folder} is being written by another process: {owner}. "
+                f"{folder} is being written by another process: {self._owner()}. "
                 "Wait until it ends, or choose another folder."
             ) from None
+
+    def _owner(self) -> str:
+        owner = ""
+        # it may have just begun or ended, and some systems let nobody read a locked file
+        with suppress(OSError):
+            owner = self._path.read_text(errors="replace")
+        return owner or "one that told no name"
 
     def release(self) -> None:
         """Free the lock and remove its file; a second time does nothing."""
         if self._lock.is_locked:
-            self._path.unlink(missing_ok=True)
+            # before it is free: who opened the file meanwhile finds it gone, and makes another;
+            # where an open file cannot be removed, filelock does it
+            with suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
             self._lock.release()
 
 

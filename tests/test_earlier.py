@@ -114,21 +114,22 @@ def test_damaged_parts_are_left_out(folder):
     assert_equal(run.pairs, parts[2])
 
 
-def test_parts_are_made_again_where_a_run_goes_on(folder):
-    for number in range(3):
-        write_part(folder, number, solve(2, seed=number))
+def test_a_run_goes_on_from_its_parts(folder):
+    parts = [solve(2, seed=number) for number in range(4)]
+    for number in (0, 2, 5):
+        write_part(folder, number, parts[number % 4])
+    (folder / "parts" / "00002.safetensors").write_bytes(b"damaged")
     with RunFolder.create(folder, "test", {}, seed=0, device="cpu", resume=True) as again:
-        whole, damaged = again.check_parts([2, 2])
-        assert whole == set()
-        assert damaged == {n: f"part {n} is of an earlier version" for n in range(3)}
-        parts = [solve(2, seed=number) for number in (5, 6)]
-        for number, part in enumerate(parts):
-            again.write_part(number, part)
-        whole, damaged = again.check_parts([2, 2])
-        assert whole == {0, 1}
-        assert damaged == {2: "part 2 is of an earlier version"}
+        whole, damaged = again.check_parts([2, 2, 2, 2])
+        assert whole == {0}
+        assert list(damaged) == [2, 5]
+        assert damaged[2].startswith("part 2 is damaged: ")
+        assert damaged[5] == "part 5 is none of the 4 parts of this run"
+        for number in (1, 2, 3):
+            again.write_part(number, parts[number])
+        assert again.check_parts([2, 2, 2, 2])[0] == {0, 1, 2, 3}
         assert_equal(again.finish({}).pairs, SolvedPairs.join(parts))
-    assert not (folder / "parts").exists()
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", ENVIRONMENT, PAIRS, SUMMARY}
 
 
 def test_files_of_an_earlier_version_can_be_overwritten(folder):

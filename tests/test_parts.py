@@ -1,5 +1,6 @@
 """Files of solved pairs: parts whose every damage is told, and tables that are joined of them."""
 
+import gc
 import json
 import weakref
 
@@ -11,8 +12,9 @@ from problems import sphere
 from pyarrow import parquet
 
 import geolatent as gl
+from geolatent.files import LOCK
 from geolatent.lab import solved
-from geolatent.lab.contents import PAIRS
+from geolatent.lab.contents import CONFIG, ENVIRONMENT, PAIRS
 from geolatent.lab.parts import part_numbers, read_part, write_part
 from geolatent.lab.run import RunFolder, load_run
 from geolatent.lab.solved import SolvedPairs, write_joined
@@ -155,3 +157,30 @@ def test_nothing_cannot_be_joined(tmp_path):
             with pytest.raises(ValueError, match="a folder with solved pairs"):
                 folder.join(sources)
     assert not (tmp_path / PAIRS).exists()
+
+
+def test_a_join_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no luck")
+        return solve(1)
+
+    monkeypatch.setattr(solved, "_ROW_GROUP", 1)
+    with RunFolder.create(tmp_path, "test", {}, seed=0, device="cpu") as folder:
+        with pytest.raises(RuntimeError, match="no luck"):
+            folder.join([lambda: solve(1), fail])
+        gc.collect()
+        assert {path.name for path in tmp_path.iterdir()} == {CONFIG, ENVIRONMENT, LOCK}
+
+
+def test_curves_of_unrelated_knots_are_not_joined():
+    first, second = solve(1), solve(1, seed=1)
+    knots = second.curve.knots.clone()
+    knots[4] = 0.125
+    other = SolvedPairs(second.table, gl.CubicBSpline(second.curve.control_points, knots))
+    assert not torch.equal(knots, first.curve.knots)
+    with pytest.raises(ValueError, match="`parts` should be"):
+        SolvedPairs.join([first, other])

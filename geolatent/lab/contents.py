@@ -266,40 +266,38 @@ def record_files(folder: Path, names: Iterable[str]) -> None:
     """
     if not (folder / ENVIRONMENT).is_file():
         return
-    before = _recorded_files(folder) or set()
+    before = _recorded_files(folder)
     after = before | set(names)
     if after != before:
         text = json.dumps({"files": sorted(after)}, indent=2) + "\n"
         write_file(folder / RECORD, text.encode())
 
 
-def _recorded_files(folder: Path) -> set[str] | None:
-    """Return the names that `record_files` was given; None, with a warning, where it is damaged."""
+def _recorded_files(folder: Path) -> set[str]:
+    """Return the names that `record_files` was given; the usual ones of a run that has no list."""
+    usual = {f"{FIGURES}/{name}.png" for name in _FIGURES}
     try:
         names = read_json(folder / RECORD).get("files")
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return set(names)
         reason = f"{folder / RECORD} holds no list of files."
     except FileNotFoundError:
-        return set()
+        return set() if _records_figures(folder) else usual
     except (OSError, ValueError) as error:
         reason = str(error)
     warnings.warn(f"{reason} What was written is known by its usual names alone.", stacklevel=3)
-    return None
+    return usual
+
+
+def _records_figures(folder: Path) -> bool:
+    try:
+        # runs have names since they record what they draw
+        return isinstance(read_json(folder / ENVIRONMENT).get("run"), str)
+    except (OSError, ValueError):
+        return False
 
 
 def _figure_names(folder: Path) -> set[str]:
     """Return the names of the figures in ``figures/`` that geolatent drew."""
-    recorded = _recorded_files(folder)
-    if recorded is None or not ((folder / RECORD).exists() or _records(folder)):
-        return {f"{name}.png" for name in _FIGURES}
-    names = (name.partition(f"{FIGURES}/") for name in recorded)
+    names = (name.partition(f"{FIGURES}/") for name in _recorded_files(folder))
     return {name for before, _, name in names if not before and Path(name).name == name}
-
-
-def _records(folder: Path) -> bool:
-    """Return whether a run is of a version that records its figures, and names its runs."""
-    try:
-        return isinstance(read_json(folder / ENVIRONMENT).get("run"), str)
-    except (OSError, ValueError):
-        return False

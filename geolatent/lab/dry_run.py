@@ -15,11 +15,11 @@ import yaml  # type: ignore[import-untyped]
 from geolatent.files import LOCK
 from geolatent.lab.config import InitialOptions, ModelOptions, check_formats
 from geolatent.lab.contents import SUMMARY
+from geolatent.lab.earlier import stored_parts
 from geolatent.lab.improvement import DEFAULT_STEPS, check_source
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.options import plain
 from geolatent.lab.pairs import check_room, draw_images
-from geolatent.lab.parts import part_numbers
 from geolatent.lab.printing import make_console, print_last
 from geolatent.lab.run import RunFolder
 from geolatent.lab.setup import Dataset, initial_kind, make_device, make_model
@@ -150,7 +150,7 @@ def _output(folder: Path, command: str, values: Mapping[str, Any]) -> str:
         return f"{folder}, {'there already' if folder.exists() else 'to be made'}"
     resumed = dict(values) if "executor" in values else None
     RunFolder.check(folder, overwrite=values["overwrite"], command=command, resume=resumed)
-    n_parts = len(part_numbers(folder))
+    n_parts = len(stored_parts(folder, ""))
     if n_parts and not values["overwrite"]:
         return f"{folder}, an unfinished run with {n_parts} shards, which it would go on with"
     if (folder / SUMMARY).exists():

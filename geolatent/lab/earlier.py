@@ -7,13 +7,15 @@ and the SHA-256 checksums of both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pyarrow import parquet
 
 from geolatent.curves import CubicBSpline
 from geolatent.files import checksum, one_line, read_json
-from geolatent.lab.parts import PARTS
+from geolatent.lab.parts import PARTS, part_numbers, read_part
 from geolatent.lab.solved import DAMAGE, SolvedPairs
 from geolatent.models.checkpoint import read_tensors
 
@@ -30,13 +32,15 @@ def read_pairs(table: Path, curves: Path) -> SolvedPairs:
     return pairs
 
 
-def part_numbers(folder: Path) -> list[int]:
-    """Return the numbers of the parts that earlier versions left in a run folder."""
+def stored_parts(folder: Path, run: str) -> dict[int, Callable[[], SolvedPairs]]:
+    """Return the parts in a run folder, of all versions: their numbers, and what reads them."""
     stems = (path.stem for path in (folder / PARTS).glob("*.json"))
-    return sorted(int(stem) for stem in stems if len(stem) >= 5 and stem.isdecimal())
+    old = (int(stem) for stem in stems if len(stem) >= 5 and stem.isdecimal())
+    readers = dict.fromkeys(old, _read_part) | dict.fromkeys(part_numbers(folder), read_part)
+    return {n: partial(read, folder, run, n) for n, read in sorted(readers.items())}
 
 
-def read_part(folder: Path, run: str, number: int) -> SolvedPairs:
+def _read_part(folder: Path, run: str, number: int) -> SolvedPairs:
     """Read such a part; see `geolatent.lab.parts.read_part`."""
     stem = folder / PARTS / f"{number:05d}"
     files = {ending: stem.with_suffix(ending) for ending in (".parquet", ".safetensors")}

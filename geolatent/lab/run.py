@@ -26,7 +26,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +38,6 @@ from torch import Tensor
 
 from geolatent.checks import requirement
 from geolatent.files import LOCK, FolderLock, checksum, one_line, open_whole, read_json, write_file
-from geolatent.lab import earlier
 from geolatent.lab.contents import (
     ARRAYS,
     CONFIG,
@@ -55,9 +53,10 @@ from geolatent.lab.contents import (
     remove_results,
     remove_unfinished,
 )
+from geolatent.lab.earlier import CURVES, read_pairs, stored_parts
 from geolatent.lab.environment import environment
 from geolatent.lab.options import input_checksums, plain
-from geolatent.lab.parts import part_numbers, read_part, write_part
+from geolatent.lab.parts import write_part
 from geolatent.lab.solved import CURVE, DAMAGE, SolvedPairs, write_joined
 from geolatent.models.checkpoint import read_tensors
 
@@ -260,16 +259,13 @@ class RunFolder:
         """
         if rows is not None:
             self._n_parts = len(rows)
-        numbers = part_numbers(self.path)
-        old = set(earlier.part_numbers(self.path)).difference(numbers)
-        damaged = {number: f"part {number} is of an earlier version" for number in sorted(old)}
-        whole = set()
-        for number in numbers:
+        whole, damaged = set(), {}
+        for number, read in stored_parts(self.path, self._environment["run"]).items():
             if number >= self._n_parts:
                 damaged[number] = f"part {number} is none of the {self._n_parts} parts of this run"
                 continue
             try:
-                found = len(self._read_part(number))
+                found = len(read())
             except ValueError as error:
                 damaged[number] = str(error)
                 continue
@@ -297,7 +293,7 @@ class RunFolder:
             If there are no pairs, or a part is damaged or of another run.
         """
         if sources is None:
-            sources = [partial(self._read_part, number) for number in self._parts()]
+            sources = self._sources()
         if not sources:
             raise ValueError(requirement("out", "a folder with solved pairs", self.path))
         with open_whole(self.path / PAIRS) as file:
@@ -305,18 +301,16 @@ class RunFolder:
         self._joined = True
         return _read_pairs(self.path)
 
-    def _read_part(self, number: int) -> SolvedPairs:
-        return read_part(self.path, self._environment["run"], number)
-
-    def _parts(self) -> list[int]:
-        return [number for number in part_numbers(self.path) if number < self._n_parts]
+    def _sources(self) -> list[Callable[[], SolvedPairs]]:
+        parts = stored_parts(self.path, self._environment["run"])
+        return [read for number, read in parts.items() if number < self._n_parts]
 
     def finish(self, summary: Mapping[str, Any], arrays: Mapping[str, Tensor] | None = None) -> Run:
         """Write what is left to write, ``summary.json`` last, remove the parts, read it all back.
 
         The parts are joined where `join` has not done so.
         """
-        if not self._joined and self._parts():
+        if not self._joined and self._sources():
             self.join()
         if arrays:
             tensors = {name: value.detach().cpu().contiguous() for name, value in arrays.items()}
@@ -360,7 +354,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         config, described = read_options(folder)
         summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
         if summary is None:
-            parts = list(_whole_parts(folder, described.get("run", "")))
+            parts = list(_whole(stored_parts(folder, described.get("run", ""))))
             pairs = SolvedPairs.join(parts) if parts else None
         else:
             for name, expected in described["outputs"].items():
@@ -390,16 +384,14 @@ def _read_pairs(folder: Path) -> SolvedPairs:
         with parquet.ParquetFile(path, memory_map=False) as file:
             if CURVE in file.schema_arrow.names:
                 return SolvedPairs.read(file)
-        return earlier.read_pairs(path, folder / earlier.CURVES)
+        return read_pairs(path, folder / CURVES)
     except DAMAGE as error:
         raise ValueError(f"{path} is damaged: {one_line(error)}") from error
 
 
-def _whole_parts(folder: Path, run: str) -> Iterator[SolvedPairs]:
-    readers = dict.fromkeys(earlier.part_numbers(folder), earlier.read_part)
-    readers |= dict.fromkeys(part_numbers(folder), read_part)
-    for number, read in sorted(readers.items()):
+def _whole(parts: Mapping[int, Callable[[], SolvedPairs]]) -> Iterator[SolvedPairs]:
+    for read in parts.values():
         try:
-            yield read(folder, run, number)
+            yield read()
         except ValueError as error:
             warnings.warn(f"{error}; its pairs are left out", stacklevel=3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn.functional import pad
 
+from geolatent.checks import requirement
 from geolatent.curves import CubicBSpline, refine
 from geolatent.solution import GeodesicSolution
 
@@ -171,16 +173,18 @@ def write_joined(file: BinaryIO, sources: Sequence[Callable[[], SolvedPairs]]) -
     What is in memory at once is the pairs of a function, and those of one row group of the file.
     """
     fitted = _fitted(lambda: (source() for source in sources))
-    writer, waiting = None, []
-    for place, part in enumerate(fitted, start=1):
-        waiting.append(part.to_arrow())
-        if place == len(sources) or sum(table.nbytes for table in waiting) >= _ROW_GROUP:
-            group, waiting = pa.concat_tables(waiting), []
-            # curves are all different: no dictionary of them
-            writer = writer or parquet.ParquetWriter(file, group.schema, use_dictionary=False)
-            writer.write_table(group, row_group_size=max(1, len(group)))
-    if writer is not None:
-        writer.close()
+    waiting: list[pa.Table] = []
+    writer = None
+    with ExitStack() as stack:
+        for place, part in enumerate(fitted, start=1):
+            waiting.append(part.to_arrow())
+            if place == len(sources) or sum(table.nbytes for table in waiting) >= _ROW_GROUP:
+                group, waiting = pa.concat_tables(waiting), []
+                # curves are all different: no dictionary of them
+                writer = writer or stack.enter_context(
+                    parquet.ParquetWriter(file, group.schema, use_dictionary=False)
+                )
+                writer.write_table(group, row_group_size=max(1, len(group)))
 
 
 def _fitted(parts: Callable[[], Iterable[SolvedPairs]]) -> Iterator[SolvedPairs]:
@@ -195,7 +199,10 @@ def _fitted(parts: Callable[[], Iterable[SolvedPairs]]) -> Iterator[SolvedPairs]
     for part in parts():
         tables = [schema.empty_table(), part.table]
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        _, matrix = refine(part.curve.knots.cpu(), len(knots) - 4)
+        refined, matrix = refine(part.curve.knots.cpu(), len(knots) - 4)
+        if not torch.equal(refined, knots):
+            required = "pairs whose curves have knots that repeated insertion leads to"
+            raise ValueError(requirement("parts", required, part.curve.knots.tolist()))
         points = part.curve.control_points.detach().cpu()
         points = pad(matrix.to(points) @ points, (0, dim - part.curve.dim)).to(dtype)
         yield SolvedPairs(table, CubicBSpline(points, knots))
