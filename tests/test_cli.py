@@ -22,8 +22,9 @@ from rounding import assert_same_pairs
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
 from geolatent.lab.config import CHOICES
+from geolatent.lab.contents import ENVIRONMENT, PAIRS
 from geolatent.lab.outline import outline
-from geolatent.lab.results import ENVIRONMENT, PAIRS, load_run
+from geolatent.lab.run import load_run
 from geolatent.models import save_model
 from geolatent.solvers.lbfgs import LBFGS
 
@@ -959,7 +960,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not list(out.glob("parts/*.json")):
+            while not list(out.glob("parts/*.parquet.gz")):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -975,7 +976,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
 
 
 def test_plot_tells_of_an_interrupted_run(capsys, tmp_path):
-    from geolatent.lab.results import RunFolder
+    from geolatent.lab.run import RunFolder
 
     RunFolder.create(tmp_path / "run", "improvement", {}, seed=0, device="cpu")
     assert run("plot", tmp_path / "run") == 1

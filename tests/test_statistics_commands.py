@@ -10,7 +10,7 @@ from geolatent.interpolations import prior_norm
 from geolatent.lab import cluster, data, distances, walk
 from geolatent.lab.data import DataOptions
 from geolatent.lab.plotting import save_figures
-from geolatent.lab.results import load_run
+from geolatent.lab.run import load_run
 
 
 def draw(run, command, folder):

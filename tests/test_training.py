@@ -18,7 +18,7 @@ pytest.importorskip("lightning", reason="training needs the extra `train`")
 
 from geolatent.cli import main
 from geolatent.lab.data import DataOptions, digits, load
-from geolatent.lab.results import RunFolder, load_run
+from geolatent.lab.run import RunFolder, load_run
 from geolatent.lab.training import (
     Batches,
     PrecisionOptions,

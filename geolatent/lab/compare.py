@@ -45,7 +45,7 @@ from geolatent.lab.printing import (
     print_statuses,
     statistics_table,
 )
-from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import (
     Dataset,
     make_device,
@@ -53,6 +53,7 @@ from geolatent.lab.setup import (
     make_initial,
     make_model,
 )
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
 from geolatent.solvers.preconditioned import PreconditionedSolver

@@ -34,8 +34,9 @@ from geolatent.lab.pairs import (
 )
 from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
-from geolatent.lab.results import Run, SolvedPairs
+from geolatent.lab.run import Run
 from geolatent.lab.setup import Dataset
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
 

@@ -50,7 +50,7 @@ from geolatent.lab.printing import (
     print_files,
     print_statuses,
 )
-from geolatent.lab.results import Run, RunFolder, SolvedPairs
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import (
     Dataset,
     make_device,
@@ -58,6 +58,7 @@ from geolatent.lab.setup import (
     make_initial,
     make_model,
 )
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import summarise
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric

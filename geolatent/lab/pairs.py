@@ -18,7 +18,7 @@ from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
-from geolatent.lab.results import SolvedPairs
+from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 from geolatent.models.checkpoint import read_tensors

@@ -16,8 +16,9 @@ from geolatent.lab.execution import check_executor, run_shards
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Case, Pairs, Shards
-from geolatent.lab.results import RunFolder, SolvedPairs
+from geolatent.lab.run import RunFolder
 from geolatent.lab.setup import initial_kind, make_initial
+from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver

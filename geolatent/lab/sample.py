@@ -16,10 +16,11 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.lab import plotting
 from geolatent.lab.config import DataOptions, Formats, ModelOptions, check_formats
+from geolatent.lab.contents import IMAGES
 from geolatent.lab.memory import check_memory
 from geolatent.lab.pairs import draw_normal
 from geolatent.lab.printing import make_console, print_files, progress_bar
-from geolatent.lab.results import IMAGES, Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 
 # images that the figure shows

@@ -22,8 +22,9 @@ from geolatent.checks import check_tensor, describe, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.lab.console import make_console, work_progress
+from geolatent.lab.contents import SUMMARY, run_command
 from geolatent.lab.data import load
-from geolatent.lab.results import SUMMARY, RunFolder, run_command
+from geolatent.lab.run import RunFolder
 from geolatent.lab.training_figures import draw_training
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
@@ -573,7 +574,7 @@ def train(
 ) -> TrainingSummary:
     """Train one of the package's models on a data set and write it, with figures, to a folder.
 
-    The folder is a run folder, see `geolatent.lab.results`: ``config.yaml`` and
+    The folder is a run folder, see `geolatent.lab.run`: ``config.yaml`` and
     ``environment.json`` stand in it from the beginning. It receives ``model.safetensors`` and
     ``model.json`` (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
     images, their reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
