@@ -8,6 +8,7 @@ import torch
 from problems import sphere
 from sklearn.base import clone
 from sklearn.cluster import KMeans
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -277,6 +278,9 @@ def test_estimators_in_scikit_learns_tools(ring_graph):
     assert scores.min() > 0.9
     again = clone(model).set_params(n_neighbors=1)
     assert again.get_params()["n_neighbors"] == 1
+    for method in ("kneighbors", "predict", "predict_proba"):
+        with pytest.raises(NotFittedError):
+            getattr(again, method)(codes[:2])
 
 
 @pytest.mark.parametrize(
