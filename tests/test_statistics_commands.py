@@ -6,12 +6,12 @@ import torch
 
 from geolatent import LatentGraph, PullbackMetric, models
 from geolatent.cli import main
-from geolatent.interpolations import prior_norm
 from geolatent.lab import cluster, data, distances, walk
 from geolatent.lab.config import SolverOptions
 from geolatent.lab.data import DataOptions
 from geolatent.lab.plotting import save_figures
 from geolatent.lab.results import load_run
+from geolatent.priors import prior_norm
 
 
 def draw(run, module, folder):
