@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from problems import sphere, sphere_distance
+from problems import half_plane, sphere, sphere_distance
 
 from geolatent import LatentGraph, PullbackMetric, TensorMetric, solve_geodesic
 from geolatent.geometry.distances import (
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 SPHERE = PullbackMetric(sphere)
-HALF_PLANE = TensorMetric(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2, dim=2)
+HALF_PLANE = TensorMetric(half_plane, dim=2)
 
 
 def codes(n):

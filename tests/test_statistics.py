@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import sphere
+from problems import half_plane, sphere
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 SPHERE = PullbackMetric(sphere)
-HALF_PLANE = TensorMetric(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2, dim=2)
+HALF_PLANE = TensorMetric(half_plane, dim=2)
 
 
 def sphere_mean(points, weights):
