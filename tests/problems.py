@@ -33,6 +33,23 @@ def sphere_distance(a, b):
     return 2 * ((sphere(a) - sphere(b)).norm(dim=-1) / 2).asin()
 
 
+def sphere_mean(points, weights):
+    """Frechet mean on the unit sphere, by closed-form logarithms and exponentials to rounding."""
+    mean = weights @ points
+    mean = mean / mean.norm()
+    for _ in range(1000):
+        cosine = points @ mean
+        across = points - cosine[:, None] * mean
+        angle = torch.atan2(across.norm(dim=1), cosine)
+        logs = angle[:, None] * across / across.norm(dim=1, keepdim=True)
+        step = weights @ logs / weights.sum()
+        size = step.norm()
+        if size < 1e-15:
+            break
+        mean = size.cos() * mean + size.sin() * step / size
+    return mean
+
+
 def half_plane(z):
     """Poincare's metric |dz|^2 / y^2, y the last of two coordinates or more."""
     return torch.eye(z.shape[1]).to(z) / z[:, -1, None, None] ** 2
@@ -86,6 +103,13 @@ def folded_distance(a, b):
 def hill(z):
     """A hill in the way: the straight line over its top is a geodesic, and not the shortest."""
     return torch.cat([z, 3.0 * (-4 * z.square().sum(1, keepdim=True)).exp()], dim=1)
+
+
+def perceptron(seed, n_outputs=5):
+    """A small random network of the plane."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, n_outputs))
 
 
 def normal_heads(z):
@@ -170,6 +194,9 @@ class Problem:
 
 MATRIX = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SQUARE = box([-1.2, -1.2], [1.2, 1.2])
+
+SPHERE = PullbackMetric(sphere)
+HALF_PLANE = TensorMetric(half_plane, dim=2)
 
 PROBLEMS = {
     "sphere": Problem(sphere, PullbackMetric, ball(2), sphere_distance, isometric=True),

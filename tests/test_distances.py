@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from problems import half_plane, sphere, sphere_distance
+from problems import HALF_PLANE, SPHERE, sphere, sphere_distance
 
-from geolatent import LatentGraph, PullbackMetric, TensorMetric, solve_geodesic
+from geolatent import LatentGraph, solve_geodesic
 from geolatent.geometry.distances import (
     distance,
     graph_distance_matrix,
@@ -14,10 +14,6 @@ from geolatent.geometry.distances import (
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-SPHERE = PullbackMetric(sphere)
-HALF_PLANE = TensorMetric(half_plane, dim=2)
 
 
 def codes(n):

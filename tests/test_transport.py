@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from problems import half_plane, sphere
+from problems import HALF_PLANE, SPHERE, half_plane, sphere
 from torch import nn
 
 from geolatent import (
@@ -29,9 +29,7 @@ from geolatent.metrics.budget import RowBudget
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-SPHERE = PullbackMetric(sphere)
 SPHERE_TENSOR = TensorMetric(SPHERE._tensor, dim=2)  # the same without an immersion
-HALF_PLANE = TensorMetric(half_plane, dim=2)
 BOTH = pytest.mark.parametrize(
     "metric", [SPHERE, SPHERE_TENSOR], ids=["immersion", "metric tensor"]
 )
