@@ -105,6 +105,17 @@ def hill(z):
     return torch.cat([z, 3.0 * (-4 * z.square().sum(1, keepdim=True)).exp()], dim=1)
 
 
+class Counted:
+    """A function of codes that counts the rows of its calls."""
+
+    def __init__(self, function):
+        self.function, self.rows = function, 0
+
+    def __call__(self, z):
+        self.rows += len(z)
+        return self.function(z)
+
+
 def perceptron(seed, n_outputs=5):
     """A small random network of the plane."""
     with torch.random.fork_rng():

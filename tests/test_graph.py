@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import half_plane, hill, sphere, sphere_distance
+from problems import Counted, half_plane, hill, sphere, sphere_distance
 
 import geolatent
 from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
@@ -305,19 +305,12 @@ def test_a_graph_that_is_not_connected_is_told():
 
 
 def test_graph_rows_are_counted():
-    rows = 0
-
-    def counted(z):
-        nonlocal rows
-        rows += len(z)
-        return flat(z)
-
-    metric = PullbackMetric(counted)
-    graph = square_lattice(metric, resolution=9)
+    counted = Counted(flat)
+    graph = square_lattice(PullbackMetric(counted), resolution=9)
     assert graph.forward_rows == 81
-    rows = 0
+    counted.rows = 0
     _, each = graph.paths(torch.rand(5, 2), torch.rand(5, 2), RowBudget())
-    assert rows == 5 * each
+    assert counted.rows == 5 * each
 
 
 def test_float32_codes():

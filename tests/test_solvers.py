@@ -53,13 +53,14 @@ def solve(problem, solver):
 def test_lengths_are_the_distances(problem, solver):
     start, end, metric, tolerance, solution = solve(problem, solver)
     kink = PROBLEMS[problem].kink
+    excess = CREASE if kink else SOLVERS[solver].excess
     found = solution[[*range(PAIRS), *range(PAIRS + 2, 2 * PAIRS + 2)]]
     exact = PROBLEMS[problem].distance(start, end).repeat(2)
-    assert (found.length <= exact * (1 + (CREASE if kink else SOLVERS[solver].excess))).all()
+    assert (found.length <= exact * (1 + excess)).all()
     assert (found.length >= exact * (1 - (CREASE if kink else tolerance))).all()
     assert (found.length <= found.straight_length).all()
     allowed = {Status.CONVERGED, Status.STRAIGHT_IS_SHORTEST}
-    if kink:  # no curve is smooth enough for the certificate
+    if kink:  # at a crease the energy is not smooth, which ends searches and refinement
         allowed |= {Status.MAX_CONTROL_POINTS, Status.MAX_ITERATIONS, Status.STALLED}
     assert set(found.statuses) <= allowed
     # the numbers are those of the curve, which runs from start to end
@@ -67,7 +68,10 @@ def test_lengths_are_the_distances(problem, solver):
     for measure, expected in numbers.items():
         measured = measure(metric, found.curve, tolerance=tolerance)
         torch.testing.assert_close(measured, expected, rtol=5 * tolerance, atol=0)
-    assert (found.length**2 <= 2 * found.energy * (1 + 3 * tolerance)).all()
+    # energy is least at constant speed, where it is half the squared length
+    uneven = 2 * found.energy / found.length**2 - 1
+    assert (uneven >= -3 * tolerance).all()
+    assert (uneven <= 2 * excess).all()
     points = found.curve.control_points
     assert torch.equal(points[:, 0], torch.cat([start, end]))
     assert torch.equal(points[:, -1], torch.cat([end, start]))
