@@ -4,7 +4,9 @@ A metric says how far codes are from one another: `PullbackMetric` of a decoder,
 `GaussianPullbackMetric` of one that gives (mean, standard deviation), `TensorMetric` of any metric
 tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all pairs in one call,
 and returns a `GeodesicSolution`, which prints as a table. Codes are tensors (n, d), batch first;
-curves run over t from 0 to 1; lengths are in units of the decoder's output.
+curves run over t from 0 to 1; lengths are in units of the decoder's output. Arguments are checked
+at the door: one of the wrong kind, shape, dtype, device or range, or that is not finite, raises a
+TypeError or ValueError that names it. Docstrings list what else is raised.
 
 The rest of the package by rooms: `geolatent.metrics`, `geolatent.solvers`, `geolatent.geometry` and
 `geolatent.learn` (scikit-learn estimators), each on top of those before; `geolatent.models`
@@ -45,11 +47,12 @@ if TYPE_CHECKING:
     from geolatent.geometry.brownian import brownian_motion
     from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
     from geolatent.geometry.distances import distance, graph_distances, pairwise_distances
-    from geolatent.geometry.exponential import exp_map, shoot
+    from geolatent.geometry.exponential import Trajectory, exp_map, shoot
     from geolatent.geometry.extrapolation import extrapolate
-    from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
-    from geolatent.geometry.means import frechet_mean
-    from geolatent.geometry.shooting import log_map
+    from geolatent.geometry.integrators import DiscreteGeodesic, Integrator, RungeKutta
+    from geolatent.geometry.means import FrechetMean, frechet_mean
+    from geolatent.geometry.ode import TrajectoryStatus
+    from geolatent.geometry.shooting import Shooting, log_map, shoot_to
     from geolatent.geometry.transport import parallel_transport
     from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
     from geolatent.graph import LatentGraph
@@ -97,12 +100,14 @@ __all__ = [
     "EnsembleMetric",
     "Evaluations",
     "FirstOrderSolver",
+    "FrechetMean",
     "GEORCESolver",
     "GaussianFisherRaoMetric",
     "GaussianPullbackMetric",
     "GeodesicKMeans",
     "GeodesicKNeighborsClassifier",
     "GeodesicSolution",
+    "Integrator",
     "LandMixture",
     "LatentGraph",
     "LocalVarianceMetric",
@@ -111,9 +116,12 @@ __all__ = [
     "Progress",
     "PullbackMetric",
     "RungeKutta",
+    "Shooting",
     "Solver",
     "Status",
     "TensorMetric",
+    "Trajectory",
+    "TrajectoryStatus",
     "__version__",
     "brownian_motion",
     "condition_number",
@@ -142,6 +150,7 @@ __all__ = [
     "save_graph",
     "sectional_curvature",
     "shoot",
+    "shoot_to",
     "slerp",
     "solve_geodesic",
     "spherical_spiral",
@@ -170,16 +179,26 @@ _MODULES = {
         "pairwise_distances",
     ),
     "geometry.exponential": (
+        "Trajectory",
         "exp_map",
         "shoot",
     ),
     "geometry.extrapolation": ("extrapolate",),
     "geometry.integrators": (
         "DiscreteGeodesic",
+        "Integrator",
         "RungeKutta",
     ),
-    "geometry.means": ("frechet_mean",),
-    "geometry.shooting": ("log_map",),
+    "geometry.means": (
+        "FrechetMean",
+        "frechet_mean",
+    ),
+    "geometry.ode": ("TrajectoryStatus",),
+    "geometry.shooting": (
+        "Shooting",
+        "log_map",
+        "shoot_to",
+    ),
     "geometry.transport": ("parallel_transport",),
     "geometry.volume": (
         "condition_number",

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -17,7 +18,8 @@ import yaml  # type: ignore[import-untyped]
 
 from geolatent._version import __version__
 from geolatent.files import UnfinishedError, parse_yaml
-from geolatent.lab.outline import outline
+from geolatent.lab.config import CHOICES
+from geolatent.lab.outline import choices, outline
 from geolatent.lab.places import check_places
 from geolatent.lab.terminal import accept_all_letters, interrupts_between_imports, leave_pipe
 from geolatent.lab.words import closest, complete_words, option_types, what_is_wrong
@@ -25,7 +27,7 @@ from geolatent.lab.words import closest, complete_words, option_types, what_is_w
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-# command: module and function that runs it, and a line of help; modules load when they are needed
+# command: where its class or function is, and a line of help; modules load when they are needed
 COMMANDS = {
     "demo": (
         "geolatent.lab.demo:demo",
@@ -40,7 +42,7 @@ COMMANDS = {
         "straight lines against geodesics, with and without a feature map",
     ),
     "improvement": (
-        "geolatent.lab.improvement:improvement",
+        "geolatent.lab.improvement:Improvement",
         "how much shorter than straight lines geodesics are, over many pairs",
     ),
     "compare": (
@@ -56,7 +58,7 @@ COMMANDS = {
         "geodesic distances between all pairs of some images",
     ),
     "cluster": (
-        "geolatent.lab.cluster:cluster",
+        "geolatent.lab.cluster:Cluster",
         "k-means by geodesic distance, against Euclidean k-means",
     ),
     "walk": (
@@ -195,16 +197,18 @@ def _run(command: str, words: Sequence[str]) -> None:
     """
     location, _ = COMMANDS[command]
     light = outline(location)
-    completed = complete_words(words, _kinds(command, light))
+    kinds = _kinds(command, light)
+    completed = complete_words(words, kinds)
     # what the options resolve to is known to the command itself alone
     first = [word for word in completed if not word.startswith("--print_config")]
-    given = _values(command, _parser(command, light), first, light)
+    given = _values(_parser(command, light), first, light, kinds)
     # the points of a sweep name places of their own
     check_places({"out": given["out"]} if given.get(_SWEEP) else given)
-    module, name = location.split(":")
-    function = getattr(importlib.import_module(module), name)
-    parser = _parser(command, function)
-    values = _values(command, parser, completed, function)
+    for place in (location, *(place for places in CHOICES.values() for place in places)):
+        importlib.import_module(place.partition(":")[0])
+    module, _, name = location.partition(":")
+    target = getattr(sys.modules[module], name)
+    values = _values(_parser(command, target), completed, target, kinds)
     sweep = values.pop(_SWEEP, None)
     quiet = values.pop(_QUIET)
     dry = values.pop(_DRY_RUN, False)
@@ -212,16 +216,57 @@ def _run(command: str, words: Sequence[str]) -> None:
 
     before = QUIET.set(quiet)
     try:
+        work = _work(command, target, values)
         if dry:
-            from geolatent.lab.dry_run import dry_run
-
-            dry_run(command, values, sweep or {})
+            _dry_run(work, sweep or {})
         elif sweep:
-            _run_sweep(command, function, parser, completed, values, sweep)
+            points = _points(command, target, completed, kinds, sweep)
+            from geolatent.lab.sweep import run_sweep
+
+            run_sweep(work, sweep, points)
         else:
-            function(**values)
+            work.run()
     finally:
         QUIET.reset(before)
+
+
+def _work(command: str, target: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """Return the experiment of options."""
+    if inspect.isclass(target):
+        return target(**values)
+    from geolatent.lab.unported import Unported
+
+    return Unported(command, target, values)
+
+
+def _dry_run(work: Any, sweep: dict[str, list[Any]]) -> None:
+    from geolatent.lab import dry_run, unported
+
+    module = unported if isinstance(work, unported.Unported) else dry_run
+    module.dry_run(work, sweep)
+
+
+def _points(
+    command: str,
+    target: Callable[..., Any],
+    words: Sequence[str],
+    kinds: dict[str, Any],
+    sweep: dict[str, list[Any]],
+) -> list[Any]:
+    """Return the experiments of a sweep, their options read as if given as words."""
+    from geolatent.lab.sweep import sweep_points
+
+    experiments = []
+    for point in sweep_points(sweep):
+        texts = [
+            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in point.items()
+        ]
+        values = _values(_parser(command, target), [*words, *texts], target, kinds)
+        for name in (_SWEEP, _QUIET, _DRY_RUN):
+            del values[name]
+        experiments.append(_work(command, target, values))
+    return experiments
 
 
 def _told(error: BaseException) -> str:
@@ -232,9 +277,19 @@ def _told(error: BaseException) -> str:
     return " ".join(" ".join([text, *notes]).split())
 
 
-def _kinds(command: str, function: Callable[..., Any]) -> dict[str, Any]:
+def _objects(light: Callable[..., Any]) -> dict[str, list[Callable[..., Any]]]:
+    """Return the options that are objects, and the outlines of the classes that they may be of."""
+    parameters = inspect.signature(light).parameters.items()
+    found = {name: choices(parameter.default) for name, parameter in parameters}
+    return {name: classes for name, classes in found.items() if classes}
+
+
+def _kinds(command: str, light: Callable[..., Any]) -> dict[str, Any]:
     """Return the types of a command's options, those of all commands among them."""
-    kinds = option_types(function)
+    kinds = option_types(light)
+    for option, classes in _objects(light).items():
+        for each in classes:
+            kinds |= {f"{option}.{name}": kind for name, kind in option_types(each).items()}
     kinds |= {"config": str, "print_config": None, "help": None, _QUIET: bool}
     if command in _LONG:
         kinds[_DRY_RUN] = bool
@@ -254,8 +309,8 @@ def _load_bounded(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
-def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
-    """Return the parser of a command: the function's arguments are its options.
+def _parser(command: str, target: Callable[..., Any]) -> ArgumentParser:
+    """Return the parser of a command: the arguments of its function or class are its options.
 
     The folder that a command reads needs no name.
     """
@@ -264,17 +319,21 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     set_loader(_BOUNDED, _load_bounded, (yaml.YAMLError,))
     set_dumper(_BOUNDED, partial(yaml.safe_dump, sort_keys=False, allow_unicode=True))
 
-    alone = next(iter(inspect.signature(function).parameters)) in _FOLDERS
+    parameters = inspect.signature(target).parameters
+    alone = next(iter(parameters)) in _FOLDERS
     parser = ArgumentParser(
         prog=f"geolatent {command}",
-        description=_summary(function.__doc__),
+        description=_summary(target.__doc__),
         allow_abbrev=False,
         exit_on_error=False,
         parser_mode=_BOUNDED,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="Path of a YAML file.")
-    parser.add_function_arguments(function, as_positional=alone)
-    if "executor" in inspect.signature(function).parameters:
+    if inspect.isclass(target):
+        parser.add_class_arguments(target, sub_configs=True)
+    else:
+        parser.add_function_arguments(target, as_positional=alone, sub_configs=True)
+    if "executor" in parameters:
         text = "Dotted names of options and lists of their values: every combination is run."
         parser.add_argument(f"--{_SWEEP}", type=dict[str, list[Any]], default={}, help=text)
     text = "Print warnings and the last line alone."
@@ -286,17 +345,22 @@ def _parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
 
 
 def _values(
-    command: str, parser: ArgumentParser, words: Sequence[str], function: Callable[..., Any]
+    parser: ArgumentParser,
+    words: Sequence[str],
+    target: Callable[..., Any],
+    kinds: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the arguments of a command's function, and its sweep."""
+    """Return the options of a command, and its sweep."""
     try:
+        _choose_classes(parser, words, target)
         parsed = parser.parse_args(list(words))
-        _check_groups(parsed, function)
+        _check_groups(parsed, target)
     except UnicodeDecodeError as error:
         raise _WrongWordsError(f"a config is no text in UTF-8: {error}.", None) from error
     except ArgumentError as error:
-        kinds = _kinds(command, function)
         message, unknown = what_is_wrong(str(error), kinds)
+        if unknown and any(word.startswith(f"--{unknown}") for word in words):
+            message = message.replace(f"`{unknown}`", f"`--{unknown}`")
         meant = closest(unknown, kinds) if unknown else None
         if meant and f"`--{unknown}`" in message:
             meant = f"--{meant}"
@@ -306,32 +370,27 @@ def _values(
     return values
 
 
-def _run_sweep(
-    command: str,
-    function: Callable[..., Any],
-    parser: ArgumentParser,
-    words: Sequence[str],
-    values: dict[str, Any],
-    sweep: dict[str, list[Any]],
+def _choose_classes(
+    parser: ArgumentParser, words: Sequence[str], target: Callable[..., Any]
 ) -> None:
-    """Run a command on every combination of the listed options, read as if given as words."""
-    from geolatent.lab.sweep import run_sweep, sweep_points
+    """Let the defaults of objects' settings be those of the classes that the words name.
 
-    arguments = []
-    for point in sweep_points(sweep):
-        texts = [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in point.items()
-        ]
-        arguments.append(_values(command, parser, [*words, *texts], function))
-        for name in (_SWEEP, _QUIET, _DRY_RUN):
-            del arguments[-1][name]
-    run_sweep(command, function, values, sweep, arguments)
+    The parser would take settings of the same name from the class that is the default.
+    """
+    objects = [
+        name
+        for name, parameter in inspect.signature(target).parameters.items()
+        if type(parameter.default).__name__ in CHOICES
+    ]
+    if objects:
+        parsed = parser.parse_args([w for w in words if not w.startswith("--print_config")])
+        for name in objects:
+            parser.set_defaults({name: {"class_path": parsed[name].class_path}})
 
 
-def _check_groups(parsed: Namespace, function: Callable[..., Any]) -> None:
+def _check_groups(parsed: Namespace, target: Callable[..., Any]) -> None:
     """Refuse a value that is not a set of options where there should be one, such as a list."""
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in inspect.signature(target).parameters.items():
         value = parsed[name]
         # a mapping once it is parsed
         if dataclasses.is_dataclass(parameter.default) and not hasattr(value, "__dict__"):
@@ -363,4 +422,4 @@ def _overview() -> str:
 
 def _summary(text: str | None) -> str:
     """Return a docstring up to its list of arguments."""
-    return (text or "").split("\n    Args:")[0].strip()
+    return re.split(r"\n    (?:Parameters|Attributes)\n", text or "")[0].strip()

@@ -231,6 +231,17 @@ class CubicBSpline:
         object.__setattr__(self, "knots", knots.to(points.device))
 
     @classmethod
+    def trusted(cls, control_points: Tensor, knots: Tensor) -> CubicBSpline:
+        """Return curves made inside the package, whose parts are known to fit, unchecked.
+
+        A check of values would make the processor wait for the device.
+        """
+        curve = object.__new__(cls)
+        object.__setattr__(curve, "control_points", control_points)
+        object.__setattr__(curve, "knots", knots)
+        return curve
+
+    @classmethod
     def straight(cls, start: Tensor, end: Tensor, n_control_points: int = 4) -> CubicBSpline:
         """Return straight lines at constant speed.
 
@@ -243,7 +254,8 @@ class CubicBSpline:
         """
         first, last = check_pairs(start, end)
         knots = clamped_knots(n_control_points)
-        return cls(straight_control_points(first, last, knots), knots)
+        knots = knots.to(first.device)
+        return cls.trusted(straight_control_points(first, last, knots), knots)
 
     @property
     def batch_size(self) -> int:
@@ -314,19 +326,20 @@ class CubicBSpline:
             raise ValueError(requirement("at", "a knot present at most twice", at))
         matrix = insertion_matrix(self.knots.cpu(), where).to(self.control_points)
         knots = torch.cat([self.knots, self.knots.new_tensor([where])]).sort().values
-        return CubicBSpline(matrix @ self.control_points, knots)
+        return CubicBSpline.trusted(matrix @ self.control_points, knots)
 
     def reverse(self) -> CubicBSpline:
         """Return the curves run backwards, gamma(1 - t)."""
-        return CubicBSpline(self.control_points.flip(1), (1.0 - self.knots).flip(0))
+        return CubicBSpline.trusted(self.control_points.flip(1), (1.0 - self.knots).flip(0))
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CubicBSpline:
         """Return the curves with control points on another device or of another dtype."""
-        return CubicBSpline(self.control_points.to(device=device, dtype=dtype), self.knots)
+        points = self.control_points.to(device=device, dtype=dtype)
+        return CubicBSpline.trusted(points, self.knots.to(points.device))
 
     def __getitem__(self, index: int | slice | Tensor) -> CubicBSpline:
         """Return the chosen curves of the batch, as a batch."""
         points = self.control_points[index]
-        return CubicBSpline(points if points.ndim == 3 else points[None], self.knots)
+        return CubicBSpline.trusted(points if points.ndim == 3 else points[None], self.knots)

@@ -26,8 +26,9 @@ from geolatent.checks import (
 )
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.chords import Chords
+from geolatent.metrics.rows import Rows
+from geolatent.solution import Evaluations
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32
@@ -67,15 +68,11 @@ class Path:
         return result
 
 
-def curve_through_points(
-    metric: Metric, points: Tensor, n_control_points: int, budget: RowBudget
-) -> CubicBSpline:
+def curve_through_points(rows: Rows, points: Tensor, n_control_points: int) -> CubicBSpline:
     """Return splines that follow polylines (B, T, d), parametrised by metric arc length."""
-    b, t, d = points.shape
-    first = points[:, :-1].reshape(-1, d)
-    last = points[:, 1:].reshape(-1, d)
-    lengths = _segment_lengths(metric, first, last, budget).reshape(b, t - 1)
-    arcs = np.concatenate([np.zeros((b, 1)), lengths.cumsum(1)], axis=1)
+    inner = torch.arange(points.shape[1], device=points.device)
+    lengths = segment_lengths(rows, points, inner[:-1], inner[1:])
+    arcs = np.concatenate([np.zeros((len(points), 1)), lengths.cumsum(1)], axis=1)
     paths = [
         Path(polyline, arc)
         for polyline, arc in zip(points.double().cpu().numpy(), arcs, strict=True)
@@ -86,43 +83,41 @@ def curve_through_points(
 def curve_along_paths(paths: list[Path], n_control_points: int, like: Tensor) -> CubicBSpline:
     """Return splines that follow paths, with the dtype and device of a tensor."""
     points = np.stack([path.control_points(n_control_points) for path in paths])
-    return CubicBSpline(torch.from_numpy(points).to(like), clamped_knots(n_control_points))
+    knots = clamped_knots(n_control_points).to(like.device)
+    return CubicBSpline.trusted(torch.from_numpy(points).to(like), knots)
 
 
-def _segment_lengths(
-    metric: Metric, first: Tensor, last: Tensor, budget: RowBudget
+def segment_lengths(
+    rows: Rows, points: Tensor, first: Tensor, last: Tensor, pairs: Tensor | None = None
 ) -> NDArray[np.float64]:
-    """Return lengths of straight segments, (E,): chords in the output, or the midpoint's speed."""
-    chords = metric.chords
+    """Return lengths of straight segments between points (A, T, d) of each pair, (A, S).
 
-    def chunk(items: slice) -> Tensor:
-        a, b = first[items], last[items]
-        with torch.no_grad():
-            if chords is not None:
-                return chords.squares(chords.values(a), chords.values(b)).double().sqrt()
-            # NaN where the metric is negative: there is no edge
-            return metric._quadratic((a + b) / 2.0, b - a).double().sqrt()
+    Chords in the output where the metric has them, else the speed in the middle.
 
-    return torch.cat(budget.run(chunk, first.shape[0], 2)).cpu().numpy()
+    Parameters
+    ----------
+    rows
+        The metric at work.
+    points
+        Codes, (A, T, d).
+    first, last
+        Which of the T each segment runs from and to, (S,) each.
+    pairs
+        The numbers of the pairs that are counted for, (A,); by default all.
+    """
+    if rows.chords is None:
+        start, end = points[:, first], points[:, last]
+        # NaN where the metric is negative: there is no edge
+        return rows.quadratic((start + end) / 2.0, end - start, pairs).double().sqrt().cpu().numpy()
+    pairs = torch.arange(len(points), device=points.device) if pairs is None else pairs
 
+    def chunk(points: Tensor, pairs: Tensor) -> tuple[Tensor]:
+        values = rows.outputs(points, pairs)
+        chords: Chords = rows.chords  # type: ignore[assignment]
+        return (chords.squares(values[:, first], values[:, last]).double().sqrt(),)
 
-def _spoke_lengths(
-    metric: Metric, centers: Tensor, tips: Tensor, budget: RowBudget
-) -> NDArray[np.float64]:
-    """Return lengths of straight segments from centers (m, d) to their tips (m, k, d), (m, k)."""
-    m, k, d = tips.shape
-    chords = metric.chords
-    if chords is None:
-        firsts = centers.repeat_interleave(k, dim=0)
-        return _segment_lengths(metric, firsts, tips.reshape(-1, d), budget).reshape(m, k)
-
-    def chunk(items: slice) -> Tensor:
-        points = torch.cat([centers[items, None], tips[items]], dim=1)
-        with torch.no_grad():
-            values = chords.values(points.flatten(0, 1)).reshape(points.shape[0], k + 1, -1)
-        return chords.squares(values[:, :1], values[:, 1:]).double().sqrt()
-
-    return torch.cat(budget.run(chunk, m, k + 1)).cpu().numpy()
+    (lengths,) = rows.each(chunk, points.shape[1], points, pairs)
+    return lengths.cpu().numpy()
 
 
 class LatentGraph:
@@ -178,7 +173,6 @@ class LatentGraph:
         n_nodes: int | None = None,
         jitter: float = 0.2,
         seed: int = 0,
-        max_rows: int | None = None,
     ) -> LatentGraph:
         """Join every code to its nearest neighbours in the latent space.
 
@@ -197,8 +191,6 @@ class LatentGraph:
             Standard deviation of that noise, in latent units.
         seed
             Seed of the noise.
-        max_rows
-            Largest number of rows sent through the decoder at once.
 
         Raises
         ------
@@ -225,7 +217,7 @@ class LatentGraph:
         k = min(n_neighbors, len(points) - 1)
         neighbors = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
         sources = np.repeat(np.arange(len(points)), k)
-        return cls._weighted(metric, codes, sources, neighbors.ravel(), n_neighbors, max_rows)
+        return cls._weighted(metric, codes, sources, neighbors.ravel(), n_neighbors)
 
     @classmethod
     def lattice(
@@ -235,7 +227,6 @@ class LatentGraph:
         high: Tensor,
         *,
         resolution: int = 256,
-        max_rows: int | None = None,
     ) -> LatentGraph:
         """Join the points of a regular lattice over a box, in up to three dimensions.
 
@@ -250,8 +241,6 @@ class LatentGraph:
             Corners of the box, (d,) each.
         resolution
             Points along each axis.
-        max_rows
-            Largest number of rows sent through the decoder at once.
 
         Raises
         ------
@@ -286,9 +275,7 @@ class LatentGraph:
             there = tuple(slice(max(0, s), resolution - max(0, -s)) for s in offset)
             sources.append(index[here].ravel())
             targets.append(index[there].ravel())
-        return cls._weighted(
-            metric, codes, np.concatenate(sources), np.concatenate(targets), 4**d, max_rows
-        )
+        return cls._weighted(metric, codes, np.concatenate(sources), np.concatenate(targets), 4**d)
 
     @classmethod
     def _weighted(
@@ -298,20 +285,20 @@ class LatentGraph:
         sources: NDArray[np.int64],
         targets: NDArray[np.int64],
         n_neighbors: int,
-        max_rows: int | None,
     ) -> LatentGraph:
         """Weight the given edges, each once, and make the graph."""
         n = codes.shape[0]
         low, high = np.minimum(sources, targets), np.maximum(sources, targets)
         pairs = np.unique(low.astype(np.int64) * n + high)  # sorted by the lower end
         low, high = pairs // n, pairs % n
-        budget = RowBudget(max_rows)
-        budget.fit(metric, codes[:1])
-        if metric.chords is None:
-            weights = _segment_lengths(metric, codes[low], codes[high], budget)
-            rows = len(low)
+        rows = Rows.of(metric, codes, Evaluations.zeros(1, codes.device))
+        if rows.chords is None:
+            start, end = codes[None, low], codes[None, high]
+            squares = rows.quadratic((start + end) / 2.0, end - start)[0]
+            weights = squares.double().sqrt().cpu().numpy()
         else:
-            weights, rows = _chord_lengths(metric, codes, low, high, budget)
+            weights = _chord_lengths(rows, codes, low, high)
+        spent = int(rows.spent.forward + rows.spent.jvp)
         finite = np.isfinite(weights)
         low, high, weights = low[finite], high[finite], weights[finite]
         # zero would mean "no edge" to the sparse graph
@@ -320,7 +307,7 @@ class LatentGraph:
             (np.tile(weights, 2), (np.concatenate([low, high]), np.concatenate([high, low]))),
             shape=(n, n),
         ).tocsr()
-        return cls(metric, codes, adjacency, n_neighbors, rows)
+        return cls(metric, codes, adjacency, n_neighbors, spent)
 
     def state(self) -> dict[str, Tensor]:
         """Return all there is to keep of the graph as tensors; the metric is not among it."""
@@ -357,20 +344,19 @@ class LatentGraph:
         n_neighbors, rows = state["numbers"].tolist()
         return cls(metric, codes, adjacency, n_neighbors, rows)
 
-    def paths(self, start: Tensor, end: Tensor, budget: RowBudget) -> tuple[list[Path | None], int]:
+    def paths(
+        self, start: Tensor, end: Tensor, spent: Evaluations | None = None
+    ) -> list[Path | None]:
         """Return the shortest path of every pair, (B, d) each, or None where there is none.
 
         Each pair's end points are joined to their nearest nodes for that pair alone, so that a
-        pair's path does not depend on the others'. The second value is the number of decoder rows
-        spent on each pair.
+        pair's path does not depend on the others'. The cost is added to the counts ``spent``.
         """
         b, n = start.shape[0], self.n_nodes
         ends = torch.cat([start, end])
-        near = self._neighbors.kneighbors(ends.double().cpu().numpy(), return_distance=False)
+        pairs = torch.arange(b, device=start.device).repeat(2)
+        near, links = self.links(ends, pairs, spent)
         k = near.shape[1]
-        nodes = torch.from_numpy(near).to(self.codes.device)
-        links = _spoke_lengths(self.metric, ends, self.codes[nodes], budget)
-        links = np.where(np.isfinite(links), np.maximum(links, np.finfo(float).tiny), np.inf)
 
         # starts have edges out of them, ends into them: neither can be passed through
         terminals = np.repeat(np.arange(2 * b), k) + n
@@ -386,7 +372,26 @@ class LatentGraph:
             ),
             shape=(n + 2 * b, n + 2 * b),
         ).tocsr()
-        return self._search(graph, ends.double().cpu().numpy()), 2 * k + 2
+        return self._search(graph, ends.double().cpu().numpy())
+
+    def links(
+        self, codes: Tensor, pairs: Tensor | None = None, spent: Evaluations | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the nearest nodes of codes (n, d) and the lengths of edges to them, (n, k) each.
+
+        An edge along which the metric is not finite is infinitely long. The cost is added to the
+        counts ``spent`` of the pairs that the codes belong to, by default each its own.
+        """
+        spent = Evaluations.zeros(len(codes), codes.device) if spent is None else spent
+        rows = Rows.of(self.metric, codes, spent)
+        nodes = self._neighbors.kneighbors(codes.double().cpu().numpy(), return_distance=False)
+        tips = self.codes[torch.from_numpy(nodes).to(self.codes.device)]
+        points = torch.cat([codes[:, None], tips], dim=1)
+        last = torch.arange(1, points.shape[1], device=codes.device)
+        lengths = segment_lengths(rows, points, torch.zeros_like(last), last, pairs)
+        # zero would mean "no edge" to the sparse graph
+        lengths = np.maximum(lengths, np.finfo(np.float64).tiny)
+        return nodes, np.where(np.isfinite(lengths), lengths, np.inf)
 
     def _search(self, graph: csr_array, ends: NDArray[np.float64]) -> list[Path | None]:
         n, b = self.n_nodes, len(ends) // 2
@@ -410,48 +415,41 @@ class LatentGraph:
 
 
 def _chord_lengths(
-    metric: Metric,
-    codes: Tensor,
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    budget: RowBudget,
-) -> tuple[NDArray[np.float64], int]:
-    """Return |F(z_low) - F(z_high)| of edges sorted by ``low``, and the decoder rows spent.
+    rows: Rows, codes: Tensor, low: NDArray[np.int64], high: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return |F(z_low) - F(z_high)| of edges sorted by ``low``.
 
     Every node is decoded once where all outputs fit into memory; else edges are taken in blocks,
     and a node once in each block that it belongs to.
     """
-    chords: Chords = metric.chords  # type: ignore[assignment]
+    chords: Chords = rows.chords  # type: ignore[assignment]
     n = codes.shape[0]
-    capacity = max(1024, _OUTPUT_BYTES // (budget.width * codes.element_size()))
+    capacity = max(1024, _OUTPUT_BYTES // (rows.budget.width * codes.element_size()))
     n_blocks = 1 if n <= capacity else math.ceil(len(low) / max(1, capacity // 2))
-    weights, rows = [], 0
+    weights = []
     for block in np.array_split(np.arange(len(low)), n_blocks):
         nodes, places = np.unique(np.concatenate([low[block], high[block]]), return_inverse=True)
-        chosen = codes[torch.from_numpy(nodes).to(codes.device)]
-
-        def decode(items: slice, chosen: Tensor = chosen) -> Tensor:
-            with torch.no_grad():
-                return chords.values(chosen[items])
-
-        outputs = torch.cat(budget.run(decode, len(nodes), 1))
-        rows += len(nodes)
+        outputs = rows.outputs(codes[None, torch.from_numpy(nodes).to(codes.device)])[0]
         where = torch.from_numpy(places).to(codes.device)
         first, last = where[: len(block)], where[len(block) :]
         for i in range(0, len(block), capacity):
             ends = outputs[first[i : i + capacity]], outputs[last[i : i + capacity]]
             weights.append(chords.squares(*ends).double().sqrt().cpu().numpy())
-    return np.concatenate(weights), rows
+    return np.concatenate(weights)
 
 
 def graph_curve(
-    graph: LatentGraph, start: Tensor, end: Tensor, n_control_points: int, budget: RowBudget
-) -> tuple[CubicBSpline, int]:
-    """Return splines along the graph's shortest paths, and the decoder rows spent on each pair.
+    graph: LatentGraph,
+    start: Tensor,
+    end: Tensor,
+    n_control_points: int,
+    spent: Evaluations | None = None,
+) -> CubicBSpline:
+    """Return splines along the graph's shortest paths; see `LatentGraph.paths`.
 
     A pair that the graph does not connect starts from the straight line, with a warning.
     """
-    found, rows = graph.paths(start, end, budget)
+    found = graph.paths(start, end, spent)
     missing = sum(path is None for path in found)
     if missing:
         warnings.warn(
@@ -463,4 +461,4 @@ def graph_curve(
         if path is None:
             path = Path(torch.stack([a, b]).numpy(), np.array([0.0, 1.0]))
         paths.append(path)
-    return curve_along_paths(paths, n_control_points, start), rows
+    return curve_along_paths(paths, n_control_points, start)

@@ -12,8 +12,8 @@ from torch import Tensor
 from geolatent.checks import check_codes, check_number, describe, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.metrics.base import Metric, check_metric, negative
-from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.chords import Chords
+from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 
 # Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
@@ -31,7 +31,7 @@ _OUTPUT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Measured:
-    """Lengths and energies of C batches of B curves, (C, B) each, and rows spent, (B,) each.
+    """Lengths and energies of C batches of B curves, (C, B) each.
 
     ``indefinite``, (B,), marks pairs with a curve along which v^T G v is negative: its length is
     NaN.
@@ -39,25 +39,10 @@ class Measured:
 
     length: Tensor
     energy: Tensor
-    forward: Tensor
-    jvp: Tensor
     indefinite: Tensor
 
-    @classmethod
-    def empty(cls, n_curves: int, n_pairs: int, device: torch.device) -> Measured:
-        """Return NaN lengths and no rows."""
-        zeros = torch.zeros(n_pairs, dtype=torch.int64, device=device)
-        nan = torch.full((n_curves, n_pairs), torch.nan, dtype=torch.float64, device=device)
-        return cls(nan, nan.clone(), zeros, zeros.clone(), zeros.bool())
 
-
-def measure(
-    metric: Metric,
-    curves: Sequence[CubicBSpline],
-    *,
-    tolerance: float = 1e-4,
-    budget: RowBudget | None = None,
-) -> Measured:
+def measure(rows: Rows, curves: Sequence[CubicBSpline], *, tolerance: float = 1e-4) -> Measured:
     """Measure C batches of B curves each; the C curves of one pair always by the same rule.
 
     Where the metric has `Chords`: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal intervals
@@ -67,26 +52,23 @@ def measure(
     a pair when two successive values agree for all its curves. A pair that never agrees keeps its
     last value, with a warning.
     """
-    budget = budget or RowBudget()
     first = curves[0].control_points
-    budget.fit(metric, first[0, :1])
     n_pairs = first.shape[0]
-    result = Measured.empty(len(curves), n_pairs, first.device)
+    nan = torch.full((len(curves), n_pairs), torch.nan, dtype=torch.float64, device=first.device)
     pairs = torch.arange(n_pairs, device=first.device)
+    result = Measured(nan, nan.clone(), torch.zeros_like(pairs, dtype=torch.bool))
     n_open = 0
     by_speed = [pairs]
-    if metric.chords is not None:
-        kept = len(curves) * 8 * _FIRST_CHORDS * budget.width * first.element_size()
+    if rows.chords is not None:
+        kept = len(curves) * 8 * _FIRST_CHORDS * rows.budget.width * first.element_size()
         by_speed = []
         for chunk in pairs.split(max(1, _OUTPUT_BYTES // kept)):
-            still_open, too_short = _measure_by_chords(
-                metric, curves, chunk, tolerance, budget, result
-            )
+            still_open, too_short = _measure_by_chords(rows, curves, chunk, tolerance, result)
             n_open += still_open
             by_speed.append(too_short)
     rest = torch.cat(by_speed)
     if rest.numel():
-        n_open += _measure_by_speed(metric, curves, rest, tolerance, budget, result)
+        n_open += _measure_by_speed(rows, curves, rest, tolerance, result)
     if n_open:
         warnings.warn(
             f"the lengths of {n_open} of {n_pairs} pairs did not reach the relative tolerance "
@@ -97,39 +79,29 @@ def measure(
 
 
 def _along(curves: Sequence[CubicBSpline], t: Tensor, pairs: Tensor, derivative: int = 0) -> Tensor:
-    """Return points or derivatives of the chosen pairs' curves, (C, A, T, d), in their dtype."""
+    """Return points or derivatives of the chosen pairs' curves, (A, C, T, d), in their dtype."""
     parts = []
     for curve in curves:
         points = curve.control_points[pairs].double()
         if derivative:  # the basis' derivatives add up to zero; so a point gets no speed
             points = points - points[:, :1]
         parts.append(basis_matrix(curve.knots, t, derivative) @ points)
-    return torch.stack(parts).to(curves[0].control_points.dtype)
+    return torch.stack(parts, dim=1).to(curves[0].control_points.dtype)
 
 
 def _measure_by_chords(
-    metric: Metric,
+    rows: Rows,
     curves: Sequence[CubicBSpline],
     pairs: Tensor,
     tolerance: float,
-    budget: RowBudget,
     result: Measured,
 ) -> tuple[int, Tensor]:
     """Fill in the chosen pairs; return how many did not agree, and which chords are too short."""
-    d = curves[0].dim
-    chords: Chords = metric.chords  # type: ignore[assignment]
+    chords: Chords = rows.chords  # type: ignore[assignment]
 
     def outputs(t: Tensor, pairs: Tensor) -> Tensor:
-        """Return F along the chosen pairs' curves, (C, A, T, D), and count it."""
-        z = _along(curves, t, pairs)
-        flat = z.reshape(-1, d)
-
-        def decode(items: slice) -> Tensor:
-            with torch.no_grad():
-                return chords.values(flat[items])
-
-        result.forward[pairs] += len(curves) * t.numel()
-        return torch.cat(budget.run(decode, flat.shape[0], 1)).reshape(*z.shape[:3], -1)
+        """Return F along the chosen pairs' curves, (C, A, T, D)."""
+        return rows.outputs(_along(curves, t, pairs), pairs).transpose(0, 1)
 
     n = _FIRST_CHORDS
     t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
@@ -173,16 +145,13 @@ def _measure_by_chords(
 
 
 def _measure_by_speed(
-    metric: Metric,
+    rows: Rows,
     curves: Sequence[CubicBSpline],
     pairs: Tensor,
     tolerance: float,
-    budget: RowBudget,
     result: Measured,
 ) -> int:
     """Fill in the chosen pairs; return how many did not agree."""
-    d = curves[0].dim
-    by_jvp = metric.quadratic_cost == "jvp"
     result.length[:, pairs] = torch.nan  # what chords may have left
     # simple knots are passed over: they depend on the batch, and the curve is smooth there
     kinks = torch.cat([curve.knots[1:-2][curve.knots[1:-2] == curve.knots[3:]] for curve in curves])
@@ -191,17 +160,10 @@ def _measure_by_speed(
         breaks = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
         t, weights = composite_rule(torch.cat([breaks, kinks]), _SPEED_NODES)
         z, v = _along(curves, t, pairs), _along(curves, t, pairs, derivative=1)
-        points, tangents = z.reshape(-1, d), v.reshape(-1, d)
-
-        def decode(items: slice, points: Tensor = points, tangents: Tensor = tangents) -> Tensor:
-            with torch.no_grad():
-                return metric._quadratic(points[items], tangents[items])
-
-        squares = torch.cat(budget.run(decode, points.shape[0], 1)).reshape(z.shape[:3])
+        squares = rows.quadratic(z, v, pairs).transpose(0, 1)
         bad = negative(squares)
         result.indefinite[pairs] |= bad.any(0)
         squares = torch.where(bad[..., None], torch.nan, squares.double()).clamp_min(0.0)
-        (result.jvp if by_jvp else result.forward)[pairs] += len(curves) * t.numel()
         length = (squares.sqrt() * weights).sum(2)
         # a NaN change is the first value's; a length that is not finite will not get better
         change = (length - result.length[:, pairs]).abs()
@@ -215,18 +177,19 @@ def _measure_by_speed(
     return pairs.numel()
 
 
-def _check_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> float:
+def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> Measured:
+    """Check the arguments of what follows, and measure."""
     check_metric(metric)
     if not isinstance(curve, CubicBSpline):
         raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
     codes = check_codes("curve", curve.control_points[:, 0], metric.dim)
     metric.check("curve", codes[:1])
-    return check_number("tolerance", tolerance, above=0.0)
+    tolerance = check_number("tolerance", tolerance, above=0.0)
+    rows = Rows.of(metric, codes).counting(len(codes))
+    return measure(rows, [curve], tolerance=tolerance)
 
 
-def path_length(
-    metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4, max_rows: int | None = None
-) -> Tensor:
+def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
     """Return the lengths L = integral of sqrt(gamma'^T G(gamma) gamma') over [0, 1].
 
     Parameters
@@ -237,19 +200,12 @@ def path_length(
         B curves.
     tolerance
         Relative tolerance: the rule is refined until two successive values agree to it.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
     Tensor
         Shape (B,), in the units of the decoder's output; NaN where the metric is negative along the
         curve.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
 
     Examples
     --------
@@ -259,14 +215,11 @@ def path_length(
     >>> print(f"{path_length(metric, line).item():.4f}")
     15.0000
     """
-    tolerance = _check_path(metric, curve, tolerance)
-    measured = measure(metric, [curve], tolerance=tolerance, budget=RowBudget(max_rows))
+    measured = _measure_path(metric, curve, tolerance)
     return measured.length[0].to(curve.control_points.dtype)
 
 
-def path_energy(
-    metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4, max_rows: int | None = None
-) -> Tensor:
+def path_energy(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
     """Return the path energies E = 1/2 integral of gamma'^T G(gamma) gamma' over [0, 1].
 
     It bounds the length, L^2 <= 2 E, with equality at constant speed. Arguments, rule and errors
@@ -285,6 +238,5 @@ def path_energy(
     >>> print(f"{path_energy(metric, line).item():.2f}")
     112.50
     """
-    tolerance = _check_path(metric, curve, tolerance)
-    measured = measure(metric, [curve], tolerance=tolerance, budget=RowBudget(max_rows))
+    measured = _measure_path(metric, curve, tolerance)
     return measured.energy[0].to(curve.control_points.dtype)

@@ -100,6 +100,11 @@ class Evaluations:
         """Cost in forward rows, float64 of shape (B,): forward 1, backward 2, JVP 2.5."""
         return self.forward.double() + 2.0 * self.backward.double() + 2.5 * self.jvp.double()
 
+    def add(self, pairs: Tensor, other: Evaluations) -> None:
+        """Add the counts of others to those of the pairs whose numbers are given, (A,)."""
+        for name in ("forward", "backward", "jvp"):
+            getattr(self, name).index_add_(0, pairs, getattr(other, name))
+
     def __getitem__(self, index: slice | Tensor) -> Evaluations:
         """Return the counts of the chosen pairs."""
         return Evaluations(self.forward[index], self.backward[index], self.jvp[index])

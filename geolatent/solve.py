@@ -19,10 +19,10 @@ from geolatent.curves import CubicBSpline, clamped_knots, refine, straight_contr
 from geolatent.graph import LatentGraph, curve_through_points, graph_curve
 from geolatent.lengths import measure
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 from geolatent.solvers.preconditioned import PreconditionedSolver
-from geolatent.solvers.problem import Callback, Problem, Progress, Solver
+from geolatent.solvers.problem import Callback, Problem, Progress, Solver, shorten
 
 # control points of a curve that starts on a graph's path or on given points: enough to follow it
 _PATH_CONTROL_POINTS = 24
@@ -112,20 +112,19 @@ def solve_geodesic(
         raise TypeError(requirement("callback", "callable or None", describe(callback)))
     length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
     first, last = check_pairs(start, end, metric.dim)
+    if max_rows is not None:
+        metric = metric.limited(max_rows)
     metric.check("start", first[:1])
     metric.check_definite("start", first)
     metric.check_definite("end", last)
-    budget = RowBudget(max_rows)
-    budget.fit(metric, first[:1])
-    curves = check_initial(metric, first, last, initial, budget)
-
     n_pairs, d = first.shape
-    apart = (first != last).any(1)
-    open_pairs = apart.nonzero().squeeze(1)
-    pair_bytes = solver.pair_bytes(d) + 2 * budget.width * first.element_size()
-    size = max(1, budget.memory(first) // pair_bytes)
-    groups = list(open_pairs.split(size)) if open_pairs.numel() else []
-    parts, order = [], []
+    rows = Rows.of(metric, first).counting(n_pairs)
+    curves = check_initial(rows, first, last, initial)
+
+    solved = _Solved(first, last)
+    open_pairs = (first != last).any(1).nonzero().squeeze(1)
+    pair_bytes = solver.pair_bytes(d) + 2 * rows.budget.width * first.element_size()
+    groups = open_pairs.split(max(1, rows.budget.memory(first) // pair_bytes))
     furthest = 0.0
     for number, group in enumerate(groups):
 
@@ -135,33 +134,23 @@ def solve_geodesic(
             if callback is not None:
                 callback(Progress(furthest, n_pairs, n, iteration))
 
-        for pairs, ends in _by_resolution(metric, first, last, group, budget):
+        for pairs, ends in _by_resolution(rows, first, last, group):
             chosen = curves[pairs] if isinstance(curves, CubicBSpline) else curves
-            solved = _solve_group(
-                metric,
-                first[pairs],
-                last[pairs],
-                ends,
-                solver,
-                chosen,
-                length_tolerance,
-                budget,
-                report,
+            part = rows.counting(pairs.numel())
+            starts = _starts(part, first[pairs], last[pairs], chosen)
+            from_line = not isinstance(chosen, CubicBSpline)
+            _solve_group(
+                solved, pairs, part, ends, solver, starts, length_tolerance, report, from_line
             )
-            parts.append(solved)
-            order.append(pairs)
-    solution = _assemble(first, last, torch.cat(order) if order else open_pairs, parts)
+            rows.spent.add(pairs, part.spent)
+    solution = solved.solution(rows.spent)
     if callback is not None:
         callback(Progress(1.0, n_pairs, solution.curve.n_control_points, 0))
     return solution
 
 
 def check_initial(
-    metric: Metric,
-    start: Tensor,
-    end: Tensor,
-    initial: object,
-    budget: RowBudget,
+    rows: Rows, start: Tensor, end: Tensor, initial: object
 ) -> LatentGraph | CubicBSpline | None:
     """Return where to start: None, a graph, or B curves that run from start to end."""
     if initial is None:
@@ -194,27 +183,20 @@ def check_initial(
     points = torch.cat([start[:, None], points[:, 1:-1], end[:, None]], dim=1)
     if isinstance(initial, CubicBSpline):
         return CubicBSpline(points, initial.knots)
-    return curve_through_points(metric, points, _PATH_CONTROL_POINTS, budget)
+    return curve_through_points(rows, points, _PATH_CONTROL_POINTS)
 
 
 def _by_resolution(
-    metric: Metric, start: Tensor, end: Tensor, group: Tensor, budget: RowBudget
+    rows: Rows, start: Tensor, end: Tensor, group: Tensor
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Split a group of pairs by whether chords between them stand out of the outputs' rounding.
 
     Returns the pairs of each part with the outputs at their ends, (A, 2, D), or None where energies
     are to be had from the speed.
     """
-    if metric.chords is None:
-        return [(group, None)]
-    values = metric.chords.values
-    both = torch.stack([start[group], end[group]], dim=1).flatten(0, 1)
-
-    def decode(items: slice) -> Tensor:
-        with torch.no_grad():
-            return values(both[items])
-
-    ends = torch.cat(budget.run(decode, both.shape[0], 1)).reshape(group.numel(), 2, -1)
+    if not group.numel() or rows.chords is None:
+        return [(group, None)] if group.numel() else []
+    ends = rows.outputs(torch.stack([start[group], end[group]], dim=1), group)
     rounding = torch.finfo(ends.dtype).eps * ends.norm(dim=2).amax(1)
     # what is not finite is met later, pair by pair
     close = (ends[:, 1] - ends[:, 0]).norm(dim=1) < _RESOLVED * rounding
@@ -222,93 +204,123 @@ def _by_resolution(
     return [(pairs, outputs) for pairs, outputs in parts if pairs.numel()]
 
 
+def _starts(
+    rows: Rows, start: Tensor, end: Tensor, initial: LatentGraph | CubicBSpline | None
+) -> list[CubicBSpline]:
+    """Return the curves from which a solver is to start, in float64; the first may be lines.
+
+    End points may be few roundings apart.
+    """
+    if isinstance(initial, CubicBSpline):
+        return [initial.to(dtype=torch.float64)]
+    knots = clamped_knots(4).to(start.device)
+    line = CubicBSpline.trusted(straight_control_points(start.double(), end.double(), knots), knots)
+    if initial is None:
+        return [line]
+    curve = graph_curve(initial, start, end, _PATH_CONTROL_POINTS, rows.spent)
+    return [line, curve.to(dtype=torch.float64)]
+
+
+class _Solved:
+    """The results of a call, filled in as pairs are solved; at first all stay where they are."""
+
+    def __init__(self, start: Tensor, end: Tensor) -> None:
+        zeros = torch.zeros(start.shape[0], dtype=torch.int64, device=start.device)
+        zero = torch.zeros_like(zeros, dtype=torch.float64)
+        self.start, self.end = start.double(), end.double()
+        self.dtype = start.dtype
+        # pairs, and their control points and knots
+        self.curves: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.length, self.straight_length, self.energy = zero, zero.clone(), zero.clone()
+        self.predicted_improvement = zero.clone()
+        self.status = zeros + int(Status.EQUAL_END_POINTS)
+        self.iterations, self.control_points = zeros, zeros + 4
+
+    def solution(self, evaluations: Evaluations) -> GeodesicSolution:
+        """Return the results in the type of the codes."""
+        knots = clamped_knots(4).to(self.start.device)
+        for _, _, others in self.curves:
+            knots = others if others.numel() > knots.numel() else knots
+        points = straight_control_points(self.start, self.end, knots)
+        for pairs, controls, others in self.curves:
+            points[pairs] = refine(others, points.shape[1])[1] @ controls
+        return GeodesicSolution(
+            curve=CubicBSpline.trusted(points.to(self.dtype), knots),
+            length=self.length.to(self.dtype),
+            straight_length=self.straight_length.to(self.dtype),
+            energy=self.energy.to(self.dtype),
+            predicted_improvement=self.predicted_improvement.to(self.dtype),
+            status=self.status,
+            iterations=self.iterations,
+            control_points=self.control_points,
+            evaluations=evaluations,
+        )
+
+
 def _solve_group(
-    metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    solved: _Solved,
+    pairs: Tensor,
+    rows: Rows,
     ends: Tensor | None,
     solver: Solver,
-    initial: LatentGraph | CubicBSpline | None,
+    starts: list[CubicBSpline],
     length_tolerance: float,
-    budget: RowBudget,
     report: Callable[[float, int, int], None],
-) -> GeodesicSolution:
-    """Solve pairs with different end points that fit into memory together."""
-    b = start.shape[0]
-    evaluations = Evaluations.zeros(b, start.device)
-    # in float64, for end points may be few roundings apart
-    line = CubicBSpline.straight(start.double(), end.double())
-    starts: list[CubicBSpline] = []
-    if not isinstance(initial, CubicBSpline):
-        starts.append(line)
-    if isinstance(initial, CubicBSpline):
-        starts.append(initial)
-    elif initial is not None:
-        curve, rows = graph_curve(initial, start, end, _PATH_CONTROL_POINTS, budget)
-        evaluations.forward.add_(rows)
-        starts.append(curve)
-
-    if metric.chords is not None:
-        evaluations.forward.add_(2)
-
+    from_line: bool,
+) -> None:
+    """Solve pairs with different end points that fit into memory together, and fill them in."""
     outcomes = []
     for turn, curve in enumerate(starts):
 
-        def tell(done: int, n: int, iteration: int, turn: int = turn) -> None:
-            report((turn + done / b) / len(starts), n, iteration)
+        def tell(share: float, n: int, iteration: int, turn: int = turn) -> None:
+            report((turn + share) / len(starts), n, iteration)
 
-        points = curve.control_points.double()
-        problem = Problem(metric, start.dtype, budget, points, curve.knots, ends, evaluations, tell)
-        outcome = solver.shorten(problem)
-        outcome.status = problem.judge(outcome.status)
-        outcomes.append(outcome)
+        problem = Problem(rows, curve.control_points, curve.knots, ends, tell)
+        outcomes.append(shorten(solver, problem))
 
-    curves = [line, *(CubicBSpline(o.control_points, o.knots) for o in outcomes)]
-    curves = [curve.to(dtype=start.dtype) for curve in curves]
-    measured = measure(metric, curves, tolerance=length_tolerance, budget=budget)
-    evaluations.forward.add_(measured.forward)
-    evaluations.jvp.add_(measured.jvp)
+    knots = clamped_knots(4).to(pairs.device)
+    line = straight_control_points(solved.start[pairs], solved.end[pairs], knots)
+    candidates = [(line, knots), *((found.control_points, found.knots) for found in outcomes)]
+    curves = [CubicBSpline.trusted(points.to(solved.dtype), knots) for points, knots in candidates]
+    measured = measure(rows, curves, tolerance=length_tolerance)
 
     # the shortest of the curves, the first of equals; NaN is never shortest
     lengths = measured.length[1:].nan_to_num(torch.inf)
     best = lengths.argmin(0)
-    pairs = torch.arange(b, device=start.device)
-    n = max(int(o.control_points.shape[1]) for o in outcomes)
-    for outcome in outcomes:
-        outcome.refine(n)
+    places = torch.arange(pairs.numel(), device=pairs.device)
 
     def chosen(values: list[Tensor]) -> Tensor:
-        return torch.stack(values)[best, pairs]
+        return torch.stack(values)[best, places]
 
-    status = chosen([o.status for o in outcomes])
+    status = chosen([outcome.judged() for outcome in outcomes])
     straight_length = measured.length[0]
-    shorter = lengths[best, pairs] < straight_length.nan_to_num(torch.inf)
+    shorter = lengths[best, places] < straight_length.nan_to_num(torch.inf)
     failed = (status == Status.NON_FINITE) | ~straight_length.isfinite()
     kept = torch.where(failed, int(Status.NON_FINITE), int(Status.STRAIGHT_IS_SHORTEST))
     indefinite = measured.indefinite | (status == Status.INDEFINITE_METRIC)
     status = torch.where(shorter, status, kept)
-    status = torch.where(indefinite, int(Status.INDEFINITE_METRIC), status)
-    predicted = chosen([o.predicted_improvement for o in outcomes])
-    at_start = _left_for_line(
-        outcomes[0].predicted_at_start, predicted, lengths[best, pairs] / straight_length
+    solved.status[pairs] = torch.where(indefinite, int(Status.INDEFINITE_METRIC), status)
+
+    predicted = chosen([outcome.predicted_improvement for outcome in outcomes])
+    # where no solver began with the line, nothing is known of it
+    at_start = (
+        outcomes[0].predicted_at_start if from_line else torch.full_like(predicted, torch.nan)
     )
-    if isinstance(initial, CubicBSpline):  # no solver began with the line
-        at_start = torch.full_like(at_start, torch.nan)
-    lines = straight_control_points(start.double(), end.double(), outcomes[0].knots)
-    points = torch.where(
-        shorter[:, None, None], chosen([o.control_points for o in outcomes]), lines
-    )
-    return GeodesicSolution(
-        curve=CubicBSpline(points, outcomes[0].knots),
-        length=torch.where(shorter, measured.length[1:][best, pairs], straight_length),
-        straight_length=straight_length,
-        energy=torch.where(shorter, measured.energy[1:][best, pairs], measured.energy[0]),
-        predicted_improvement=torch.where(shorter, predicted, at_start),
-        status=status,
-        iterations=torch.stack([o.iterations for o in outcomes]).sum(0),
-        control_points=torch.where(shorter, chosen([o.n_control_points for o in outcomes]), 4),
-        evaluations=evaluations,
-    )
+    left = _left_for_line(at_start, predicted, lengths[best, places] / straight_length)
+    solved.predicted_improvement[pairs] = torch.where(shorter, predicted, left)
+    place = torch.where(shorter, best + 1, 0)  # among the candidates
+    solved.length[pairs] = measured.length[place, places]
+    solved.straight_length[pairs] = straight_length
+    solved.energy[pairs] = measured.energy[place, places]
+    solved.iterations[pairs] = torch.stack([outcome.iterations for outcome in outcomes]).sum(0)
+    needed = chosen([outcome.n_control_points for outcome in outcomes])
+    solved.control_points[pairs] = torch.where(shorter, needed, 4)
+    for outcome in outcomes:
+        outcome.refine(max(other.control_points.shape[1] for other in outcomes))
+    knots = outcomes[0].knots
+    lines = straight_control_points(solved.start[pairs], solved.end[pairs], knots)
+    points = chosen([outcome.control_points for outcome in outcomes])
+    solved.curves.append((pairs, torch.where(shorter[:, None, None], points, lines), knots))
 
 
 def _left_for_line(at_start: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor:
@@ -329,48 +341,3 @@ def _left_for_line(at_start: Tensor, predicted: Tensor, ratio: Tensor) -> Tensor
     """
     left = (1.0 - ratio * (1.0 - predicted)).clamp_min(0.0)
     return torch.where((ratio - 1.0).abs() <= _SAME_LENGTH, left, at_start)
-
-
-def _assemble(
-    start: Tensor, end: Tensor, solved: Tensor, parts: list[GeodesicSolution]
-) -> GeodesicSolution:
-    """Join the groups' solutions and the pairs that need none, in the order of the call."""
-    b = start.shape[0]
-    n = max((part.curve.n_control_points for part in parts), default=4)
-    if parts:
-        refined = [refine(part.curve.knots, n) for part in parts]
-        knots = refined[0][0]
-        points = straight_control_points(start.double(), end.double(), knots)
-        points[solved] = torch.cat(
-            [
-                matrix @ part.curve.control_points
-                for part, (_, matrix) in zip(parts, refined, strict=True)
-            ]
-        )
-    else:
-        knots = clamped_knots(n)
-        points = straight_control_points(start.double(), end.double(), knots)
-
-    def joined(name: str, fill: float, dtype: torch.dtype) -> Tensor:
-        values = torch.full((b,), fill, dtype=dtype, device=start.device)
-        if parts:
-            values[solved] = torch.cat([getattr(part, name) for part in parts]).to(dtype)
-        return values
-
-    evaluations = Evaluations.zeros(b, start.device)
-    for name in ("forward", "backward", "jvp"):
-        if parts:
-            counts = [getattr(part.evaluations, name) for part in parts]
-            getattr(evaluations, name)[solved] = torch.cat(counts)
-    dtype = start.dtype
-    return GeodesicSolution(
-        curve=CubicBSpline(points.to(dtype), knots),
-        length=joined("length", 0.0, dtype),
-        straight_length=joined("straight_length", 0.0, dtype),
-        energy=joined("energy", 0.0, dtype),
-        predicted_improvement=joined("predicted_improvement", 0.0, dtype),
-        status=joined("status", float(Status.EQUAL_END_POINTS), torch.int64),
-        iterations=joined("iterations", 0, torch.int64),
-        control_points=joined("control_points", 4, torch.int64),
-        evaluations=evaluations,
-    )

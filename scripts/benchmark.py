@@ -42,7 +42,7 @@ from torch import Tensor, nn
 import geolatent as gl
 from geolatent.curves import basis_matrix
 from geolatent.lab.demo import digit_pairs
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solvers.energy import DiscreteEnergy
 from geolatent.solvers.georce import polyline
 
@@ -404,12 +404,12 @@ def run_reverse_mode(problem: Problem, recipe_runs: dict[str, Run]) -> Run:
     metric = ReverseModeMetric(problem.immersion, timed)
     line = gl.CubicBSpline.straight(problem.start[:1], problem.end[:1])
     points = line.control_points.double()
-    dtype = problem.start.dtype
-    nodes = recipe.nodes
-    energy = DiscreteEnergy(metric, line.knots, nodes, None, problem.dim, dtype, RowBudget())
+    nodes, pairs = recipe.nodes, torch.zeros(1, dtype=torch.int64)
+    at_work = Rows.of(metric, problem.start).counting(1)
+    energy = DiscreteEnergy(at_work, line.knots, nodes, points, pairs, None)
     began = time.perf_counter()
     for _ in range(TIMED_EVALUATIONS):
-        energy(points, torch.zeros(1, dtype=torch.int64))
+        energy(energy.start, pairs)
     seconds_per_row = (time.perf_counter() - began) / (TIMED_EVALUATIONS * nodes)
     rows, evaluations = 0, 1 + recipe.drops + (recipe.drops + 1) * recipe.steps
     sizes = range(recipe.first_control_points, recipe.max_control_points + 1)

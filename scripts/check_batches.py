@@ -24,19 +24,20 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from geolatent.lab.config import SolverOptions
 from geolatent.lab.execution import run_shards
-from geolatent.lab.improvement import measure_improvement
+from geolatent.lab.improvement import improvement_cases
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Shards, prior_pairs
 from geolatent.lab.results import SUMMARY, RunFolder, SolvedPairs, load_run
 from geolatent.models import digits_vae
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
 
 # solved roughly, for what is checked is not the solver
 LENGTH_TOLERANCE = 0.01
 ROUGH = (
     "--solver.max_control_points=7",
-    f"--solver.length_tolerance={LENGTH_TOLERANCE}",
+    f"--length_tolerance={LENGTH_TOLERANCE}",
     "--alignment=false",
 )
 RAY = ("--executor=ray", "--ray.workers=2", "--ray.address=local")
@@ -45,7 +46,7 @@ SHORT = (
     "--pairs=prior",
     "--initial.kind=straight",
     "--n_pairs=160",
-    "--solver.batch_size=2",
+    "--batch_size=2",
     *ROUGH,
 )
 N_KILLS = 20
@@ -278,17 +279,18 @@ def throughput(folder: Path) -> str:
     )
 
 
-def _work(n_shards: int, options: SolverOptions) -> Shards:
+def _work(n_shards: int, solver: Solver, length_tolerance: float, batch_size: int) -> Shards:
     metric = LatentModel(digits_vae()).metric()
-    pairs = prior_pairs(n_shards * options.batch_size, 2)
-    return measure_improvement(metric, [pairs], solver=options, with_alignment=False)
+    pairs = prior_pairs(n_shards * batch_size, 2)
+    cases = improvement_cases(metric, [pairs], with_alignment=False)
+    return Shards(cases, solver, length_tolerance, batch_size)
 
 
 def overhead(folder: Path) -> str:
     """Time of a run beside that of its solves, at the default shard size."""
     torch.set_num_threads(1)
-    n_shards, options = 10, SolverOptions()
-    work = _work(n_shards, options)
+    n_shards, size = 10, 64
+    work = _work(n_shards, PreconditionedSolver(), 1e-4, size)
     seconds = 0.0
     solve = Shards.solve
 
@@ -311,15 +313,13 @@ def overhead(folder: Path) -> str:
     share = whole / seconds - 1
     check(share < 0.05, f"overhead {share:.1%}")
     each = 1000 * (whole - seconds) / n_shards
-    size = options.batch_size
     return f"overhead of a shard of {size} pairs: {share:.1%} ({each:.0f} ms), joining included"
 
 
 def memory(folder: Path) -> str:
     """Memory over 220 shards."""
     torch.set_num_threads(1)
-    options = SolverOptions(batch_size=16, max_control_points=7, length_tolerance=0.01)
-    work = _work(220, options)
+    work = _work(220, PreconditionedSolver(max_control_points=7), LENGTH_TOLERANCE, 16)
     sizes: list[int] = []
 
     class Watched(RunFolder):

@@ -22,13 +22,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import geolatent as gl
+from geolatent.curves import basis_matrix
 from geolatent.lab.demo import digit_pairs
-from geolatent.metrics.budget import RowBudget
-from geolatent.solution import Evaluations
+from geolatent.metrics.rows import Rows
+from geolatent.solvers.certificate import sobolev_preconditioner
 from geolatent.solvers.energy import DiscreteEnergy
 from geolatent.solvers.lbfgs import Preconditioner
-from geolatent.solvers.preconditioned import sobolev_preconditioner
-from geolatent.solvers.problem import Problem
 
 # relative tolerance of the lengths that are compared, and what two of them may differ by
 LENGTH_TOLERANCE = 5e-6
@@ -158,40 +157,33 @@ def coincident(n: int, dtype: torch.dtype) -> Case:
 def small_steps(metric: gl.Metric, curve: gl.CubicBSpline) -> gl.CubicBSpline:
     """Lower the energies of curves monotonically, by small preconditioned steps."""
     knots, points = curve.knots, curve.control_points.double()
-    a, n, d = points.shape
-    budget = RowBudget()
-    budget.fit(metric, points[0, :1])
-    ends = None
-    if metric.chords is not None:
-        with torch.no_grad():
-            ends = metric.chords.values(points[:, [0, -1]].flatten(0, 1)).reshape(a, 2, -1)
-    energy = DiscreteEnergy(metric, knots, 4, ends, d, torch.float64, budget)
-    problem = Problem(
-        metric, torch.float64, budget, points, knots, ends, Evaluations.zeros(a), lambda *_: None
-    )
+    a, n, _ = points.shape
     pairs = torch.arange(a)
-    value, gradient, hessian = energy(points, pairs)
+    rows = Rows.of(metric, points[:, 0]).counting(a)
+    ends = None if rows.chords is None else rows.outputs(points[:, [0, -1]])
+    energy = DiscreteEnergy(rows, knots, 4, points, pairs, ends)
+    middles = basis_matrix(knots, (torch.arange(8, dtype=knots.dtype) + 0.5) / 8)
+    x = energy.start
+    value, gradient, hessian = energy(x, pairs)
     share = torch.full_like(value, SHARE)
     preconditioner = None
     for step in range(STEPS):
         if hessian is not None:
-            preconditioner = Preconditioner.dense(hessian[:, d:-d, d:-d])
+            preconditioner = Preconditioner.dense(hessian)
         elif preconditioner is None or step % RENEWED == 0:
-            tensors = problem.metric_tensors(knots, points, pairs, 8)
+            tensors = rows.tensor(middles @ energy.curves(x, pairs))
             preconditioner = sobolev_preconditioner(knots, n, tensors)
-        inner = gradient[:, 1:-1].reshape(a, -1, 1)
-        downhill = preconditioner.solve(inner).reshape(a, n - 2, d)
-        trial = points.clone()
-        trial[:, 1:-1] -= share[:, None, None] * downhill
+        downhill = preconditioner.solve(gradient[:, :, None])[:, :, 0]
+        trial = x - share[:, None] * downhill
         trial_value, trial_gradient, trial_hessian = energy(trial, pairs)
         better = trial_value <= value
-        points = torch.where(better[:, None, None], trial, points)
+        x = torch.where(better[:, None], trial, x)
         value = torch.where(better, trial_value, value)
-        gradient = torch.where(better[:, None, None], trial_gradient, gradient)
+        gradient = torch.where(better[:, None], trial_gradient, gradient)
         if hessian is not None:
             hessian = torch.where(better[:, None, None], trial_hessian, hessian)
         share = torch.where(better, share, 0.5 * share)
-    return gl.CubicBSpline(points, knots)
+    return gl.CubicBSpline(energy.curves(x, pairs), knots)
 
 
 def gains(case: Case, solution: gl.GeodesicSolution, chosen: Tensor) -> Tensor:

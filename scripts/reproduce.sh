@@ -59,7 +59,7 @@ if [[ -n ${VGG_WEIGHTS:-} ]]; then
     # the mean alone: under features of thousands of outputs the spread costs twenty times as much
     run vgg_16d interpolate --model.checkpoint "$vae" --n_pairs 4 --features.kind vgg \
         --features.weights "$VGG_WEIGHTS" --metric.uncertainty false \
-        --solver.tolerance 0.003 --solver.length_tolerance 0.01
+        --solver.tolerance 0.003 --length_tolerance 0.01
 fi
 
 geolatent report "$runs"

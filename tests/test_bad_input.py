@@ -441,6 +441,11 @@ def test_options_of_a_solve(options, error):
     check_refused(lambda: solve_geodesic(METRIC, START, END, **options), error, name)
 
 
+@pytest.mark.parametrize(("limit", "error"), [(0, ValueError), (True, TypeError), (2.0, TypeError)])
+def test_limit_of_rows(limit, error):
+    check_refused(lambda: METRIC.limited(limit), error, "max_rows")
+
+
 @pytest.mark.parametrize("quantity", [path_length, path_energy])
 @pytest.mark.parametrize(
     ("options", "error"),
@@ -448,8 +453,6 @@ def test_options_of_a_solve(options, error):
         ({"tolerance": 0.0}, ValueError),
         ({"tolerance": -1e-3}, ValueError),
         ({"tolerance": None}, TypeError),
-        ({"max_rows": -1}, ValueError),
-        ({"max_rows": True}, TypeError),
     ],
 )
 def test_options_of_a_length(quantity, options, error):
@@ -518,7 +521,6 @@ def test_bad_codes_of_a_graph(case):
         ({"n_nodes": 10.0}, TypeError),
         ({"jitter": -0.1}, ValueError),
         ({"jitter": float("nan")}, ValueError),
-        ({"max_rows": 0}, ValueError),
         ({"seed": -1}, ValueError),
     ],
 )
@@ -542,7 +544,6 @@ def test_options_of_a_graph(options, error):
         (torch.zeros(4), torch.ones(4), {}, ValueError, "low"),
         (torch.zeros(2), torch.ones(2), {"resolution": 1}, ValueError, "resolution"),
         (torch.zeros(2), torch.ones(2), {"resolution": 8.0}, TypeError, "resolution"),
-        (torch.zeros(2), torch.ones(2), {"max_rows": 0}, ValueError, "max_rows"),
     ],
 )
 def test_bad_lattices(low, high, options, error, name):

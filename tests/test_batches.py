@@ -27,7 +27,8 @@ import geolatent as gl
 from geolatent.cli import main
 from geolatent.files import LOCK, FolderLock, write_file
 from geolatent.lab import execution
-from geolatent.lab.config import RayOptions, SolverOptions
+from geolatent.lab.config import RayOptions
+from geolatent.lab.experiment import as_option
 from geolatent.lab.pairs import Case, Shards, prior_pairs
 from geolatent.lab.printing import work_progress
 from geolatent.lab.results import (
@@ -46,9 +47,9 @@ from geolatent.lab.sweep import sweep_points
 SMALL = [
     "--pairs=prior",
     "--n_pairs=10",
-    "--solver.batch_size=2",
+    "--batch_size=2",
     "--solver.max_control_points=7",
-    "--solver.length_tolerance=0.01",
+    "--length_tolerance=0.01",
     "--initial.kind=straight",
 ]
 
@@ -79,8 +80,9 @@ def flat_pairs(n_pairs, dim=2, max_control_points=7, seed=0):
     metric = gl.TensorMetric(
         lambda z: torch.diag_embed(torch.exp(z.square())) + torch.eye(z.shape[1]), dim=dim
     )
-    options = SolverOptions(max_control_points=max_control_points, length_tolerance=0.01)
-    return Shards([Case(metric, prior_pairs(n_pairs, dim, seed=seed))], options).solve(0)
+    solver = gl.PreconditionedSolver(max_control_points=max_control_points)
+    case = Case(metric, prior_pairs(n_pairs, dim, seed=seed))
+    return Shards([case], solver, length_tolerance=0.01).solve(0)
 
 
 # interrupted and resumed
@@ -134,11 +136,12 @@ def test_other_options_are_refused_by_name(interrupted, expected, capsys):
     assert improvement(interrupted, "--seed=1", "--solver.tolerance=0.5") == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "solver.tolerance: None there, 0.5 here; seed: 0 there, 1 here." in told
+    assert "solver.init_args.tolerance: 0.0001 there, 0.5 here" in told
+    assert "seed: 0 there, 1 here" in told
     assert run("interpolate", "--out", interrupted) == 1
     assert "command: improvement there, interpolate here" in capsys.readouterr().err
     # where and how fast does not matter
-    assert improvement(interrupted, "--solver.max_rows=100000", "--ray.workers=7") == 0
+    assert improvement(interrupted, "--ray.workers=7") == 0
     assert_same(interrupted, expected)
 
 
@@ -485,7 +488,7 @@ def test_a_sweep_is_the_product_of_its_options(tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.lab.improvement.run_shards", stop)
+    monkeypatch.setattr("geolatent.lab.pairs_experiment.run_shards", stop)
     assert run("improvement", *words) == 130
     assert run("improvement", *words) == 0
     # finished points are not run again
@@ -525,7 +528,7 @@ def point_calls(monkeypatch):
         calls.append(folder.path.name)
         return shards(folder, *args, **options)
 
-    monkeypatch.setattr("geolatent.lab.improvement.run_shards", tell)
+    monkeypatch.setattr("geolatent.lab.pairs_experiment.run_shards", tell)
     return calls
 
 
@@ -615,7 +618,7 @@ def test_a_point_that_breaks_or_is_damaged_is_told(tmp_path, capsys, monkeypatch
     words = ["--out", out, *SMALL, "--n_pairs=2", "--sweep", '{"seed": [0, 1]}']
     with monkeypatch.context() as patch:
         patch.setattr(
-            "geolatent.lab.improvement.make_initial",
+            "geolatent.lab.pairs_experiment.make_initial",
             lambda *_, seed, **__: None if seed else 1 / 0,
         )
         assert run("improvement", *words) == 1
@@ -672,6 +675,18 @@ def test_wrong_sweeps_are_refused(sweep, status, told, capsys, tmp_path):
     assert improvement(tmp_path / "run", "--sweep", sweep) == status
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_solvers_may_be_swept(tmp_path, capsys):
+    sweep = {"solver": ["GEORCESolver", "PreconditionedSolver"], "initial.kind": ["straight"]}
+    words = ["--pairs=prior", "--n_pairs=1", "--alignment=false", "--length_tolerance=0.01"]
+    out = tmp_path / "run"
+    assert run("improvement", "--out", out, *words, "--sweep", json.dumps(sweep)) == 0
+    points = [load_run(out / "points" / f"000{n}").config["solver"] for n in range(2)]
+    # the settings of each are its own
+    assert points[0] == as_option(gl.GEORCESolver())
+    assert points[1]["init_args"]["tolerance"] == gl.PreconditionedSolver().tolerance
+    assert load_run(out).pairs.column("solver").tolist() == sweep["solver"]
 
 
 def test_swept_options_may_be_lists():

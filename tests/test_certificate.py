@@ -9,7 +9,7 @@ from problems import sphere
 import geolatent as gl
 from geolatent.curves import CubicBSpline
 from geolatent.lab.demo import digit_pairs
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solvers.energy import RESIDUAL_NODES, DiscreteEnergy
 from geolatent.solvers.preconditioned import _gain_ratio
 
@@ -91,24 +91,24 @@ def test_gauss_newton_and_residual_make_the_hessian(d):
     points = curve.control_points + 0.3 * torch.randn(2, 6, d)
     points[:, 0], points[:, -1] = start, end
     metric.check("start", start[:1])
-    budget = RowBudget()
-    budget.fit(metric, start[:1])
     ends = torch.stack([decode(start), decode(end)], dim=1)
-    energy = DiscreteEnergy(metric, curve.knots, 3, ends, d, torch.float64, budget)
-    assert energy.rows <= RESIDUAL_NODES
     pairs = torch.arange(2)
-    value, gradient, hessian, residual = energy.with_residual(points, pairs)
-    plain = energy(points, pairs)
+    rows = Rows.of(metric, start).counting(2)
+    energy = DiscreteEnergy(rows, curve.knots, 3, points, pairs, ends)
+    assert len(energy.basis) <= RESIDUAL_NODES
+    value, gradient, hessian, residual = energy.with_residual(energy.start, pairs)
+    plain = energy(energy.start, pairs)
     for found, expected in zip((value, gradient, hessian), plain, strict=True):
         assert torch.allclose(found, expected, rtol=1e-12)
 
     def chain(flat, number):
-        z = energy.basis @ flat.reshape(6, d)
+        curve = torch.cat([start[number, None], flat.reshape(4, d), end[number, None]])
+        z = energy.basis @ curve
         chords = torch.cat([ends[number, :1], decode(z), ends[number, 1:]]).diff(dim=0)
         return 0.5 * (chords.square().sum(1) / energy.steps).sum()
 
     for number in range(2):
-        exact = torch.func.hessian(lambda flat, n=number: chain(flat, n))(points[number].flatten())
+        exact = torch.func.hessian(lambda flat, n=number: chain(flat, n))(energy.start[number])
         scale = exact.abs().max()
         assert ((hessian + residual)[number] - exact).abs().max() < 1e-9 * scale
         assert (hessian[number] - exact).abs().max() > 1e-3 * scale
@@ -126,17 +126,16 @@ def test_rows_of_a_residual_are_counted():
     start, end = torch.randn(2, 1, 2)
     curve = CubicBSpline.straight(start, end, 19)
     metric.check("start", start)
-    budget = RowBudget()
-    budget.fit(metric, start)
     ends = torch.stack([decode(start), decode(end)], dim=1)
-    energy = DiscreteEnergy(metric, curve.knots, 2, ends, 2, torch.float64, budget)
-    spent = gl.Evaluations.zeros(1)
-    energy.count(spent, torch.arange(1), residual=True)
+    at_work = Rows.of(metric, start).counting(1)
+    pairs = torch.arange(1)
+    energy = DiscreteEnergy(at_work, curve.knots, 2, curve.control_points, pairs, ends)
     rows = 0
-    energy.with_residual(curve.control_points, torch.arange(1))
+    energy.with_residual(energy.start, pairs)
     # vmap shows the decoder one batch for all columns
-    assert rows == energy.rows + 2 * RESIDUAL_NODES
-    assert int(spent.forward) == 2 * energy.rows + 4 * RESIDUAL_NODES
+    nodes = len(energy.basis)
+    assert rows == nodes + 2 * RESIDUAL_NODES
+    assert int(at_work.spent.forward) == 2 * nodes + 4 * RESIDUAL_NODES
 
 
 def test_predictions_scale_with_what_was_gained():

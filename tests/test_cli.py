@@ -11,17 +11,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rounding import assert_same_pairs
 
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
+from geolatent.lab.config import CHOICES
 from geolatent.lab.outline import outline
 from geolatent.lab.results import ENVIRONMENT, PAIRS, load_run
 from geolatent.models import save_model
+from geolatent.solvers.lbfgs import LBFGS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = (
@@ -37,7 +41,7 @@ EXPERIMENTS = (
 # small enough for a test; the coarse tolerance of lengths matters most
 SMALL = [
     "--solver.max_control_points=7",
-    "--solver.length_tolerance=0.01",
+    "--length_tolerance=0.01",
     "--initial.kind=straight",
 ]
 
@@ -81,7 +85,7 @@ def test_an_unknown_command_is_told(capsys):
         ["improvement", "--help"],
         ["train", "--help"],
         ["improvement", "--n_pair=3"],
-        ["improvement", "--solver.tolerance=tight"],
+        ["improvement", "--initial.resolution=many"],
         ["train", "--training.epoch=3"],
         ["--complete", "geolatent", "imp", "geolatent"],
     ],
@@ -107,10 +111,22 @@ def test_outlines_are_what_the_commands_are(command):
     assert light.__doc__ == function.__doc__
     ours, theirs = (inspect.signature(each).parameters for each in (light, function))
     assert list(ours) == list(theirs)
+    hints = get_type_hints(light), get_type_hints(function)
     for key, parameter in theirs.items():
-        assert ours[key].default == parameter.default
-        if (command, key) != ("train", "model"):
-            assert ours[key].annotation == parameter.annotation
+        if key == "solver":
+            assert ours[key].default == type(parameter.default).__name__ == next(iter(CHOICES))
+        elif (command, key) != ("train", "model"):
+            assert ours[key].default == parameter.default
+            assert hints[0][key] == hints[1][key]
+
+
+def test_outlines_know_the_settings_of_objects():
+    for locations in CHOICES.values():
+        for location in locations:
+            module, name = location.split(":")
+            light, real = outline(location), getattr(importlib.import_module(module), name)
+            assert getattr(gl, name) is real
+            assert list(inspect.signature(light).parameters) == list(real.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +156,100 @@ def test_a_wrong_option_of_a_config_is_told_with_what_it_may_mean(capsys, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, gl.PreconditionedSolver()),
+        ({"tolerance": 1e-3}, gl.PreconditionedSolver(tolerance=1e-3)),
+        ({"minimizer": {"history": 3}}, gl.PreconditionedSolver(minimizer=LBFGS(history=3))),
+        ({"metric_points": [4]}, gl.PreconditionedSolver(metric_points=(4,))),
+        ({"class_path": "GEORCESolver"}, gl.GEORCESolver()),
+        (
+            {"class_path": "geolatent.GEORCESolver", "init_args": {"segments": 50}},
+            gl.GEORCESolver(segments=50),
+        ),
+        ({"class_path": "geolatent.FirstOrderSolver"}, gl.FirstOrderSolver()),
+        (
+            {
+                "class_path": "FirstOrderSolver",
+                "init_args": {"steps": 3, "optimizer": "torch.optim.SGD"},
+            },
+            gl.FirstOrderSolver(steps=3, optimizer=torch.optim.SGD),
+        ),
+        (
+            {"class_path": "geolatent.FirstOrderSolver.michelis_becker"},
+            gl.FirstOrderSolver.michelis_becker(),
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["config", "words"])
+def test_every_setting_of_every_solver_is_reached(form, given, expected, tmp_path, monkeypatch):
+    solvers = []
+    monkeypatch.setattr(
+        "geolatent.lab.improvement.Improvement.run", lambda self: solvers.append(self.solver)
+    )
+    if form == "config":
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"solver": given}))
+        words = ["--config", tmp_path / "config.yaml"]
+    else:
+        settings = given.get("init_args", {} if "class_path" in given else given)
+        words = ["--solver", given["class_path"]] if "class_path" in given else []
+        words += [f"--solver.{name}={json.dumps(value)}" for name, value in settings.items()]
+        words = [word.replace('"', "") if "torch" in word else word for word in words]
+    assert run("improvement", *words) == 0
+    assert solvers == [expected]
+
+
+@pytest.mark.parametrize(
+    ("old", "sentence"),
+    [
+        ({"method": "georce"}, "solver: {class_path: geolatent.GEORCESolver}"),
+        ({"method": "michelis_becker"}, "geolatent.FirstOrderSolver.michelis_becker"),
+        ({"batch_size": 3}, "it is `batch_size`, an option of the command"),
+        ({"length_tolerance": 0.1}, "it is `length_tolerance`"),
+        ({"max_rows": 3}, "it is `max_rows`"),
+    ],
+    ids=str,
+)
+def test_options_of_before_are_refused_with_what_to_write(old, sentence, capsys, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"solver": old}))
+    ((name, value),) = old.items()
+    for words in (["--config", config], [f"--solver.{name}={value}"]):
+        assert run("improvement", *words, "--out", tmp_path / "run") == 2
+        told = capsys.readouterr().err
+        assert f"solver.{name}`: " in told
+        assert sentence in told
+        assert told.count("\n") == 2
+
+
+def test_a_solver_of_one_s_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "straight.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from geolatent.solvers.problem import Outcome, Solver\n"
+        "@dataclass(frozen=True)\n"
+        "class Straight(Solver):\n"
+        "    slack: float = 0.0\n"
+        "    def shorten(self, problem):\n"
+        "        return Outcome.start(problem)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--solver=straight.Straight", "--solver.slack=2", "--pairs=prior", "--n_pairs=1"]
+    out = tmp_path / "run"
+    assert run("improvement", "--out", out, *words, "--initial.kind=straight") == 0
+    read = load_run(out)
+    assert read.config["solver"] == {"class_path": "straight.Straight", "init_args": {"slack": 2.0}}
+    assert (read.pairs.column("relative_improvement") == 0).all()
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--steps=1,x"], "`steps` should be a list of numbers or null. Found `steps = [1, 'x']`"),
         (["--pairs=best"], "`pairs` should be one of worst, prior, encoded, codes."),
         (["--n_pairs=many"], "`n_pairs` should be an integer. Found `n_pairs = many`."),
         (["--overwrite=perhaps"], "`overwrite` should be true or false."),
+        (["--solver.tolerance=tight"], "`solver.tolerance` should be a number. Found"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_asked_for(words, sentence, capsys):
@@ -323,6 +427,14 @@ def test_wrong_configs_are_refused_by_name(text, key, capsys, tmp_path):
         (["improvement", "--pairs=prior", "--steps=[1.0]"], "steps"),
         (["improvement", "--pairs=codes"], "codes"),
         (["improvement", "--solver.tolerance=0"], "tolerance"),
+        (["improvement", "--length_tolerance=0"], "length_tolerance"),
+        (["improvement", "--batch_size=0"], "batch_size"),
+        (["improvement", "--batch_size=0", "--dry-run"], "batch_size"),
+        (["improvement", "--max_rows=0"], "max_rows"),
+        (["cluster", "--max_rows=0", "--dry-run"], "max_rows"),
+        (["interpolate", "--batch_size=0"], "batch_size"),
+        (["distances", "--length_tolerance=0"], "length_tolerance"),
+        (["cluster", "--n_seeds=0"], "n_seeds"),
         (["improvement", "--device=nonsense"], "device"),
         (["improvement", "--features.kind=module"], "class_path"),
         (["interpolate", "--n_images=1"], "n_images"),
@@ -380,7 +492,7 @@ def test_images_of_another_shape_are_told(capsys, tmp_path):
 
 def test_improvement_writes_a_run_that_its_config_repeats(capsys, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    words = ["--n_pairs=3", "--steps=[0.5,1.0]", "--solver.batch_size=2", *SMALL]
+    words = ["--n_pairs=3", "--steps=[0.5,1.0]", "--batch_size=2", *SMALL]
     assert run("improvement", "--out", first, *words) == 0
     printed = capsys.readouterr().out
     assert "Relative length improvement" in printed
@@ -388,7 +500,7 @@ def test_improvement_writes_a_run_that_its_config_repeats(capsys, tmp_path):
     read = load_run(first)
     assert read.finished
     assert read.config["steps"] == [0.5, 1.0]
-    assert read.config["solver"]["batch_size"] == 2
+    assert read.config["batch_size"] == 2
     assert len(read.pairs) == 6
     assert (read.pairs.column("relative_improvement") >= 0).all()
     figures = {path.name for path in (first / "figures").iterdir()}
@@ -396,6 +508,24 @@ def test_improvement_writes_a_run_that_its_config_repeats(capsys, tmp_path):
     # the stored config, with one option overridden
     assert run("improvement", "--config", first / "config.yaml", "--out", second) == 0
     assert_same_pairs(load_run(second).pairs, read.pairs)
+
+
+def test_runs_of_before_solvers_had_classes_are_read(capsys, tmp_path):
+    out = tmp_path / "runs" / "old"
+    words = ["improvement", "--pairs=prior", "--n_pairs=1", "--out", out, *SMALL]
+    assert run(*words) == 0
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    old = {
+        "method": "preconditioned",
+        "tolerance": None,
+        "length_tolerance": 0.01,
+        "max_rows": None,
+    }
+    del config["length_tolerance"], config["max_rows"]
+    (out / "config.yaml").write_text(yaml.safe_dump({**config, "solver": old}))
+    assert run("plot", out) == 0
+    assert run("report", out.parent) == 0
+    assert "prior" in capsys.readouterr().out
 
 
 def test_results_are_overwritten_when_asked_alone(capsys, tmp_path):
@@ -822,7 +952,7 @@ def test_report_cuts_no_number(columns, capsys, tmp_path, monkeypatch):
 
 def test_a_killed_command_leaves_a_readable_folder(tmp_path):
     out = tmp_path / "run"
-    words = ["--n_pairs=400", "--solver.batch_size=2", "--steps=[0.5]", *SMALL]
+    words = ["--n_pairs=400", "--batch_size=2", "--steps=[0.5]", *SMALL]
     command = [sys.executable, "-m", "geolatent", "improvement", "--out", str(out), *words]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}

@@ -11,7 +11,6 @@ import geolatent as gl
 from geolatent.cli import main
 from geolatent.graph import graph_curve
 from geolatent.lab.demo import LATTICE_RESOLUTION, digit_pairs
-from geolatent.metrics.budget import RowBudget
 
 
 def test_two_hundred_pairs_of_digits():
@@ -36,7 +35,7 @@ def test_the_demo_finds_the_best_known_curves():
     solution = gl.solve_geodesic(pairs.metric, pairs.start, pairs.end, initial=graph)
 
     fine = gl.LatentGraph.lattice(pairs.metric, low, high, resolution=300)
-    path, _ = graph_curve(fine, pairs.start, pairs.end, 48, RowBudget())
+    path = graph_curve(fine, pairs.start, pairs.end, 48)
     polish = gl.PreconditionedSolver(tolerance=3e-5, max_control_points=96)
     polished = gl.solve_geodesic(pairs.metric, pairs.start, pairs.end, polish, initial=path)
     best = torch.minimum(polished.length, solution.length)

@@ -21,7 +21,7 @@ from geolatent import (
 )
 from geolatent.curves import basis_matrix, clamped_knots, greville_abscissae, insertion_matrix
 from geolatent.lengths import measure
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 from geolatent.solvers.energy import DiscreteEnergy
 
@@ -95,10 +95,16 @@ def discrete_energy(metric, curve, nodes_per_span, max_rows=None):
         metric.check("curve", first_last)
     if metric.chords is not None:
         ends = metric.chords.values(first_last).detach().reshape(curve.batch_size, 2, -1)
-    budget = RowBudget(max_rows)
-    return DiscreteEnergy(
-        metric, curve.knots, nodes_per_span, ends, curve.dim, torch.float64, budget
-    )
+    b = curve.batch_size
+    rows = Rows.of(metric.limited(max_rows), first_last).counting(b)
+    pairs = torch.arange(b, device=first_last.device)
+    return DiscreteEnergy(rows, curve.knots, nodes_per_span, curve.control_points, pairs, ends)
+
+
+def at_curves(energy):
+    """Value, gradient by free control points (B, n - 2, d) and Hessians at the curves."""
+    value, gradient, hessian = energy(energy.start, energy.pairs)
+    return value, gradient.reshape(energy.points[:, 1:-1].shape), hessian
 
 
 def naive_chord_square(metric, a, b):
@@ -236,7 +242,8 @@ def test_a_line_through_nan_does_not_touch_the_curve_round_it(kind):
     curve = CubicBSpline(points, clamped_knots(4))
     line = CubicBSpline.straight(points[:, 0], points[:, -1])
     for curves in ([line, curve], [curve, line]):
-        lengths = measure(metric, curves, tolerance=1e-8).length[:, 0]
+        rows = Rows.of(metric, torch.zeros(1, 2)).counting(1)
+        lengths = measure(rows, curves, tolerance=1e-8).length[:, 0]
         lengths = lengths if curves[1] is curve else lengths.flip(0)
         assert lengths[0].isnan()
         expected = path_length(metric, curve, tolerance=1e-8)
@@ -307,20 +314,16 @@ def test_gradient_of_the_discrete_energy_equals_finite_differences(name, gauss_n
     metric, curve = all_metrics()[name], random_curve(n=6, batch=2)
     energy = discrete_energy(metric, curve, 4)
     energy.gauss_newton &= gauss_newton
-    pairs = torch.arange(2)
-    points = curve.control_points
-    value, gradient, _ = energy(points, pairs)
+    x, pairs = energy.start, torch.arange(2)
+    value, gradient, _ = energy(x, pairs)
     assert value.shape == (2,)
-    assert gradient.shape == points.shape
+    assert gradient.shape == x.shape == (2, 8)  # the ends are fixed
     step = 1e-5
-    for i in range(1, 5):  # the ends are fixed: the chord energy's gradient there is not wanted
-        for k in range(2):
-            move = torch.zeros_like(points)
-            move[:, i, k] = step
-            ahead = energy(points + move, pairs)[0]
-            behind = energy(points - move, pairs)[0]
-            slope = (ahead - behind) / (2 * step)
-            torch.testing.assert_close(gradient[:, i, k], slope, rtol=1e-7, atol=1e-7)
+    for i in range(8):
+        move = torch.zeros_like(x)
+        move[:, i] = step
+        slope = (energy(x + move, pairs)[0] - energy(x - move, pairs)[0]) / (2 * step)
+        torch.testing.assert_close(gradient[:, i], slope, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("chords")])
@@ -331,7 +334,7 @@ def test_gauss_newton_hessian_equals_the_explicit_product(name):
     assert energy.gauss_newton
     t = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0]) / 12
     basis = basis_matrix(curve.knots, t)
-    value, gradient, hessian = energy(curve.control_points, torch.arange(2))
+    value, gradient, hessian = at_curves(energy)
     inner = slice(2, -2)  # the ends are fixed
     for b in range(2):
 
@@ -343,12 +346,11 @@ def test_gauss_newton_hessian_equals_the_explicit_product(name):
         full = torch.autograd.functional.jacobian(residuals, flat)[:, inner]
         r = residuals(flat).detach()
         torch.testing.assert_close(value[b], r.square().sum() / 2, rtol=1e-12, atol=0)
-        got = gradient[b].flatten()[inner]
+        got = gradient[b].flatten()
         torch.testing.assert_close(got, full.T @ r, rtol=1e-10, atol=1e-10)
-        got = hessian[b][inner, inner]
-        torch.testing.assert_close(got, full.T @ full, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(hessian[b], full.T @ full, rtol=1e-10, atol=1e-10)
     energy.gauss_newton = False  # as in many dimensions
-    by_backward = energy(curve.control_points, torch.arange(2))
+    by_backward = at_curves(energy)
     torch.testing.assert_close(by_backward[0], value, rtol=1e-12, atol=0)
     torch.testing.assert_close(by_backward[1], gradient, rtol=1e-10, atol=1e-10)
     assert by_backward[2] is None
@@ -357,7 +359,7 @@ def test_gauss_newton_hessian_equals_the_explicit_product(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_discrete_energy_equals_a_naive_sum(name):
     metric, curve = all_metrics()[name], random_curve(n=6, batch=2)
-    value, *_ = discrete_energy(metric, curve, 4)(curve.control_points, torch.arange(2))
+    value, *_ = at_curves(discrete_energy(metric, curve, 4))
     breaks = curve.knots.unique().tolist()
     for b in range(2):
         total = 0.0
@@ -381,9 +383,8 @@ def test_discrete_energy_equals_a_naive_sum(name):
 def test_discrete_energy_converges_to_the_path_energy(name):
     metric, curve = all_metrics()[name], random_curve()
     exact = path_energy(metric, curve, tolerance=1e-10)
-    pairs = torch.arange(3)
     errors = [
-        (discrete_energy(metric, curve, nodes)(curve.control_points, pairs)[0] / exact - 1).abs()
+        (at_curves(discrete_energy(metric, curve, nodes))[0] / exact - 1).abs()
         for nodes in (8, 16, 32)
     ]
     if "chords" in name:
@@ -397,12 +398,10 @@ def test_discrete_energy_converges_to_the_path_energy(name):
 def test_reversal_keeps_the_discrete_energy(name):
     metric, curve = all_metrics()[name], random_curve(n=7)
     back = curve.reverse()
-    pairs = torch.arange(3)
-    ahead = discrete_energy(metric, curve, 4)(curve.control_points, pairs)
-    behind = discrete_energy(metric, back, 4)(back.control_points, pairs)
+    ahead = at_curves(discrete_energy(metric, curve, 4))
+    behind = at_curves(discrete_energy(metric, back, 4))
     torch.testing.assert_close(behind[0], ahead[0], rtol=1e-12, atol=0)
-    inner = ahead[1][:, 1:-1], behind[1].flip(1)[:, 1:-1]
-    torch.testing.assert_close(inner[1], inner[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(behind[1].flip(1), ahead[1], rtol=1e-10, atol=1e-10)
 
 
 def test_gradient_of_the_quadrature_follows_knot_insertion():
@@ -410,16 +409,17 @@ def test_gradient_of_the_quadrature_follows_knot_insertion():
     metric, curve = all_metrics()["quadrature, hutchinson"], random_curve(n=6)
     matrix = insertion_matrix(curve.knots, 0.5)
     finer = CubicBSpline(matrix @ curve.control_points, curve.insert_knot(at=0.5).knots)
-    pairs = torch.arange(3)
-    _, coarse, _ = discrete_energy(metric, curve, 24)(curve.control_points, pairs)
-    _, fine, _ = discrete_energy(metric, finer, 24)(finer.control_points, pairs)
-    torch.testing.assert_close(matrix.T @ fine, coarse, rtol=1e-8, atol=1e-8)
+    coarse = at_curves(discrete_energy(metric, curve, 24))[1]
+    fine = at_curves(discrete_energy(metric, finer, 24))[1]
+    # the ends, which are fixed, have no part in it
+    free = matrix[1:-1, 1:-1]
+    torch.testing.assert_close(free.T @ fine, coarse, rtol=1e-8, atol=1e-8)
 
 
 def test_constant_decoder_has_no_energy():
     metric = PullbackMetric(lambda z: torch.ones(len(z), 3))
     curve = random_curve()
-    value, gradient, _ = discrete_energy(metric, curve, 4)(curve.control_points, torch.arange(3))
+    value, gradient, _ = at_curves(discrete_energy(metric, curve, 4))
     assert value.abs().max() == 0
     assert gradient.abs().max() == 0
 
@@ -430,29 +430,37 @@ def test_constant_decoder_has_no_energy():
 @pytest.mark.parametrize("name", NAMES)
 def test_small_budgets_change_nothing(name):
     metric, curve = all_metrics()[name], random_curve(batch=5)
-    pairs = torch.arange(5)
-    whole = discrete_energy(metric, curve, 4)(curve.control_points, pairs)
+    whole = at_curves(discrete_energy(metric, curve, 4))
     z = curve(torch.linspace(0, 1, 4))
-    tensors = metric_tensors(metric, z, RowBudget())
+    tensors = Rows.of(metric, z[0]).tensor(z)
     assert tensors.shape == (5, 4, 2, 2)
     torch.testing.assert_close(tensors.flatten(0, 1), metric.tensor(z.flatten(0, 1)))
     length = path_length(metric, curve)
     for rows in (1, 40, 1000):
-        parts = discrete_energy(metric, curve, 4, rows)(curve.control_points, pairs)
+        parts = at_curves(discrete_energy(metric, curve, 4, rows))
         torch.testing.assert_close(parts[0], whole[0], rtol=1e-12, atol=0)
         torch.testing.assert_close(parts[1], whole[1], rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(metric_tensors(metric, z, RowBudget(rows)), tensors)
-        torch.testing.assert_close(path_length(metric, curve, max_rows=rows), length)
+        torch.testing.assert_close(Rows.of(metric.limited(rows), z[0]).tensor(z), tensors)
+        torch.testing.assert_close(path_length(metric.limited(rows), curve), length)
+
+
+def limited(max_rows):
+    return Rows.of(PullbackMetric(sphere).limited(max_rows), torch.zeros(1, 2))
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.one_of(st.none(), st.integers(1, 50)))
-def test_budget_covers_every_item_once_within_its_rows(n_items, rows_each, max_rows):
-    slices = RowBudget(max_rows).run(lambda items: items, n_items, rows_each)
-    covered = [i for items in slices for i in range(items.start, items.stop)]
-    assert covered == list(range(n_items))
+def test_every_item_is_covered_once_within_the_rows(n_items, rows_each, max_rows):
+    sizes = []
+
+    def noted(part):
+        sizes.append(len(part))
+        return part, 2 * part
+
+    found, doubled = limited(max_rows).each(noted, rows_each, torch.arange(n_items))
+    assert found.tolist() == list(range(n_items))
+    assert doubled.tolist() == [2 * i for i in range(n_items)]
     if max_rows is not None:
-        largest = max((items.stop - items.start for items in slices), default=0)
-        assert largest <= max(1, max_rows // rows_each)
+        assert max(sizes) <= max(1, max_rows // rows_each)
 
 
 @pytest.mark.parametrize("name", ["chords", "weighted chords"])
@@ -482,32 +490,31 @@ def test_out_of_memory_halves_the_rows(name, capacity):
 
 
 def test_out_of_memory_with_one_item_is_raised():
-    def full(items):
+    def full(part):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with (
         pytest.warns(UserWarning, match="at most [421] decoder rows"),
         pytest.raises(torch.OutOfMemoryError),
     ):
-        RowBudget(8).run(full, 8, 1)
+        limited(8).each(full, 1, torch.arange(8))
 
 
 def test_halving_redoes_what_failed_and_stays_halved():
     sizes = []
 
-    def limited(items):
-        n = items.stop - items.start
-        if n > 3:
+    def short_of_memory(part):
+        if len(part) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        sizes.append(n)
-        return n
+        sizes.append(len(part))
+        return (part,)
 
-    budget = RowBudget(8)
+    rows = limited(8)
     with pytest.warns(UserWarning, match="at most 4 decoder rows"):
-        assert sum(budget.run(limited, 16, 2)) == 16
+        assert rows.each(short_of_memory, 2, torch.arange(16))[0].tolist() == list(range(16))
     assert max(sizes) <= 3
     sizes.clear()
-    budget.run(limited, 4, 2)
+    rows.each(short_of_memory, 2, torch.arange(4))
     assert len(sizes) == 2
 
 
@@ -518,9 +525,10 @@ def test_measuring_several_curves_uses_one_rule_for_each_pair():
     curve.control_points[1] *= 3.0
     ends = curve.control_points[:, [0, -1]].unbind(1)
     line = CubicBSpline.straight(*ends)
-    measured = measure(metric, [line, curve])
+    rows = Rows.of(metric, ends[0]).counting(2)
+    measured = measure(rows, [line, curve])
     assert measured.length.shape == (2, 2)
-    assert measured.forward[1] > measured.forward[0]
+    assert rows.spent.forward[1] > rows.spent.forward[0]
     tight = torch.stack([path_length(metric, c, tolerance=1e-9) for c in (line, curve)])
     torch.testing.assert_close(measured.length, tight, rtol=1e-4, atol=0)
 
@@ -538,8 +546,6 @@ def test_lengths_on_cuda(name):
     assert length.is_cuda
     torch.testing.assert_close(length.cpu(), expected[0], rtol=1e-8, atol=0)
     torch.testing.assert_close(path_energy(metric, there).cpu(), expected[1], rtol=1e-8, atol=0)
-    value, gradient, _ = discrete_energy(metric, there, 4)(
-        there.control_points, torch.arange(3).cuda()
-    )
+    value, gradient, _ = at_curves(discrete_energy(metric, there, 4))
     assert value.is_cuda
     assert gradient.is_cuda

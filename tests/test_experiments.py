@@ -2,7 +2,6 @@
 
 import io
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +18,10 @@ from geolatent.lab.config import (
     InitialOptions,
     MetricOptions,
     ModelOptions,
-    SolverOptions,
 )
 from geolatent.lab.data import DataOptions
-from geolatent.lab.improvement import choose_pairs, measure_improvement
+from geolatent.lab.experiment import as_option
+from geolatent.lab.improvement import choose_pairs, improvement_cases
 from geolatent.lab.interpolate import (
     classes,
     interpolate_pairs,
@@ -47,7 +46,6 @@ from geolatent.lab.pairs import (
     Shards,
     draw_images,
     encoded_pairs,
-    make_solver,
     prior_pairs,
     read_pairs,
     worst_case_pairs,
@@ -64,7 +62,7 @@ from geolatent.lab.setup import (
 from geolatent.lab.summary import statistics, summarise
 from geolatent.models import RBFPrecision
 
-COARSE = SolverOptions(max_control_points=11)
+COARSE = gl.PreconditionedSolver(max_control_points=11)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +177,7 @@ def test_shards_hold_all_pairs_and_equal_one_shard(digits):
     model, _, _ = digits
     pairs = prior_pairs(5, 2, seed=3)
     metric = model.metric()
-    shards = Shards([Case(metric, pairs)], SolverOptions(max_control_points=11, batch_size=2))
+    shards = Shards([Case(metric, pairs)], COARSE, batch_size=2)
     assert len(shards) == 3
     assert [shards.n_rows(number) for number in range(3)] == [2, 2, 1]
     told = []
@@ -202,40 +200,40 @@ def test_cases_have_to_be_equally_long():
         Shards(cases)
 
 
-def test_solver_options_reach_the_solver():
-    solver = make_solver(SolverOptions(tolerance=1e-2, max_control_points=9))
-    assert (solver.tolerance, solver.max_control_points) == (1e-2, 9)
-    assert make_solver(SolverOptions()) == gl.PreconditionedSolver()
-    recipe = make_solver(SolverOptions(method="michelis_becker"))
-    assert recipe == gl.FirstOrderSolver.michelis_becker()
-    options = SolverOptions(method="michelis_becker", tolerance=1e-2, max_control_points=6)
-    expected = replace(recipe, tolerance=1e-2, max_control_points=6)
-    assert make_solver(options) == expected
-    assert make_solver(SolverOptions(method="georce")) == gl.GEORCESolver()
-    options = SolverOptions(method="georce", tolerance=1e-2, max_iterations=7)
-    assert make_solver(options) == gl.GEORCESolver(tolerance=1e-2, max_iterations=7)
+SOLVERS = [
+    gl.PreconditionedSolver(max_control_points=35),
+    gl.FirstOrderSolver.michelis_becker(),
+    gl.GEORCESolver(segments=50),
+]
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("michelis_becker", "max_iterations"), ("georce", "max_control_points")]
-)
-def test_options_that_a_method_lacks_are_refused(method, name):
-    required = f"`{name}` should be null for the method '{method}'"
-    with pytest.raises(ValueError, match=required):
-        SolverOptions(method=method, **{name: 50})
-    with pytest.raises(ValueError, match="`method` should be one of preconditioned, michelis_bec"):
-        SolverOptions(method="adam")
-
-
-@pytest.mark.parametrize("method", ["preconditioned", "michelis_becker", "georce"])
-def test_shards_are_solved_by_every_method(method):
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
+def test_shards_are_solved_by_every_solver(solver):
     # polar coordinates: points of radius r, an angle of 1 apart, are 2 r sin(1/2) apart
     metric = gl.PullbackMetric(lambda z: z[:, :1] * torch.cat([z[:, 1:].cos(), z[:, 1:].sin()], 1))
     start = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     pairs = Pairs(start, start + torch.tensor([0.0, 1.0], dtype=torch.float64))
-    (solved,) = Shards([Case(metric, pairs)], SolverOptions(method=method))
+    (solved,) = Shards([Case(metric, pairs)], solver)
     expected = 2.0 * math.sin(0.5) * start[:, 0].numpy()
     np.testing.assert_allclose(solved.column("length"), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["length_tolerance", "batch_size"])
+def test_numbers_of_shards_are_checked(name):
+    case = Case(constant_metric(1.0, 2.0), prior_pairs(1, 2))
+    with pytest.raises(ValueError, match=f"`{name}` should be"):
+        Shards([case], **{name: 0})
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
+def test_configs_name_solvers_by_their_class(solver):
+    named = as_option(solver)
+    kind = getattr(gl, named["class_path"].removeprefix("geolatent."))
+    settings = named["init_args"]
+    if "optimizer" in settings:
+        assert settings["optimizer"] == "torch.optim.adam.Adam"
+        settings = {**settings, "optimizer": torch.optim.Adam}
+    assert kind(**settings) == solver
 
 
 # measures
@@ -339,7 +337,7 @@ def test_improvement_is_positive_and_grows_with_the_step(digits):
     model, _, _ = digits
     metric = model.metric()
     groups = worst_case_pairs(metric, 8, 2, [0.5, 2.0], like=model.like)
-    solved = SolvedPairs.join(list(measure_improvement(metric, groups, solver=COARSE)))
+    solved = SolvedPairs.join(list(Shards(improvement_cases(metric, groups), COARSE)))
     means = []
     for step in (0.5, 2.0):
         part = solved.where("step", step)
@@ -405,12 +403,9 @@ def test_logistic_features_cross_no_more_classes(digits):
     metrics = {"plain": model.metric(), "logistic": model.metric(None, features)}
     pairs = encoded_pairs(model, images, labels, draw_images(4, len(images)))
     measure = [measure_along([classes(model, features)])]
-    (batch,) = interpolate_pairs(
-        metrics,
-        pairs,
-        solver=SolverOptions(max_control_points=11, length_tolerance=1e-2, tolerance=1e-2),
-        measures=dict.fromkeys(metrics, measure),
-    )
+    cases = interpolate_pairs(metrics, pairs, measures=dict.fromkeys(metrics, measure))
+    solver = gl.PreconditionedSolver(tolerance=1e-2, max_control_points=11)
+    (batch,) = Shards(cases, solver, length_tolerance=1e-2)
     crossings = {name: batch.where("metric", name).column("crossings") for name in metrics}
     assert crossings["logistic"].mean() <= crossings["plain"].mean()
 
@@ -419,8 +414,9 @@ def test_straight_slerp_and_geodesic_side_by_side():
     """In 100 dimensions straight lines leave the shell of the prior, slerp stays on it."""
     metric = gl.PullbackMetric(lambda z: 3.0 * z)
     pairs = prior_pairs(5, 100)
-    measures = {"geodesic": [measure_slerp(metric, COARSE), measure_along([prior_densities])]}
-    (batch,) = interpolate_pairs({"geodesic": metric}, pairs, solver=COARSE, measures=measures)
+    measures = {"geodesic": [measure_slerp(metric), measure_along([prior_densities])]}
+    cases = interpolate_pairs({"geodesic": metric}, pairs, measures=measures)
+    (batch,) = Shards(cases, COARSE)
     # a flat metric: the geodesic is the straight line, and slerp a longer way round
     arc = gl.slerp(pairs.start, pairs.end, torch.linspace(0, 1, 2001)).diff(dim=1).norm(dim=2)
     np.testing.assert_allclose(batch.column("slerp_length"), 3 * arc.sum(1), rtol=1e-3)
@@ -612,10 +608,6 @@ def test_devices():
         (FeatureOptions, {"class_path": "torch.nn.Flatten"}, "class_path"),
         (FeatureOptions, {"inverse_penalty": 0.0}, "inverse_penalty"),
         (MetricOptions, {"n_probes": 0}, "n_probes"),
-        (SolverOptions, {"tolerance": 0.0}, "tolerance"),
-        (SolverOptions, {"max_control_points": 4}, "max_control_points"),
-        (SolverOptions, {"batch_size": 0}, "batch_size"),
-        (SolverOptions, {"max_rows": 0}, "max_rows"),
         (InitialOptions, {"resolution": 1}, "resolution"),
         (InitialOptions, {"margin": 0.0}, "margin"),
         (InitialOptions, {"n_nodes": 1}, "n_nodes"),

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 from problems import Counted, half_plane, hill, sphere, sphere_distance
 
 import geolatent
-from geolatent import LatentGraph, PullbackMetric, Status, TensorMetric, path_length, solve_geodesic
+from geolatent import (
+    Evaluations,
+    LatentGraph,
+    PullbackMetric,
+    Status,
+    TensorMetric,
+    path_length,
+    solve_geodesic,
+)
 from geolatent.curves import clamped_knots
 from geolatent.graph import Path, curve_through_points, graph_curve
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -28,7 +36,7 @@ def square_lattice(metric, half=1.0, resolution=21):
 
 
 def path_lengths(graph, start, end):
-    paths, _ = graph.paths(start, end, RowBudget())
+    paths = graph.paths(start, end)
     return torch.tensor([path.arc_length[-1] for path in paths])
 
 
@@ -130,7 +138,7 @@ def test_building_in_small_steps_changes_nothing():
         TensorMetric(lambda z: torch.eye(2) * (1 + z[:, :1, None] ** 2), dim=2),
     ):
         whole = LatentGraph.from_codes(metric, codes, n_neighbors=6).adjacency
-        parts = LatentGraph.from_codes(metric, codes, n_neighbors=6, max_rows=7).adjacency
+        parts = LatentGraph.from_codes(metric.limited(7), codes, n_neighbors=6).adjacency
         np.testing.assert_allclose(parts.toarray(), whole.toarray(), rtol=1e-12)
 
 
@@ -155,12 +163,13 @@ def test_a_pairs_path_does_not_depend_on_the_others(make):
     else:
         graph = LatentGraph.from_codes(metric, torch.randn(300, 2), n_neighbors=8)
     start, end = torch.randn(40, 2).clamp(-1, 1), torch.randn(40, 2).clamp(-1, 1)
-    together, rows = graph.paths(start, end, RowBudget())
+    together = graph.paths(start, end, spent := Evaluations.zeros(40))
     for k in (0, 7, 39):
-        (alone,), alone_rows = graph.paths(start[k : k + 1], end[k : k + 1], RowBudget())
+        one = Evaluations.zeros(1)
+        (alone,) = graph.paths(start[k : k + 1], end[k : k + 1], one)
         np.testing.assert_allclose(alone.points, together[k].points, rtol=0, atol=1e-12)
         np.testing.assert_allclose(alone.arc_length, together[k].arc_length, rtol=1e-12)
-        assert alone_rows == rows
+        assert one.equivalents[0] == spent.equivalents[k]
 
 
 def test_paths_run_from_start_to_end_along_edges():
@@ -168,7 +177,7 @@ def test_paths_run_from_start_to_end_along_edges():
     codes = torch.randn(300, 2)
     graph = LatentGraph.from_codes(metric, codes, n_neighbors=8)
     start, end = torch.randn(10, 2), torch.randn(10, 2)
-    paths, _ = graph.paths(start, end, RowBudget())
+    paths = graph.paths(start, end)
     for path, a, b in zip(paths, start, end, strict=True):
         np.testing.assert_array_equal(path.points[0], a.numpy())
         np.testing.assert_array_equal(path.points[-1], b.numpy())
@@ -217,7 +226,7 @@ def test_curve_through_points_has_constant_speed_on_a_line():
     metric = PullbackMetric(lambda z: 2.0 * z)
     t = torch.tensor([0.0, 0.05, 0.6, 1.0])  # uneven
     end = torch.randn(3, 1, 2)
-    curve = curve_through_points(metric, t[:, None] * end, 9, RowBudget())
+    curve = curve_through_points(Rows.of(metric, end[0]).counting(3), t[:, None] * end, 9)
     at = torch.linspace(0, 1, 33)
     torch.testing.assert_close(curve(at), at[:, None] * end, rtol=0, atol=1e-12)
 
@@ -226,8 +235,8 @@ def test_graph_curve_is_close_to_the_geodesic():
     metric = PullbackMetric(sphere)
     graph = square_lattice(metric, resolution=61)
     start, end = torch.rand(10, 2) - 0.9, torch.rand(10, 2) - 0.1
-    curve, rows = graph_curve(graph, start, end, 24, RowBudget())
-    assert rows > 0
+    curve = graph_curve(graph, start, end, 24, spent := Evaluations.zeros(10))
+    assert (spent.forward > 0).all()
     assert curve.n_control_points == 24
     assert torch.equal(curve.knots, clamped_knots(24))
     distance = sphere_distance(start, end)
@@ -284,7 +293,7 @@ def test_nodes_of_nan_are_left_out():
     assert np.isfinite(graph.adjacency.data).all()
     assert (np.diff(graph.adjacency.indptr)[bad] == 0).all()
     start, end = torch.tensor([[-0.9, -0.9]]), torch.tensor([[0.3, 0.9]])
-    (path,), _ = graph.paths(start, end, RowBudget())
+    (path,) = graph.paths(start, end)
     assert path.points[:, 0].max() <= 0.5
     assert np.isfinite(path.arc_length).all()
 
@@ -295,7 +304,7 @@ def test_a_graph_that_is_not_connected_is_told():
     graph = LatentGraph.from_codes(metric, islands, n_neighbors=4)
     start = torch.tensor([[-2.0, -2.0], [-2.1, -2.0]])
     end = torch.tensor([[2.0, 2.0], [-1.9, -2.0]])
-    paths, _ = graph.paths(start, end, RowBudget())
+    paths = graph.paths(start, end)
     assert paths[0] is None
     assert paths[1] is not None
     with pytest.warns(UserWarning, match="the graph has no path for 1 of 2 pairs"):
@@ -309,8 +318,8 @@ def test_graph_rows_are_counted():
     graph = square_lattice(PullbackMetric(counted), resolution=9)
     assert graph.forward_rows == 81
     counted.rows = 0
-    _, each = graph.paths(torch.rand(5, 2), torch.rand(5, 2), RowBudget())
-    assert counted.rows == 5 * each
+    graph.paths(torch.rand(5, 2), torch.rand(5, 2), spent := Evaluations.zeros(5))
+    assert counted.rows == spent.forward.sum()
 
 
 def test_float32_codes():
@@ -320,7 +329,7 @@ def test_float32_codes():
     )
     assert graph.codes.dtype == torch.float32
     start, end = (torch.rand(4, 2) - 0.5).float(), (torch.rand(4, 2) - 0.5).float()
-    curve, _ = graph_curve(graph, start, end, 12, RowBudget())
+    curve = graph_curve(graph, start, end, 12)
     assert curve.control_points.dtype == torch.float32
     assert torch.equal(curve.control_points[:, -1], end)
     assert solve_geodesic(metric, start, end, initial=graph).length.dtype == torch.float32
@@ -348,8 +357,8 @@ def test_saved_graphs_come_back_whole(tmp_path):
     assert torch.equal(back.codes, graph.codes)
     assert (back.adjacency != graph.adjacency).nnz == 0
     for one, other in zip(
-        graph.paths(codes[:3], codes[3:6], RowBudget())[0],
-        back.paths(codes[:3], codes[3:6], RowBudget())[0],
+        graph.paths(codes[:3], codes[3:6]),
+        back.paths(codes[:3], codes[3:6]),
         strict=True,
     ):
         assert np.array_equal(one.points, other.points)

@@ -19,7 +19,7 @@ from geolatent import (
 )
 from geolatent.metrics.base import indefinite, negative
 from geolatent.metrics.composite import ConformalMetric
-from geolatent.solvers.problem import Problem
+from geolatent.solvers.problem import Outcome
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -114,13 +114,13 @@ def test_graphs_have_no_edge_where_the_metric_is_negative():
 def test_a_rejected_step_beyond_the_domain_does_not_count(monkeypatch):
     """The half-plane's tensors are negative below the axis, where steps end."""
     met = []
-    judge = Problem.judge
+    judged = Outcome.judged
 
-    def noted(problem, status):
-        met.append(bool(problem.inadmissible.any()))
-        return judge(problem, status)
+    def noted(outcome):
+        met.append(bool(outcome.inadmissible.any()))
+        return judged(outcome)
 
-    monkeypatch.setattr(Problem, "judge", noted)
+    monkeypatch.setattr(Outcome, "judged", noted)
     metric = TensorMetric(lambda z: torch.eye(2) / (z[:, 1].abs() * z[:, 1])[:, None, None], dim=2)
     # down first: the geodesic's arc lies above
     points = torch.tensor([[-1.0, 0.2], [-0.5, 0.02], [0.0, 0.4], [0.5, 0.02], [1.0, 0.2]])

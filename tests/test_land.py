@@ -11,11 +11,10 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from geolatent import PullbackMetric, TensorMetric
-from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import RungeKutta
 from geolatent.learn.land import LandMixture, TangentSample, fit_precision, sample_tangents
-from geolatent.metrics.budget import RowBudget
 from geolatent.metrics.composite import LocalVarianceMetric
+from geolatent.metrics.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -34,9 +33,9 @@ def test_constant_on_the_sphere():
     mean = torch.tensor([0.2, -0.3])
     scale = metric.tensor(mean[None])[0]  # isotropic: 4 / (1 + |z|^2)^2
     precision = 12.0 * scale
-    flow = HamiltonianFlow(metric, torch.float64, 2, RowBudget(10_000))
+    rows = Rows.of(metric.limited(10_000), torch.zeros(1, 2))
     noise = torch.randn(1500, 2)
-    sample = sample_tangents(flow, mean, torch.linalg.inv(10.0 * scale), noise, RungeKutta(1e-4))
+    sample = sample_tangents(rows, mean, torch.linalg.inv(10.0 * scale), noise, RungeKutta(1e-4))
     lengths = torch.einsum("si,ij,sj->s", sample.vectors, scale, sample.vectors).sqrt()
     expected = lengths.sin() / lengths * torch.linalg.det(scale).sqrt()
     torch.testing.assert_close(sample.log_volume.exp(), expected, rtol=2e-3, atol=1e-4)

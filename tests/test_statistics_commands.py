@@ -4,26 +4,26 @@ import numpy as np
 import pytest
 import torch
 
-from geolatent import LatentGraph, PullbackMetric, models
+from geolatent import LatentGraph, PreconditionedSolver, PullbackMetric, models
 from geolatent.cli import main
 from geolatent.lab import cluster, data, distances, walk
-from geolatent.lab.config import SolverOptions
 from geolatent.lab.data import DataOptions
 from geolatent.lab.plotting import save_figures
 from geolatent.lab.results import load_run
 from geolatent.priors import prior_norm
 
 
-def draw(run, module, folder):
+def draw(run, command, folder):
     """Draw all figures of a run; return their names."""
-    return sorted(path.stem for path in save_figures(module.figures(run), folder))
+    return sorted(path.stem for path in save_figures(command.figures(run), folder))
 
 
 def test_distances_command(tmp_path, capsys):
     distances.distances(
         out=tmp_path,
         data=DataOptions(split="test", classes=(0, 1, 2), per_class=2),
-        solver=SolverOptions(tolerance=1e-2, length_tolerance=1e-3),
+        solver=PreconditionedSolver(tolerance=1e-2),
+        length_tolerance=1e-3,
         n_nodes=1500,
         n_neighbors=12,
         device="cpu",
@@ -44,7 +44,7 @@ def test_distances_command(tmp_path, capsys):
 
 
 def test_cluster_command(tmp_path, capsys):
-    cluster.cluster(out=tmp_path, n_seeds=2, n_init=3, n_nodes=2000, device="cpu")
+    cluster.Cluster(out=tmp_path, n_seeds=2, n_init=3, n_nodes=2000, device="cpu").run()
     run = load_run(tmp_path)
     assert "Rand" in capsys.readouterr().out
     methods = run.summary["methods"]
@@ -52,7 +52,7 @@ def test_cluster_command(tmp_path, capsys):
     assert geodesic > plain
     assert run.arrays["geodesic_clusters"].shape == (2, 450)
     assert run.arrays["euclidean_centers"].shape == (2, 10, 2)
-    assert draw(run, cluster, tmp_path / "again") == ["clusters", "scores"]
+    assert draw(run, cluster.Cluster, tmp_path / "again") == ["clusters", "scores"]
 
 
 @pytest.mark.parametrize("kind", ["brownian", "radial", "circle"])
@@ -81,11 +81,12 @@ def test_report_has_a_row_for_each(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")  # nothing is wrapped
     few = DataOptions(split="test", per_class=3)
     walk.walk(out=tmp_path / "walk", kind="radial", n_walks=2, n_steps=3)
-    cluster.cluster(out=tmp_path / "cluster", data=few, n_seeds=1, n_init=1, n_nodes=1700)
+    cluster.Cluster(out=tmp_path / "cluster", data=few, n_seeds=1, n_init=1, n_nodes=1700).run()
     distances.distances(
         out=tmp_path / "distances",
         data=DataOptions(split="test", classes=(0, 1), per_class=2),
-        solver=SolverOptions(tolerance=1e-2, length_tolerance=1e-2),
+        solver=PreconditionedSolver(tolerance=1e-2),
+        length_tolerance=1e-2,
         n_nodes=1700,
     )
     capsys.readouterr()
@@ -99,13 +100,14 @@ def test_report_has_a_row_for_each(tmp_path, capsys, monkeypatch):
 
 def test_distances_of_images_without_classes(tmp_path, capsys):
     images, _ = data.digits("test")
-    solver = SolverOptions(tolerance=1e-1, length_tolerance=1e-2, max_control_points=7)
+    solver = PreconditionedSolver(tolerance=1e-1, max_control_points=7)
 
     def measure(out, n):  # a tenth of them are the test split
         np.save(tmp_path / f"{n}.npy", images[:n, 0].numpy())
         path = str(tmp_path / f"{n}.npy")
         chosen = DataOptions("file", split="test", path=path, low=-1.0, high=1.0)
-        distances.distances(out=out, data=chosen, solver=solver, n_nodes=500, device="cpu")
+        options = {"solver": solver, "length_tolerance": 1e-2, "n_nodes": 500, "device": "cpu"}
+        distances.distances(out=out, data=chosen, **options)
 
     measure(tmp_path / "run", 40)
     assert "geodesic" in capsys.readouterr().out
@@ -120,7 +122,7 @@ def test_commands_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="`n_walks`"):
         walk.walk(out=tmp_path / "a", data=DataOptions(split="test", per_class=1), n_walks=99)
     with pytest.raises(ValueError, match="`n_clusters`"):
-        cluster.cluster(out=tmp_path / "b", n_clusters=1)
+        cluster.Cluster(out=tmp_path / "b", n_clusters=1).run()
     (tmp_path / "c").mkdir()
     walk.walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2)
     with pytest.raises(FileExistsError, match="overwrite"):

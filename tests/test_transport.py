@@ -24,7 +24,7 @@ from geolatent import (
 from geolatent.curves import clamped_knots, greville_abscissae
 from geolatent.geometry.transport import _ImmersedField, _rotations, _TensorField, _Turned
 from geolatent.interpolations import spline_through_points
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -148,7 +148,7 @@ def test_error_follows_the_tolerance(metric):
 def test_extrapolated_steps_are_of_fourth_order(metric):
     curve = curves(1, seed=3)
     kind = _TensorField if metric.immersion is None else _ImmersedField
-    field = kind(metric, curve, RowBudget())
+    field = kind(Rows.of(metric, curve.control_points[:, 0]), curve)
 
     def rotated(n, plain):
         t = torch.linspace(0, 1, n + 1)
@@ -291,7 +291,7 @@ def test_a_curve_alone_equals_the_same_curve_in_a_batch(name):
     curve, v = curves(4), torch.randn(4, 2)
     together = parallel_transport(metric[name], curve, v)
     for k in range(4):
-        alone = parallel_transport(metric[name], curve[k], v[k : k + 1], max_rows=50)
+        alone = parallel_transport(metric[name].limited(50), curve[k], v[k : k + 1])
         torch.testing.assert_close(alone[0], together[k], rtol=1e-9, atol=1e-9)
 
 
@@ -390,7 +390,6 @@ CURVE = CubicBSpline.straight(torch.zeros(3, 2), torch.ones(3, 2))
             r"`t` should be in \[0, 1\]",
         ),
         (lambda v: parallel_transport(SPHERE, CURVE, v, tolerance=0.0), ValueError, "`tolerance`"),
-        (lambda v: parallel_transport(SPHERE, CURVE, v, max_rows=0), ValueError, "`max_rows`"),
         (
             lambda v: parallel_transport(TensorMetric(half_plane, dim=3), CURVE, v),
             ValueError,

@@ -8,9 +8,9 @@ from torch import Tensor
 from geolatent.checks import check_codes, check_tensor, describe, requirement
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.geometry.exponential import check_tangents
-from geolatent.geometry.flow import HamiltonianFlow, solve_metric
+from geolatent.geometry.flow import solve_metric
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 
 def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
@@ -33,11 +33,6 @@ def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
     Tensor
         Shape (B, d); NaN where G is singular.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
-
     Examples
     --------
     >>> from geolatent import TensorMetric
@@ -49,17 +44,24 @@ def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
     """
     check_metric(metric)
     codes, vectors = check_tangents(metric, z, v)
-    return acceleration(metric, codes, vectors).to(codes.dtype)
+    return acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype)
 
 
-def acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
+def acceleration(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
     """Return `geodesic_acceleration` for codes that are known to be good, (n, d) each, float64."""
-    point = z.detach().requires_grad_()
-    velocity = v.detach().requires_grad_()
+    (force,) = rows.each(
+        lambda z, v: (_force(rows, z, v),), 2 * z.shape[1] + 6, z.detach(), v.detach()
+    )
+    return solve_metric(rows.tensor(z), force.double())
+
+
+def _force(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
+    """Return 1/2 grad_z (v^T G v) - (D_v G) v for codes and velocities (n, d)."""
+    point, velocity = z.requires_grad_(), v.requires_grad_()
     with torch.enable_grad():
-        square = metric._quadratic(point, velocity)
+        square = rows.differentiable_quadratic(point, velocity)
         if not square.requires_grad:
-            return torch.zeros_like(z, dtype=torch.float64)
+            return torch.zeros_like(z)
         # 2 G v as a function of z, and the vector-Jacobian product of that
         by_z, by_v = torch.autograd.grad(
             square.sum(), (point, velocity), create_graph=True, materialize_grads=True
@@ -74,9 +76,7 @@ def acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
                 (along,) = torch.autograd.grad(
                     pulled, cotangent, velocity.detach(), materialize_grads=True
                 )
-    with torch.no_grad():
-        tensors = metric._tensor(z.detach()).double()
-    return solve_metric(tensors, 0.5 * (by_z.detach() - along).double())
+    return 0.5 * (by_z.detach() - along)
 
 
 def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = None) -> Tensor:
@@ -104,11 +104,6 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     Tensor
         Shape (B, T), without units.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, or the curve's dimension is not the metric's.
-
     Examples
     --------
     >>> line = CubicBSpline.straight(torch.zeros(1), torch.ones(1))
@@ -127,16 +122,11 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     t = check_tensor("t", t, "of shape (T,)", (1,)).detach().to(curve.knots)
     z, v = curve(t), curve.derivative(t)
     b, n, d = z.shape
-    budget = RowBudget()
-    budget.fit(metric, z[:1, 0])
+    rows = Rows.of(metric, z[:, 0])
     flat_z, flat_v = z.reshape(-1, d), v.reshape(-1, d)
-    geodesic = torch.cat(
-        budget.run(
-            lambda items: acceleration(metric, flat_z[items], flat_v[items]), b * n, 2 * d + 6
-        )
-    )
+    geodesic = acceleration(rows, flat_z, flat_v)
     excess = second_derivative(curve, t).reshape(-1, d) - geodesic
-    tensors = HamiltonianFlow(metric, z.dtype, d, budget).tensors(flat_z)
+    tensors = rows.tensor(flat_z).double()
     size = torch.einsum("ni,nij,nj->n", excess, tensors, excess).clamp_min(0.0).sqrt()
     speeds = torch.einsum("ni,nij,nj->n", flat_v.double(), tensors, flat_v.double())
     length = speeds.clamp_min(0.0).sqrt().reshape(b, n).mean(1, keepdim=True)

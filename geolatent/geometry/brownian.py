@@ -9,10 +9,9 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.geometry.exponential import shoot
-from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 
 def brownian_motion(
@@ -23,7 +22,6 @@ def brownian_motion(
     *,
     integrator: Integrator | None = None,
     seed: int = 0,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Walk at random: Brownian motion, the diffusion whose generator is half the Laplacian.
 
@@ -47,8 +45,6 @@ def brownian_motion(
         short.
     seed
         Seed of the draws.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
@@ -56,11 +52,6 @@ def brownian_motion(
         Shape (B, n_steps + 1, d), the start included. A walk that runs into a place where the
         metric is not finite or singular, or where the integrator cannot follow the geodesic of a
         step (shorter steps may help), is NaN from there on, with a warning.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     References
     ----------
@@ -84,9 +75,7 @@ def brownian_motion(
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
     integrator = RungeKutta(tolerance=1e-4) if integrator is None else integrator
     check_integrator(integrator)
-    budget = RowBudget(max_rows)
-    budget.fit(metric, codes[:1])
-    flow = HamiltonianFlow(metric, codes.dtype, codes.shape[1], budget)
+    rows = Rows.of(metric, codes)
     deviation = (time / n_steps) ** 0.5
     b, d = codes.shape
     z = codes.double()
@@ -95,7 +84,7 @@ def brownian_motion(
     alive = torch.arange(b, device=codes.device)
     for step in range(1, n_steps + 1):
         noise = torch.randn(b, d, generator=generator, dtype=torch.float64).to(z.device)[alive]
-        factor, info = torch.linalg.cholesky_ex(flow.tensors(z))
+        factor, info = torch.linalg.cholesky_ex(rows.tensor(z).double())
         # G = L L^T, so L^-T e has the covariance G^-1
         v = torch.linalg.solve_triangular(factor.mT, noise[:, :, None], upper=True)[:, :, 0]
         good = (info == 0) & v.isfinite().all(1)
@@ -107,7 +96,6 @@ def brownian_motion(
             z.to(codes.dtype),
             (deviation * v).to(codes.dtype),
             integrator=integrator,
-            max_rows=max_rows,
         )
         z = way.points[:, -1].double()
         good = z.isfinite().all(1)

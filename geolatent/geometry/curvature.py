@@ -8,10 +8,10 @@ from torch import Tensor
 from geolatent.checks import check_alike, check_codes, describe, requirement
 from geolatent.geometry.volume import check_at
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 
-def gaussian_curvature(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+def gaussian_curvature(metric: Metric, z: Tensor) -> Tensor:
     """Return the Gaussian curvature of a metric in two dimensions.
 
     `sectional_curvature` of the plane of the coordinates, which is Brioschi's formula; 1 / r^2 on a
@@ -19,7 +19,7 @@ def gaussian_curvature(metric: Metric, z: Tensor, *, max_rows: int | None = None
 
     Parameters
     ----------
-    metric, z, max_rows
+    metric, z
         As for `magnification_factor`, with d = 2.
 
     Returns
@@ -29,8 +29,8 @@ def gaussian_curvature(metric: Metric, z: Tensor, *, max_rows: int | None = None
 
     Raises
     ------
-    TypeError, ValueError
-        As for `magnification_factor`, and where d is not 2.
+    ValueError
+        Where d is not 2.
 
     Examples
     --------
@@ -46,14 +46,10 @@ def gaussian_curvature(metric: Metric, z: Tensor, *, max_rows: int | None = None
         required = "codes of dimension 2 (use sectional_curvature in others)"
         raise ValueError(requirement("z", required, describe(codes)))
     axes = torch.eye(2, dtype=codes.dtype, device=codes.device)
-    return _sectional(
-        metric, codes, axes[0].expand_as(codes), axes[1].expand_as(codes), max_rows
-    ).to(codes.dtype)
+    return _sectional(metric, codes, axes[0].expand_as(codes), axes[1].expand_as(codes))
 
 
-def sectional_curvature(
-    metric: Metric, z: Tensor, u: Tensor, v: Tensor, *, max_rows: int | None = None
-) -> Tensor:
+def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     r"""Return the sectional curvature of the planes that pairs of tangent vectors span.
 
         K = R(u, v, v, u) / (|u|^2 |v|^2 - <u, v>^2),
@@ -70,19 +66,12 @@ def sectional_curvature(
         The metric.
     z, u, v
         Codes and tangent vectors, (n, d) each, d at least 2.
-    max_rows
-        As for `magnification_factor`.
 
     Returns
     -------
     Tensor
         Shape (n,), in inverse squared units of the decoder's output; NaN where G is singular or u
         and v are parallel.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     References
     ----------
@@ -105,25 +94,23 @@ def sectional_curvature(
             required = f"of the shape of `z`, {tuple(codes.shape)}"
             raise ValueError(requirement(name, required, describe(vector)))
         vectors.append(vector)
-    return _sectional(metric, codes, vectors[0], vectors[1], max_rows).to(codes.dtype)
+    return _sectional(metric, codes, vectors[0], vectors[1])
 
 
-def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor, max_rows: int | None) -> Tensor:
-    budget = RowBudget(max_rows)
-    budget.fit(metric, z[:1])
-    rows = metric.tensor_rows(z.shape[1]) + 12
-    return torch.cat(
-        budget.run(lambda s: _sectional_rows(metric, z[s], u[s], v[s]), z.shape[0], rows)
-    )
+def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    rows = Rows.of(metric, z)
+    cost = metric.tensor_rows(z.shape[1]) + 12
+    (curvature,) = rows.each(lambda *part: (_sectional_part(rows, *part),), cost, z, u, v)
+    return curvature.to(z.dtype)
 
 
-def _sectional_rows(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _sectional_part(rows: Rows, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     directions = {"u": u, "v": v, "both": u + v}
     squares, bent, lowered = {}, {}, {}
     for name, w in directions.items():
         point, vector = z.detach().requires_grad_(), w.detach().requires_grad_()
         with torch.enable_grad():
-            square = metric._quadratic(point, vector)
+            square = rows.differentiable_quadratic(point, vector)
             squares[name] = square.detach().double()
             by_z, by_w = _gradients(square.sum(), (point, vector))
             # second derivatives of |w|^2 by z, along u and v
@@ -145,9 +132,7 @@ def _sectional_rows(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     inner = 0.5 * (squares["both"] - squares["u"] - squares["v"])
     mixed = 0.5 * (bent["both"]["uv"] - bent["u"]["uv"] - bent["v"]["uv"])
     crossed = 0.5 * (lowered["both"] - lowered["u"] - lowered["v"])
-    with torch.no_grad():
-        tensors = metric._tensor(z).double()
-    factor, info = torch.linalg.cholesky_ex(tensors)
+    factor, info = torch.linalg.cholesky_ex(rows.tensor(z).double())
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         raised = torch.cholesky_solve(b[:, :, None], factor)[:, :, 0]

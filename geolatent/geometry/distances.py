@@ -10,9 +10,8 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from geolatent.checks import check_alike, check_codes, check_pairs, describe, requirement
-from geolatent.graph import LatentGraph, _spoke_lengths
+from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.problem import Callback, Solver
 
@@ -28,7 +27,6 @@ def distance(
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
     length_tolerance: float = 1e-4,
-    max_rows: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the lengths of the geodesics between pairs of codes.
@@ -42,18 +40,13 @@ def distance(
         The metric.
     start, end
         Codes, (d,) or (B, d) each, broadcast.
-    solver, initial, length_tolerance, max_rows, callback
+    solver, initial, length_tolerance
         As for `solve_geodesic`.
 
     Returns
     -------
     Tensor
         Shape (B,), in the units of the decoder's output.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `solve_geodesic`.
 
     Examples
     --------
@@ -69,7 +62,6 @@ def distance(
         solver,
         initial=initial,
         length_tolerance=length_tolerance,
-        max_rows=max_rows,
         callback=callback,
     )
     return solution.length
@@ -83,7 +75,6 @@ def pairwise_distances(
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
     length_tolerance: float = 1e-4,
-    max_rows: int | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Return the geodesic distances between all pairs of codes, solved in one call.
@@ -98,7 +89,7 @@ def pairwise_distances(
         Codes, (n, d).
     others
         Codes, (m, d); by default ``points`` themselves.
-    solver, initial, length_tolerance, max_rows
+    solver, initial, length_tolerance
         As for `solve_geodesic`. A `LatentGraph` as ``initial`` is shared by all pairs.
     callback
         Called with a `Progress` after every step of the solver.
@@ -107,11 +98,6 @@ def pairwise_distances(
     -------
     Tensor
         Shape (n, n), or (n, m), in the units of the decoder's output.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `solve_geodesic`.
 
     Examples
     --------
@@ -143,7 +129,6 @@ def pairwise_distances(
         solver=solver,
         initial=initial,
         length_tolerance=length_tolerance,
-        max_rows=max_rows,
         callback=callback,
     )
     if others is not None:
@@ -154,9 +139,7 @@ def pairwise_distances(
     return matrix
 
 
-def graph_distances(
-    graph: LatentGraph, start: Tensor, end: Tensor, *, max_rows: int | None = None
-) -> Tensor:
+def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
     """Return the lengths of the graph's shortest paths between pairs of codes, not polished.
 
     A few forward rows for each pair and one search: cheap beside a geodesic. Two errors work
@@ -171,18 +154,11 @@ def graph_distances(
         The graph.
     start, end
         Codes, (d,) or (B, d) each, broadcast.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
     Tensor
         Shape (B,), in the units of the decoder's output; infinite where there is no path.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     Examples
     --------
@@ -196,9 +172,7 @@ def graph_distances(
     _check_graph(graph)
     first, last = check_pairs(start, end, graph.codes.shape[1])
     check_alike("start", first, "graph.codes", graph.codes)
-    budget = RowBudget(max_rows)
-    budget.fit(graph.metric, first[:1])
-    found, _ = graph.paths(first, last, budget)
+    found = graph.paths(first, last)
     lengths = torch.tensor(
         [torch.inf if path is None else path.arc_length[-1] for path in found], dtype=first.dtype
     ).to(first.device)
@@ -209,8 +183,6 @@ def graph_distance_matrix(
     graph: LatentGraph,
     points: Tensor,
     others: Tensor | None = None,
-    *,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Return the lengths of the graph's shortest paths between all pairs of codes.
 
@@ -223,18 +195,11 @@ def graph_distance_matrix(
         The graph.
     points, others
         Codes, (n, d) and (m, d); by default ``others`` are all nodes of the graph.
-    max_rows
-        As for `graph_distances`.
 
     Returns
     -------
     Tensor
         Shape (n, m), in the units of the decoder's output; infinite where there is no path.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     Examples
     --------
@@ -251,19 +216,14 @@ def graph_distance_matrix(
     if others is not None:
         others = check_codes("others", others, d).detach()
         check_alike("others", others, "graph.codes", graph.codes)
-    budget = RowBudget(max_rows)
-    budget.fit(graph.metric, points[:1])
-    matrix = _search(graph, points, others, budget)
-    return torch.from_numpy(matrix).to(points)
+    return torch.from_numpy(_search(graph, points, others)).to(points)
 
 
-def _search(
-    graph: LatentGraph, points: Tensor, others: Tensor | None, budget: RowBudget
-) -> NDArray[np.float64]:
+def _search(graph: LatentGraph, points: Tensor, others: Tensor | None) -> NDArray[np.float64]:
     """Search from every point, with all codes that are no nodes added to the graph."""
     n_nodes, n = graph.n_nodes, points.shape[0]
     ends = points if others is None else torch.cat([points, others])
-    nodes, links = _links(graph, ends, budget)
+    nodes, links = graph.links(ends)
     k = nodes.shape[1]
     # points have edges out of them, others into them: neither can be passed through
     terminals = np.repeat(np.arange(len(ends)), k) + n_nodes
@@ -290,18 +250,6 @@ def _search(
         for first in range(0, n, _SOURCES_AT_ONCE)
     ]
     return np.concatenate(parts)
-
-
-def _links(
-    graph: LatentGraph, ends: Tensor, budget: RowBudget
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the nearest nodes of codes and the lengths of the edges to them, (n, k) each."""
-    nodes = graph._neighbors.kneighbors(ends.double().cpu().numpy(), return_distance=False)
-    tips = graph.codes[torch.from_numpy(nodes).to(graph.codes.device)]
-    links = _spoke_lengths(graph.metric, ends, tips, budget)
-    # zero would mean "no edge" to the sparse graph
-    links = np.where(np.isfinite(links), np.maximum(links, np.finfo(float).tiny), np.inf)
-    return nodes, links
 
 
 def _check_graph(graph: object) -> None:

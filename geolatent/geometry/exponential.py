@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_alike, check_codes, check_tensor, describe, requirement
-from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations
 
 
@@ -75,7 +74,6 @@ def shoot(
     t: Tensor | None = None,
     *,
     integrator: Integrator | None = None,
-    max_rows: int | None = None,
 ) -> Trajectory:
     """Follow the geodesics that leave codes with given velocities.
 
@@ -93,18 +91,11 @@ def shoot(
     integrator
         How to follow them: `RungeKutta()` by default; `DiscreteGeodesic()` copes better with
         decoders that have kinks.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
     Trajectory
         Points, velocities, energies, statuses and costs.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     References
     ----------
@@ -132,10 +123,8 @@ def shoot(
         required = "ascending and not negative"
         raise ValueError(requirement("t", required, times.tolist()))
     integrator = check_integrator(integrator)
-    budget = RowBudget(max_rows)
-    budget.fit(metric, codes[:1])
-    flow = HamiltonianFlow(metric, codes.dtype, codes.shape[1], budget)
-    way = integrator.follow(flow, codes.double()[:, None], vectors.double()[:, None], times)
+    rows = Rows.of(metric, codes).counting(len(codes))
+    way = integrator.follow(rows, codes.double()[:, None], vectors.double()[:, None], times)
     return Trajectory(
         t=times,
         points=way.points[:, :, 0].to(codes.dtype),
@@ -143,7 +132,7 @@ def shoot(
         energy=way.energy[:, :, 0].to(codes.dtype),
         status=way.status,
         steps=way.steps,
-        evaluations=way.evaluations,
+        evaluations=rows.spent,
     )
 
 
@@ -153,7 +142,6 @@ def exp_map(
     v: Tensor,
     *,
     integrator: Integrator | None = None,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Return the exponential map exp_z(v): where the geodesic with velocity v is at time 1.
 
@@ -172,7 +160,7 @@ def exp_map(
     >>> exp_map(plane, torch.zeros(2), torch.tensor([1.0, 2.0]))
     tensor([[1., 2.]])
     """
-    way = shoot(metric, z, v, integrator=integrator, max_rows=max_rows)
+    way = shoot(metric, z, v, integrator=integrator)
     failed = way.status != TrajectoryStatus.FINISHED
     if bool(failed.any()):
         first = TrajectoryStatus(int(way.status[failed][0]))

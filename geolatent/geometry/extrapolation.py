@@ -21,7 +21,6 @@ def extrapolate(
     t: Tensor,
     *,
     integrator: Integrator | None = None,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Go on beyond the end points of geodesics: the spline within [0, 1], geodesics outside.
 
@@ -34,18 +33,13 @@ def extrapolate(
         velocities they have there.
     t
         Parameters, (T,): below 0 before the start, above 1 beyond the end.
-    integrator, max_rows
+    integrator
         As for `shoot`.
 
     Returns
     -------
     Tensor
         Shape (B, T, d); NaN, with a warning, where a geodesic could not be followed.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     Examples
     --------
@@ -80,7 +74,6 @@ def extrapolate(
             slope,
             times,
             integrator=integrator,
-            max_rows=max_rows,
         )
         failed += int((way.status != TrajectoryStatus.FINISHED).sum())
         result[:, outside.nonzero()[:, 0][order]] = way.points

@@ -11,7 +11,7 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.geometry.flow import HamiltonianFlow, solve_metric
 from geolatent.geometry.ode import TrajectoryStatus, integrate
-from geolatent.solution import Evaluations
+from geolatent.metrics.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,23 @@ class Followed:
     energy: Tensor
     status: Tensor
     steps: Tensor
-    evaluations: Evaluations
 
 
 class Integrator(ABC):
     """A way to follow geodesics. Subclasses are frozen dataclasses of their settings."""
 
     @abstractmethod
-    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+    def follow(self, rows: Rows, z: Tensor, v: Tensor, times: Tensor) -> Followed:
         """Follow the geodesics of C neighbours at a time, (B, C, d) each, alike in their steps.
 
-        ``times`` (T,) ascend from 0 or later; all tensors are float64.
+        Parameters
+        ----------
+        rows
+            The metric at work; it counts for the B.
+        z, v
+            Codes and velocities, (B, C, d), float64.
+        times
+            When to tell where they are, (T,), ascending from 0 or later, float64.
         """
 
 
@@ -52,11 +58,6 @@ class RungeKutta(Integrator):
         1e-5 in float32.
     max_steps
         Steps of each trajectory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     tolerance: float | None = None
@@ -67,56 +68,43 @@ class RungeKutta(Integrator):
             check_number("tolerance", self.tolerance, above=0.0)
         check_integer("max_steps", self.max_steps)
 
-    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+    def follow(self, rows: Rows, z: Tensor, v: Tensor, times: Tensor) -> Followed:
         """Integrate the states of C neighbours as one."""
         b, c, d = z.shape
-        metric = flow.metric
-        tolerance = self.tolerance or (1e-9 if flow.dtype == torch.float64 else 1e-5)
-        tensors = flow.tensors(z.reshape(-1, d)).reshape(b, c, d, d)
-        momentum = torch.einsum("bcij,bcj->bci", tensors, v)
+        flow = HamiltonianFlow(rows, d)
+        tolerance = self.tolerance or (1e-9 if rows.dtype == torch.float64 else 1e-5)
+        momentum = torch.einsum("bcij,bcj->bci", flow.tensors(z), v)
         state = torch.cat([z, momentum], dim=2).reshape(b, -1)
         speed = (momentum * v).sum(2).clamp_min(0.0).sqrt()[:, :1].clamp_min(1e-300)
         way = speed * float(times[-1])
 
-        def slopes(states: Tensor, index: Tensor) -> Tensor:  # noqa: ARG001
-            return flow(states.reshape(-1, 2 * d)).reshape(states.shape)
+        def halves(states: Tensor) -> tuple[Tensor, Tensor]:
+            places, momenta = states.unflatten(-1, (c, 2 * d)).split(d, dim=-1)
+            return places, momenta
+
+        def slopes(states: Tensor, index: Tensor) -> Tensor:
+            return torch.cat(flow(*halves(states), index), dim=2).flatten(1)
 
         def error_ratio(errors: Tensor, states: Tensor, index: Tensor) -> Tensor:
-            tensors = flow.tensors(states.reshape(-1, 2 * d)[:, :d])
-            of_place, of_momentum = errors.reshape(-1, 2 * d).split(d, dim=1)
-            place = torch.einsum("ni,nij,nj->n", of_place, tensors, of_place)
-            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(1)
+            tensors = flow.tensors(halves(states)[0], index)
+            of_place, of_momentum = halves(errors)
+            place = torch.einsum("bci,bcij,bcj->bc", of_place, tensors, of_place)
+            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(2)
             place, turn = (
-                part.clamp_min(0.0).sqrt().reshape(-1, c) / unit[index]
+                part.clamp_min(0.0).sqrt() / unit[index]
                 for part, unit in ((place, way), (turn, speed))
             )
             return (torch.maximum(place, turn) / tolerance).amax(1)
 
         result = integrate(slopes, state, times, error_ratio, max_steps=self.max_steps)
-        states = result.states.reshape(-1, 2 * d)
-        velocities = torch.full_like(states[:, :d], torch.nan)
-        known = states.isfinite().all(1)
-        if bool(known.any()):
-            tensors = flow.tensors(states[known, :d])
-            velocities[known] = solve_metric(tensors, states[known, d:])
-        energy = 0.5 * (velocities * states[:, d:]).sum(1)
-        evaluations = Evaluations.zeros(b, z.device)
-        calls, rows = c * result.right_hand_sides, metric.tensor_rows(d)
-        evaluations.forward.add_(rows * c * (1 + times.numel() + result.steps))
-        if metric.quadratic_cost == "forward":
-            evaluations.forward.add_(calls)
-            evaluations.backward.add_(calls)
-        else:
-            evaluations.forward.add_(rows * calls)
-            evaluations.jvp.add_(3 * calls)
-        shape = (b, times.numel(), c, d)
+        places, momenta = halves(result.states)
+        velocities = solve_metric(flow.tensors(places), momenta)
         return Followed(
-            states[:, :d].reshape(shape),
-            velocities.reshape(shape),
-            energy.reshape(shape[:3]),
+            places,
+            velocities,
+            0.5 * (velocities * momenta).sum(3),
             result.status,
             result.steps,
-            evaluations,
         )
 
 
@@ -142,8 +130,8 @@ class DiscreteGeodesic(Integrator):
 
     Raises
     ------
-    TypeError, ValueError
-        Where a setting is out of its range, or the metric has no immersion.
+    ValueError
+        Where the metric has no immersion.
 
     References
     ----------
@@ -159,50 +147,43 @@ class DiscreteGeodesic(Integrator):
         check_integer("n_steps", self.n_steps)
         check_integer("max_iterations", self.max_iterations)
 
-    def follow(self, flow: HamiltonianFlow, z: Tensor, v: Tensor, times: Tensor) -> Followed:
+    def follow(self, rows: Rows, z: Tensor, v: Tensor, times: Tensor) -> Followed:
         """Build the chains, and interpolate between their points by cubic Hermite polynomials."""
-        immersion = flow.metric.immersion
-        if immersion is None:
+        if rows.metric.immersion is None:
             required = "one with an immersion (use the RungeKutta integrator)"
-            raise ValueError(requirement("metric", required, describe(flow.metric)))
+            raise ValueError(requirement("metric", required, describe(rows.metric)))
         b, c, d = z.shape
         last = float(times[-1])
         h = last / self.n_steps
 
-        def outputs(points: Tensor) -> Tensor:
-            def chunk(items: slice) -> Tensor:
-                with torch.no_grad():
-                    return immersion(points[items].to(flow.dtype)).double()
+        chains = torch.arange(b * c, device=z.device)
+        group = chains // c
 
-            return torch.cat(flow.budget.run(chunk, points.shape[0], 1))
+        def outputs(points: Tensor, some: Tensor) -> Tensor:
+            return rows.outputs(points, group[some]).double()
 
         def columns(points: Tensor) -> Tensor:
-            def chunk(items: slice) -> Tensor:
-                with torch.no_grad():
-                    return immersion.columns(points[items].to(flow.dtype))[1].double()
-
-            return torch.cat(flow.budget.run(chunk, points.shape[0], d), dim=1)
+            """Return the Jacobian by columns, (n, d, D)."""
+            return rows.columns(points, group)[1].double()
 
         point = z.reshape(-1, d)
-        value, jacobian = outputs(point), columns(point)
-        tensor = torch.einsum("inD,jnD->nij", jacobian, jacobian)
+        value, jacobian = outputs(point, chains), columns(point)
+        tensor = torch.einsum("niD,njD->nij", jacobian, jacobian)
         momentum = torch.einsum("nij,nj->ni", tensor, v.reshape(-1, d))
         points, momenta, tensors = [point], [momentum], [tensor]
         guess = point + h * v.reshape(-1, d)
-        rows = torch.full((point.shape[0],), 1 + d, device=z.device)
         # what an iteration may leave over: far below the error of the chain, and what the rounding
         # of the outputs allows
         speed = (momentum * v.reshape(-1, d)).sum(1).clamp_min(1e-300).sqrt()
-        small = (1e-13 if flow.dtype == torch.float64 else 1e-6) * h * speed
-        rounding = 8.0 * torch.finfo(flow.dtype).eps
+        small = (1e-13 if rows.dtype == torch.float64 else 1e-6) * h * speed
+        rounding = 8.0 * torch.finfo(rows.dtype).eps
         lost = torch.zeros_like(speed, dtype=torch.bool)
         for _ in range(self.n_steps if last > 0.0 else 0):
-            new, open_ = guess, torch.arange(point.shape[0], device=z.device)
+            new, open_ = guess, chains
             new_value = torch.full_like(value, torch.nan)
             for _ in range(self.max_iterations):
-                new_value[open_] = outputs(new[open_])
-                rows[open_] += 1
-                pull = torch.einsum("inD,nD->ni", jacobian[:, open_], (new_value - value)[open_])
+                new_value[open_] = outputs(new[open_], open_)
+                pull = torch.einsum("niD,nD->ni", jacobian[open_], (new_value - value)[open_])
                 step = solve_metric(tensor[open_], h * momentum[open_] - pull)
                 new = new.index_add(0, open_, step)
                 size = torch.einsum("ni,nij,nj->n", step, tensor[open_], step).sqrt()
@@ -211,11 +192,10 @@ class DiscreteGeodesic(Integrator):
                 if not open_.numel():
                     break
             lost[open_] = True
-            new_value = outputs(new)
+            new_value = outputs(new, chains)
             jacobian = columns(new)
-            rows += 1 + d
-            momentum = torch.einsum("inD,nD->ni", jacobian, new_value - value) / h
-            tensor = torch.einsum("inD,jnD->nij", jacobian, jacobian)
+            momentum = torch.einsum("niD,nD->ni", jacobian, new_value - value) / h
+            tensor = torch.einsum("niD,njD->nij", jacobian, jacobian)
             guess = 2.0 * new - point
             if len(points) > 1:  # the parabola through the last three points
                 guess = guess + (new - 2.0 * point + points[-2])
@@ -225,7 +205,7 @@ class DiscreteGeodesic(Integrator):
             tensors.append(tensor)
         nodes, gram = torch.stack(points, dim=1), torch.stack(tensors, dim=1)
         p = torch.stack(momenta, dim=1)
-        speeds = solve_metric(gram.flatten(0, 1), p.flatten(0, 1)).reshape(p.shape)
+        speeds = solve_metric(gram, p)
         place = times / h if last > 0.0 else times
         left = place.floor().long().clamp(0, max(0, nodes.shape[1] - 2))
         right = (left + 1).clamp_max(nodes.shape[1] - 1)
@@ -244,8 +224,6 @@ class DiscreteGeodesic(Integrator):
             int(TrajectoryStatus.NON_FINITE),
         )
         status = torch.where(failed.any(1), status, int(TrajectoryStatus.FINISHED))
-        evaluations = Evaluations.zeros(b, z.device)
-        evaluations.forward.add_(rows.reshape(b, c).sum(1))
 
         def grouped(values: Tensor) -> Tensor:
             return values.unflatten(0, (b, c)).transpose(1, 2)
@@ -256,7 +234,6 @@ class DiscreteGeodesic(Integrator):
             grouped(energy),
             status,
             torch.full((b,), len(points) - 1, device=z.device),
-            evaluations,
         )
 
 

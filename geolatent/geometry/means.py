@@ -17,20 +17,13 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator
-from geolatent.geometry.shooting import shoot_to
+from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
 from geolatent.solution import Evaluations
-from geolatent.solve import solve_geodesic
-from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
 
-# control points of the curves that the next iteration starts from
-_WARM_CONTROL_POINTS = 15
 _SMALLEST_STEP = 2.0**-8
 
 
@@ -62,86 +55,6 @@ class FrechetMean:
     evaluations: Evaluations
 
 
-class Logarithms:
-    """Logarithms of points at moving codes: geodesics that start from those of the last call.
-
-    Parameters
-    ----------
-    metric
-        The metric.
-    points
-        Codes x, (P, d).
-    solver, initial, integrator, max_rows
-        As for `frechet_mean`.
-    """
-
-    def __init__(
-        self,
-        metric: Metric,
-        points: Tensor,
-        solver: Solver | None,
-        initial: LatentGraph | None,
-        integrator: Integrator | None,
-        max_rows: int | None,
-    ) -> None:
-        self.metric = metric
-        self.points = points
-        # logarithms need better curves than lengths do
-        self.solver = PreconditionedSolver(tolerance=1e-5) if solver is None else solver
-        self.initial = initial
-        self.integrator = integrator
-        self.max_rows = max_rows
-        budget = RowBudget(max_rows)
-        budget.fit(metric, points[:1])
-        self.flow = HamiltonianFlow(metric, points.dtype, points.shape[1], budget)
-        # control points of the last curve to each point; NaN before the first
-        shape = (points.shape[0], _WARM_CONTROL_POINTS, points.shape[1])
-        self._controls = points.new_full(shape, torch.nan)
-
-    def __call__(self, codes: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Evaluations]:
-        """Return log_z(x), (A, d), |log|_G, (A,), and costs, for codes (A, d) and point numbers."""
-        points = self.points[which]
-        initial: LatentGraph | CubicBSpline | None = self.initial
-        if bool(self._controls[which].isfinite().all()):
-            initial = self._warm(codes, which)
-        if self.integrator is not None:
-            shot = shoot_to(
-                self.metric,
-                codes,
-                points,
-                solver=self.solver,
-                initial=initial,
-                integrator=self.integrator,
-                max_rows=self.max_rows,
-            )
-            velocity, length, spent = shot.velocity.double(), shot.length, shot.evaluations
-            curve = shot.solution.curve
-        else:
-            solution = solve_geodesic(
-                self.metric, codes, points, self.solver, initial=initial, max_rows=self.max_rows
-            )
-            length, curve = solution.length, solution.curve
-            spent = solution.evaluations + Evaluations.zeros(len(codes), codes.device)
-            velocity = self.flow.start_velocities(curve, spent)
-            # the quadrature knows the length better still
-            tensors = self.flow.tensors(codes.double())
-            speed = torch.einsum("ni,nij,nj->n", velocity, tensors, velocity).sqrt()
-            scale = torch.where(speed > 0, length.double() / speed, 1.0)
-            velocity = velocity * scale[:, None]
-        at = greville_abscissae(clamped_knots(_WARM_CONTROL_POINTS)).to(codes.device)
-        self._controls[which] = curve(at)
-        return velocity, length.double(), spent
-
-    def _warm(self, codes: Tensor, which: Tensor) -> CubicBSpline:
-        """Return the last curves with their starts moved to the codes."""
-        controls = self._controls[which]
-        knots = clamped_knots(_WARM_CONTROL_POINTS)
-        rest = 1.0 - greville_abscissae(knots).to(codes)
-        controls = controls + rest[:, None] * (codes - controls[:, 0])[:, None]
-        controls[:, 0], controls[:, -1] = codes, self.points[which]
-        return CubicBSpline(controls, knots)
-
-
 def frechet_mean(
     metric: Metric,
     points: Tensor,
@@ -153,7 +66,6 @@ def frechet_mean(
     integrator: Integrator | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 50,
-    max_rows: int | None = None,
 ) -> FrechetMean:
     """Return the weighted Frechet mean, the code of least sum of squared geodesic distances.
 
@@ -186,8 +98,6 @@ def frechet_mean(
         Length of the mean logarithm over the root of the variance at which a mean has converged.
     max_iterations
         Steps tried for each mean.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
@@ -197,9 +107,8 @@ def frechet_mean(
 
     Raises
     ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite, or a mean
-        reaches none of its points.
+    ValueError
+        Where a mean reaches none of its points.
 
     References
     ----------
@@ -237,7 +146,7 @@ def frechet_mean(
 
     group, member = (shares > 0).nonzero(as_tuple=True)
     weight = shares[group, member]
-    logarithms = Logarithms(metric, points[member], solver, initial, integrator, max_rows)
+    logarithms = Logarithms(metric, points[member], solver, initial, integrator)
     evaluations = Evaluations.zeros(k, points.device)
 
     def pull(codes: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -250,8 +159,7 @@ def frechet_mean(
         share, where = weight[chosen], group[chosen]
         mean = codes.new_zeros((k, d)).index_add(0, where, share[:, None] * velocity)
         variance = codes.new_zeros(k).index_add(0, where, share * length.square())
-        for name in ("forward", "backward", "jvp"):
-            getattr(evaluations, name).index_add_(0, where, getattr(spent, name))
+        evaluations.add(where, spent)
         return mean, variance, chosen[~(length.isfinite() & velocity.isfinite().all(1))]
 
     active = torch.ones(k, dtype=torch.bool, device=points.device)
@@ -272,7 +180,7 @@ def frechet_mean(
     iterations = torch.zeros(k, dtype=torch.int64, device=points.device)
 
     def relative(codes: Tensor, direction: Tensor, variance: Tensor) -> Tensor:
-        tensors = logarithms.flow.tensors(codes)
+        tensors = logarithms.rows.tensor(codes).double()
         size = torch.einsum("ki,kij,kj->k", direction, tensors, direction).clamp_min(0.0).sqrt()
         return torch.where(variance == 0, 0.0, size / variance.sqrt())
 

@@ -14,7 +14,7 @@ from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations, GeodesicSolution
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -69,7 +69,6 @@ def shoot_to(
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,
-    max_rows: int | None = None,
     callback: Callback | None = None,
 ) -> Shooting:
     """Find the velocities with which geodesics leave some codes to arrive at others.
@@ -100,8 +99,6 @@ def shoot_to(
         space; by default 1e-7 in float64, 1e-3 in float32.
     max_corrections
         Newton steps of each pair; 0 leaves the splines' velocities and only tells their miss.
-    max_rows
-        As for `shoot`.
     callback
         Told of the splines' progress.
 
@@ -109,11 +106,6 @@ def shoot_to(
     -------
     Shooting
         Velocities, misses, lengths and costs.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device or not finite.
 
     References
     ----------
@@ -137,24 +129,9 @@ def shoot_to(
     tolerance = check_number("tolerance", tolerance, above=0.0)
     max_corrections = check_integer("max_corrections", max_corrections, minimum=0)
     solver = PreconditionedSolver(tolerance=1e-5) if solver is None else solver
-    solution = solve_geodesic(
-        metric, first, last, solver, initial=initial, max_rows=max_rows, callback=callback
-    )
-    budget = RowBudget(max_rows)
-    budget.fit(metric, first[:1])
-    flow = HamiltonianFlow(metric, dtype, first.shape[1], budget)
-    evaluations = Evaluations.zeros(first.shape[0], first.device) + solution.evaluations
-    velocity = flow.start_velocities(solution.curve, evaluations)
-    newton = _NewtonShooting(
-        flow,
-        integrator,
-        first.double(),
-        last.double(),
-        velocity,
-        solution.length.double(),
-        tolerance,
-        evaluations,
-    )
+    solution = solve_geodesic(metric, first, last, solver, initial=initial, callback=callback)
+    rows = Rows.of(metric, first).counting(len(first))
+    newton = _NewtonShooting(rows, integrator, first.double(), last.double(), solution, tolerance)
     newton.run(max_corrections)
     length = torch.einsum("ni,nij,nj->n", newton.velocity, newton.tensors, newton.velocity).sqrt()
     return Shooting(
@@ -164,7 +141,7 @@ def shoot_to(
         length=length.to(dtype),
         corrections=newton.corrections,
         solution=solution,
-        evaluations=evaluations,
+        evaluations=solution.evaluations + rows.spent,
     )
 
 
@@ -173,23 +150,20 @@ class _NewtonShooting:
 
     def __init__(
         self,
-        flow: HamiltonianFlow,
+        rows: Rows,
         integrator: Integrator,
         start: Tensor,
         end: Tensor,
-        velocity: Tensor,
-        length: Tensor,
+        solution: GeodesicSolution,
         tolerance: float,
-        evaluations: Evaluations,
     ) -> None:
-        self.flow, self.integrator = flow, integrator
+        self.rows, self.integrator = rows, integrator
+        flow = HamiltonianFlow(rows, start.shape[1])
         self.tensors = flow.tensors(start)
-        evaluations.forward.add_(flow.metric.tensor_rows(flow.dim))
         # longer velocities belong to another geodesic than the spline's
-        self.longest = _LONGEST * length
+        self.longest = _LONGEST * solution.length.double()
         self.start, self.end = start, end
-        self.velocity = velocity
-        self.evaluations = evaluations
+        self.velocity = flow.start_velocities(solution.curve)
         self.goal = tolerance * (end - start).norm(dim=1)
         b, d = start.shape
         self.jacobian = torch.eye(d, dtype=start.dtype, device=start.device).repeat(b, 1, 1)
@@ -215,15 +189,15 @@ class _NewtonShooting:
             return velocities
         z = self.start[pairs, None].expand(a, c, d)
         times = torch.ones(1, dtype=z.dtype, device=z.device)
-        way = self.integrator.follow(self.flow, z, velocities, times)
-        for name in ("forward", "backward", "jvp"):
-            getattr(self.evaluations, name)[pairs] += getattr(way.evaluations, name)
+        rows = self.rows.counting(a)
+        way = self.integrator.follow(rows, z, velocities, times)
+        self.rows.spent.add(pairs, rows.spent)
         return way.points[:, -1] - self.end[pairs, None]
 
     def _differentiate(self, pairs: Tensor) -> None:
         """Take the Jacobians of the given pairs from neighbouring geodesics."""
         v = self.velocity[pairs]
-        size = 1e-5 if self.flow.dtype == torch.float64 else 1e-2
+        size = 1e-5 if self.rows.dtype == torch.float64 else 1e-2
         steps = size * v.norm(dim=1)
         d = v.shape[1]
         directions = torch.eye(d, dtype=v.dtype, device=v.device)
@@ -284,7 +258,6 @@ def log_map(
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,
-    max_rows: int | None = None,
 ) -> Tensor:
     """Return the logarithm map log_start(end): the velocity whose geodesic arrives at time 1.
 
@@ -314,7 +287,6 @@ def log_map(
         integrator=integrator,
         tolerance=tolerance,
         max_corrections=max_corrections,
-        max_rows=max_rows,
     )
     open_pairs = ~found.converged
     if bool(open_pairs.any()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +20,7 @@ from geolatent.checks import (
 )
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
-from geolatent.metrics.map import Map
+from geolatent.metrics.rows import Rows
 
 # equal intervals of t, each of which is halved by itself
 _INTERVALS = 8
@@ -43,7 +41,6 @@ def parallel_transport(
     t: Tensor | None = None,
     *,
     tolerance: float = 1e-4,
-    max_rows: int | None = None,
 ) -> Tensor:
     r"""Return vectors V(t) that start as V(0) = v and stay parallel along curves gamma.
 
@@ -88,8 +85,6 @@ def parallel_transport(
         What a vector may be off at t = 1, as a part of its length; an aim, no bound: halving goes
         on until what it changes is below ten times the step's share of it, or a hundredth of it
         where steps are very short.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
@@ -102,11 +97,6 @@ def parallel_transport(
         without an immersion five, three of them with d backward rows. At least eight steps for each
         curve, one more for each triple knot and time in ``t``; some tens on a smooth decoder; with
         ReLU some ten for each crease.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype, device or range.
 
     References
     ----------
@@ -147,10 +137,8 @@ def parallel_transport(
         times = times.to(v.device)
     tolerance = check_number("tolerance", tolerance, above=0.0)
     metric.check("curve", codes[:1])
-    budget = RowBudget(max_rows)
-    budget.fit(metric, codes[:1])
 
-    matrices = _transports(metric, curve, times, tolerance, budget)
+    matrices = _transports(Rows.of(metric, codes), curve, times, tolerance)
     moved = torch.einsum("btij,bkj->btki", matrices, v.reshape(b, -1, d).double()).to(v.dtype)
     moved = moved if v.ndim == 3 else moved[:, :, 0]
     return moved[:, 0] if t is None else moved
@@ -181,12 +169,11 @@ class _Steps:
 class _Field(ABC):
     """A metric along curves."""
 
-    def __init__(self, metric: Metric, curve: CubicBSpline, budget: RowBudget) -> None:
-        self.metric = metric
+    def __init__(self, rows: Rows, curve: CubicBSpline) -> None:
+        self.rows = rows
         self.dtype = curve.control_points.dtype
         self.knots = curve.knots
         self.control_points = curve.control_points.detach().double()
-        self.budget = budget
 
     def along(self, curves: Tensor, t: Tensor, derivative: int = 0) -> Tensor:
         """Return points or derivatives of the curves at times of each's own, (n, T, d)."""
@@ -197,35 +184,25 @@ class _Field(ABC):
     def steps(self, curves: Tensor, start: Tensor, end: Tensor) -> _Steps:
         """Evaluate the metric on n steps between times, (n,) each."""
 
-    def _run(
-        self, function: Callable[[slice], tuple[Tensor, ...]], n: int, rows: int
-    ) -> list[Tensor]:
-        parts = self.budget.run(function, n, rows)
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
-
 
 class _ImmersedField(_Field):
     """By the columns of the immersion's Jacobian, of which only inner products are kept."""
 
     def steps(self, curves: Tensor, start: Tensor, end: Tensor) -> _Steps:
-        immersion: Map = self.metric.immersion  # type: ignore[assignment]
         d = self.control_points.shape[2]
         t = torch.stack([start, 0.5 * (start + end), end], dim=1)
 
-        def chunk(items: slice) -> tuple[Tensor, ...]:
-            z = self.along(curves[items], t[items])
-            with torch.no_grad():
-                columns = immersion.columns(z.reshape(-1, d))[1].double()
-            columns = columns.reshape(d, *z.shape[:2], -1)
-            tensors = torch.einsum("inkD,jnkD->nkij", columns, columns)
-            start, middle, end = columns.unbind(2)
+        def part(t: Tensor, curves: Tensor) -> tuple[Tensor, ...]:
+            columns = self.rows.columns(self.along(curves, t))[1].double()
+            tensors = torch.einsum("nkiD,nkjD->nkij", columns, columns)
+            start, middle, end = columns.unbind(1)
             crossed = (
-                torch.einsum("inD,jnD->nij", there, here)
+                torch.einsum("niD,njD->nij", there, here)
                 for there, here in ((middle, start), (end, middle), (end, start))
             )
             return tensors, *crossed
 
-        return _Steps(*self._run(chunk, len(t), 3 * d))
+        return _Steps(*self.rows.each(part, 3 * d, t, curves))
 
 
 class _TensorField(_Field):
@@ -237,28 +214,28 @@ class _TensorField(_Field):
         t = start[:, None] + (end - start)[:, None] * share
         t[:, 4] = end
 
-        def chunk(items: slice) -> tuple[Tensor, ...]:
-            z = self.along(curves[items], t[items])
-            v = self.along(curves[items], t[items, 1:4], derivative=1)
+        def part(t: Tensor, curves: Tensor) -> tuple[Tensor, ...]:
+            z = self.along(curves, t)
+            v = self.along(curves, t[:, 1:4], derivative=1)
             n = len(z)
             point = z[:, 1:4].reshape(-1, d).requires_grad_()
             velocity = v.reshape(-1, d)
             with torch.enable_grad():
-                inner = self.metric._tensor(point)
+                inner = self.rows.differentiable_tensor(point)
                 lowered = torch.einsum("nij,nj->ni", inner, velocity)
             gradient = torch.zeros_like(inner)
             for i in range(d if lowered.requires_grad else 0):
                 (gradient[:, i],) = torch.autograd.grad(
                     lowered[:, i].sum(), point, retain_graph=i < d - 1, materialize_grads=True
                 )
-            with torch.no_grad():
-                outer = self.metric._tensor(z[:, ::4].reshape(-1, d)).reshape(n, 2, d, d).double()
+            outer = self.rows.tensor(z[:, ::4]).double()
             middle = inner.detach().reshape(n, 3, d, d)[:, 1].double()
             gradients = gradient.double().reshape(n, 3, d, d)
             tensors = torch.stack([outer[:, 0], middle, outer[:, 1]], dim=1)
             return tensors, gradients, v.double()
 
-        tensors, gradients, v = self._run(chunk, len(t), 5 * self.metric.tensor_rows(d) + 3 * d)
+        cost = 5 * self.rows.metric.tensor_rows(d) + 3 * d
+        tensors, gradients, v = self.rows.each(part, cost, t, curves)
         turning = 0.5 * (gradients - gradients.mT)
         length = (end - start)[:, None, None]
 
@@ -384,17 +361,15 @@ def _crease_bound(steps: _Steps, inverse: Tensor) -> Tensor:
     return torch.where(uneven, two.amax(1), 0.0)
 
 
-def _transports(
-    metric: Metric, curve: CubicBSpline, times: Tensor, tolerance: float, budget: RowBudget
-) -> Tensor:
+def _transports(rows: Rows, curve: CubicBSpline, times: Tensor, tolerance: float) -> Tensor:
     """Return the matrices that take v to V(t), (B, T, d, d), float64; NaN and warnings as told."""
     b, knots = curve.batch_size, curve.knots
     equal = torch.linspace(0.0, 1.0, _INTERVALS + 1, dtype=torch.float64, device=knots.device)
     # simple knots are passed over: the curve is smooth there
     kinks = knots[1:-2][knots[1:-2] == knots[3:]]
     breaks = torch.cat([equal, kinks, times]).unique()
-    kind = _TensorField if metric.immersion is None else _ImmersedField
-    found = _follow(kind(metric, curve, budget), breaks, tolerance)
+    kind = _TensorField if rows.metric.immersion is None else _ImmersedField
+    found = _follow(kind(rows, curve), breaks, tolerance)
     at = torch.searchsorted(breaks, times)
     for count, text in (
         (
@@ -410,7 +385,8 @@ def _transports(
         (
             int(found.unresolved.sum()),
             f"the parallel transport along {{}} did not reach the tolerance {tolerance} with the "
-            "shortest steps" + ("" if metric.immersion else "; does the metric's tensor jump?"),
+            "shortest steps"
+            + ("" if rows.metric.immersion else "; does the metric's tensor jump?"),
         ),
     ):
         if count:

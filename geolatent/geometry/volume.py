@@ -18,7 +18,7 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 
 
 def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
@@ -29,23 +29,16 @@ def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
     return metric, codes
 
 
-def _eigenvalues(metric: Metric, z: Tensor, max_rows: int | None) -> Tensor:
+def _eigenvalues(metric: Metric, z: Tensor) -> Tensor:
     """Return the eigenvalues of G, ascending, (n, d), float64; rounding errors below 0 are 0."""
-    budget = RowBudget(max_rows)
-    budget.fit(metric, z[:1])
-
-    def chunk(items: slice) -> Tensor:
-        with torch.no_grad():
-            return metric._tensor(z[items]).double()
-
-    tensors = torch.cat(budget.run(chunk, z.shape[0], metric.tensor_rows(z.shape[1])))
+    tensors = Rows.of(metric, z).tensor(z).double()
     finite = tensors.isfinite().all(2).all(1)
     values = torch.full_like(tensors[:, 0], torch.nan)
     values[finite] = torch.linalg.eigvalsh(tensors[finite]).clamp_min(0.0)
     return values
 
 
-def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
     """Return the magnification factor sqrt(det G(z)), in output units^d per latent unit^d.
 
     Parameters
@@ -54,18 +47,11 @@ def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = No
         The metric.
     z
         Codes, (n, d).
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
     Tensor
         Shape (n,); NaN where G is not finite.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or shape or not finite.
 
     References
     ----------
@@ -79,26 +65,21 @@ def magnification_factor(metric: Metric, z: Tensor, *, max_rows: int | None = No
     """
     metric, codes = check_at(metric, z)
     # the product of square roots neither over- nor underflows as the determinant does
-    return _eigenvalues(metric, codes, max_rows).sqrt().prod(1).to(codes.dtype)
+    return _eigenvalues(metric, codes).sqrt().prod(1).to(codes.dtype)
 
 
-def condition_number(metric: Metric, z: Tensor, *, max_rows: int | None = None) -> Tensor:
+def condition_number(metric: Metric, z: Tensor) -> Tensor:
     """Return the ratio of the largest to the smallest eigenvalue of G(z), 1 where isotropic.
 
     Parameters
     ----------
-    metric, z, max_rows
+    metric, z
         As for `magnification_factor`.
 
     Returns
     -------
     Tensor
         Shape (n,), without units; infinite where G is singular.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `magnification_factor`.
 
     Examples
     --------
@@ -108,7 +89,7 @@ def condition_number(metric: Metric, z: Tensor, *, max_rows: int | None = None) 
     tensor([9.])
     """
     metric, codes = check_at(metric, z)
-    values = _eigenvalues(metric, codes, max_rows)
+    values = _eigenvalues(metric, codes)
     return (values[:, -1] / values[:, 0]).to(codes.dtype)
 
 
@@ -144,7 +125,6 @@ def sample_volume(
     weight: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     max_proposals: int = 10_000_000,
-    max_rows: int | None = None,
 ) -> VolumeSample:
     """Draw codes uniformly by the volume measure sqrt(det G) dz of a box.
 
@@ -168,8 +148,6 @@ def sample_volume(
         Seed of the draws.
     max_proposals
         Proposals after which it gives up.
-    max_rows
-        Largest number of rows sent through the decoder at once; chosen automatically by default.
 
     Returns
     -------
@@ -178,8 +156,6 @@ def sample_volume(
 
     Raises
     ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or the corners are not in order.
     RuntimeError
         Where the proposals are used up.
 
@@ -219,7 +195,7 @@ def sample_volume(
         m = int(min(max(64, 1.2 * missing / max(share, 1e-3)), 65_536, max_proposals - proposals))
         draws = torch.rand(m, d, generator=generator, dtype=torch.float64).to(low)
         z = low + (high - low) * draws
-        factor = _eigenvalues(metric, z, max_rows).sqrt().prod(1)
+        factor = _eigenvalues(metric, z).sqrt().prod(1)
         if weight is not None:
             factor = factor * _weights(weight, z)
         usable = factor.isfinite()

@@ -1,6 +1,6 @@
 """Comparison of models on the same pairs of images, each through its own encoder."""
 
-# ruff: noqa: B006, B008 - the defaults are frozen dataclasses, and a dictionary that stays empty
+# ruff: noqa: B006 - the defaults are frozen dataclasses, and a dictionary that stays empty
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geolatent.checks import check_number, requirement
+from geolatent.checks import check_integer, check_number, requirement
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import (
@@ -28,7 +28,6 @@ from geolatent.lab.config import (
     ModelEntry,
     ModelOptions,
     RayOptions,
-    SolverOptions,
     check_formats,
 )
 from geolatent.lab.execution import check_executor, run_shards
@@ -56,6 +55,8 @@ from geolatent.lab.setup import (
 )
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
 
 
 def compare_models(
@@ -66,7 +67,9 @@ def compare_models(
     rows: Tensor,
     *,
     threshold: float = 0.02,
-    solver: SolverOptions | None = None,
+    solver: Solver | None = None,
+    length_tolerance: float = 1e-4,
+    batch_size: int = 64,
     initial: Mapping[str, LatentGraph | None] | None = None,
 ) -> Shards:
     """Return the work of solving the same pairs of images in several models.
@@ -86,7 +89,9 @@ def compare_models(
     threshold
         Largest difference of the relative improvements of a comparable pair, a fraction.
     solver
-        The solver's options.
+        How curves are shortened.
+    length_tolerance, batch_size
+        As `Shards` takes them.
     initial
         Where curves start, by the model's name; straight lines where none is given.
 
@@ -108,7 +113,13 @@ def compare_models(
         named = Pairs(pairs.start, pairs.end, {"model": [name] * len(pairs), **pairs.columns})
         cases.append(Case(metrics[name], named, (initial or {}).get(name)))
     complete = partial(_with_differences, n_models=len(models), threshold=threshold)
-    return Shards(cases, solver if solver is not None else SolverOptions(), complete)
+    return Shards(
+        cases,
+        solver if solver is not None else PreconditionedSolver(),
+        length_tolerance,
+        batch_size,
+        complete,
+    )
 
 
 def _with_differences(shard: SolvedPairs, n_models: int, threshold: float) -> SolvedPairs:
@@ -125,7 +136,10 @@ def compare(
     data: DataOptions = DataOptions(split="test"),
     metric: MetricOptions = MetricOptions(),
     features: FeatureOptions = FeatureOptions(),
-    solver: SolverOptions = SolverOptions(),
+    solver: Solver = PreconditionedSolver(),
+    length_tolerance: float = 1e-4,
+    batch_size: int = 64,
+    max_rows: int | None = None,
     initial: InitialOptions = InitialOptions(),
     seed: int = 0,
     dtype: Literal["float32", "float64"] = "float32",
@@ -141,28 +155,52 @@ def compare(
     side by side and the pairs that are comparable: those whose improvements in all models differ by
     at most a threshold.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        models: Two or more models by names of your choice, each with the keys of `model` in other
-            commands (checkpoint, class_path, init_args, encoder, decoder, latent_dim), such as
-            --models.vae.checkpoint A --models.gan.checkpoint B; {} is the small digits model.
-        n_pairs: Number of pairs of images, none of which is used twice.
-        threshold: Largest difference of the relative improvements of a comparable pair, a fraction.
-        data: The images; their training split serves logistic features and graphs.
-        metric: How the decoders become metrics.
-        features: A feature map in whose output lengths are measured.
-        solver: How geodesics are found.
-        initial: Where curves start.
-        seed: Seed of the pairs.
-        dtype: Floating-point type of models and codes.
-        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
-            own.
-        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
-            machine or a cluster.
-        ray: Options of Ray.
-        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
-            on the folder of an unfinished run do what is missing there.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    models
+        Two or more models by names of your choice, each with the keys of `model` in other
+        commands (checkpoint, class_path, init_args, encoder, decoder, latent_dim), such as
+        --models.vae.checkpoint A --models.gan.checkpoint B; {} is the small digits model.
+    n_pairs
+        Number of pairs of images, none of which is used twice.
+    threshold
+        Largest difference of the relative improvements of a comparable pair, a fraction.
+    data
+        The images; their training split serves logistic features and graphs.
+    metric
+        How the decoders become metrics.
+    features
+        A feature map in whose output lengths are measured.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    batch_size
+        Pairs that are solved together and stored as one part.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    initial
+        Where curves start.
+    seed
+        Seed of the pairs.
+    dtype
+        Floating-point type of models and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+        own.
+    executor
+        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+        machine or a cluster.
+    ray
+        Options of Ray.
+    overwrite
+        Replace the results of an earlier run in the folder. Without it, the same options
+        on the folder of an unfinished run do what is missing there.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
@@ -171,6 +209,8 @@ def compare(
         required = "two models or more, such as --models.a.checkpoint A --models.b.checkpoint B"
         raise ValueError(requirement("models", required, list(models)))
     check_number("threshold", threshold, at_least=0.0)
+    check_number("length_tolerance", length_tolerance, above=0.0)
+    check_integer("batch_size", batch_size)
     RunFolder.check(out, overwrite=overwrite, command="compare", resume=config)
     check_executor(executor)
     place = make_device(device)
@@ -183,22 +223,17 @@ def compare(
     rows = draw_images(n_pairs, len(images), seed)
     like = next(iter(codecs.values())).like
     feature_map, accuracy = make_features(features, dataset, like)
-    metrics = {name: codec.metric(metric, feature_map, seed) for name, codec in codecs.items()}
+    metrics = {
+        name: codec.metric(metric, feature_map, seed).limited(max_rows)
+        for name, codec in codecs.items()
+    }
     ends = {name: encoded_pairs(codec, images, None, rows) for name, codec in codecs.items()}
     console = make_console()
     with RunFolder.create(
         out, "compare", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:
         graphs = {
-            name: make_initial(
-                initial,
-                metrics[name],
-                codec,
-                dataset,
-                [ends[name]],
-                seed=seed,
-                max_rows=solver.max_rows,
-            )
+            name: make_initial(initial, metrics[name], codec, dataset, [ends[name]], seed=seed)
             for name, codec in codecs.items()
         }
         shards = compare_models(
@@ -209,6 +244,8 @@ def compare(
             rows,
             threshold=threshold,
             solver=solver,
+            length_tolerance=length_tolerance,
+            batch_size=batch_size,
             initial=graphs,
         )
         run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)

@@ -31,6 +31,15 @@ TorchvisionName = Literal[
 ]
 DataName = Literal["digits", TorchvisionName, "file"]
 TORCHVISION_NAMES: tuple[str, ...] = get_args(TorchvisionName)
+# of options that are objects of the core: the class of the default, and where those are that may
+# take its place and whose names alone say which they are
+CHOICES = {
+    "PreconditionedSolver": (
+        "geolatent.solvers.preconditioned:PreconditionedSolver",
+        "geolatent.solvers.first_order:FirstOrderSolver",
+        "geolatent.solvers.georce:GEORCESolver",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,19 @@ class ModelOptions:
 
     Attributes
     ----------
-    checkpoint : str or None
+    checkpoint
         A model that `geolatent train` wrote (X.safetensors beside X.json), or, with `class_path`,
         the weights of a model of your own (X.safetensors, X.pt or X.pth).
-    class_path : str or None
+    class_path
         The class of a model of your own, "package.module.Name"; its module's code is run.
-    init_args : dict
+    init_args
         The arguments of that class's constructor, by name.
-    encoder : str
+    encoder
         The method that maps images to codes, or to (mean, standard deviation) of the code.
-    decoder : str
+    decoder
         The method that maps codes to images, or to (mean, standard deviation) of the image;
         "forward" for a model that is a decoder alone.
-    latent_dim : int or None
+    latent_dim
         The latent dimension of a model without an attribute `latent_dim`.
 
     Raises
@@ -92,23 +101,23 @@ class FeatureOptions:
 
     Attributes
     ----------
-    kind : str
+    kind
         "none" measures in pixels; "logistic" in log-probabilities of the classes, by a logistic
         regression that is fitted to the training images; "vgg" in activations of VGG-19; "module"
         in the output of a module of your own.
-    inverse_penalty : float
+    inverse_penalty
         For "logistic": one over the strength of the penalty on the squared weights.
-    layer : str
+    layer
         For "vgg": torchvision's name of the layer.
-    weights : str or None
+    weights
         For "vgg": "published" (downloaded once), a file, or null for random weights.
-    resize : int or None
+    resize
         For "vgg": resize images to this height and width first.
-    class_path : str or None
+    class_path
         For "module": the class, "package.module.Name".
-    init_args : dict
+    init_args
         For "module": the constructor's arguments.
-    checkpoint : str or None
+    checkpoint
         For "module": the weights.
 
     Raises
@@ -139,13 +148,13 @@ class MetricOptions:
 
     Attributes
     ----------
-    uncertainty : bool
+    uncertainty
         Measure the standard deviation of a Gaussian decoder too (the expected metric); false takes
         its mean alone.
-    diagonal : str
+    diagonal
         With features on a Gaussian decoder: "exact" squared norms of the features' Jacobian's
         columns, their "hutchinson" estimate, or "auto": exact up to 64 features.
-    n_probes : int
+    n_probes
         Random sign vectors of that estimate.
 
     Raises
@@ -162,92 +171,25 @@ class MetricOptions:
         check_integer("n_probes", self.n_probes)
 
 
-# the options that a method does not have
-_LACKING = {
-    "preconditioned": (),
-    "michelis_becker": ("max_iterations",),
-    "georce": ("max_control_points",),
-}
-
-
-@dataclass(frozen=True)
-class SolverOptions:
-    """How geodesics are found.
-
-    Attributes
-    ----------
-    method : str
-        "preconditioned" (metric-preconditioned L-BFGS or Gauss-Newton, coarse to fine),
-        "michelis_becker" (Adam, one knot at a time, as in their paper), or "georce" (polylines, by
-        the method of that name).
-    tolerance : float or None
-        Predicted relative improvement in length at which a pair has converged; null takes the
-        method's own: 1e-4, 5e-4 and 3e-4.
-    max_control_points : int or None
-        Largest number of control points of a curve; null takes 67 ("preconditioned") or 10
-        ("michelis_becker"). "georce" has no such option.
-    max_iterations : int or None
-        Largest number of steps for each pair; null takes 200 ("preconditioned") or 100 ("georce").
-        "michelis_becker" has no such option.
-    length_tolerance : float
-        Relative tolerance of the reported lengths.
-    batch_size : int
-        Pairs that are solved together and stored as one part.
-    max_rows : int or None
-        Largest number of rows sent through the decoder at once; null chooses from the memory.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of its range, or given to a method that has no such option.
-    """
-
-    method: Literal["preconditioned", "michelis_becker", "georce"] = "preconditioned"
-    tolerance: float | None = None
-    max_control_points: int | None = None
-    max_iterations: int | None = None
-    length_tolerance: float = 1e-4
-    batch_size: int = 64
-    max_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("method", self.method, tuple(_LACKING))
-        for name in _LACKING[self.method]:
-            if getattr(self, name) is not None:
-                required = f"null for the method '{self.method}', which has no such option"
-                raise ValueError(requirement(name, required, getattr(self, name)))
-        if self.tolerance is not None:
-            check_number("tolerance", self.tolerance, above=0.0)
-        if self.max_control_points is not None:
-            least = 7 if self.method == "preconditioned" else 4
-            check_integer("max_control_points", self.max_control_points, minimum=least)
-        if self.max_iterations is not None:
-            check_integer("max_iterations", self.max_iterations)
-        check_number("length_tolerance", self.length_tolerance, above=0.0)
-        check_integer("batch_size", self.batch_size)
-        if self.max_rows is not None:
-            check_integer("max_rows", self.max_rows)
-
-
 @dataclass(frozen=True)
 class InitialOptions:
     """Where curves start.
 
     Attributes
     ----------
-    kind : str
+    kind
         "straight" lines; shortest paths on a regular "lattice" (up to three latent dimensions) or
         on a graph of neighbouring "codes" of the training images, of which and the straight line
         the shorter result is kept; "auto": the lattice in two dimensions, straight lines above.
-    resolution : int
+    resolution
         Points of the lattice along each axis.
-    margin : float
+    margin
         Latent units between the outermost codes and the edge of the lattice.
-    n_nodes : int or None
+    n_nodes
         Nodes of the graph of codes: codes are drawn again, and jittered, up to this number.
-    n_neighbors : int
+    n_neighbors
         Neighbours of each node of that graph.
-    jitter : float
+    jitter
         Standard deviation of the jitter, in latent units.
 
     Raises
@@ -278,16 +220,16 @@ class RayOptions:
 
     Attributes
     ----------
-    address : str or None
+    address
         The cluster: HOST:PORT, or "auto" for the one that this machine is part of; "local" starts
         one on this machine for the time of the command; null takes RAY_ADDRESS, or else "auto"
         where there is one, or else "local".
-    workers : int or None
+    workers
         Processes that solve shards; null: one for each GPU, or, where there are none, for each CPU
         of the cluster. One that finds no room waits for it.
-    threads : int
+    threads
         Threads of torch in each of them, and CPUs that it takes.
-    restarts : int
+    restarts
         How often each of them is started again, and its shard with it, when it or its machine dies.
 
     Raises
@@ -317,28 +259,28 @@ class DataOptions:
 
     Attributes
     ----------
-    name : str
+    name
         "digits" (scikit-learn's, 8 x 8, always there); torchvision's 28 x 28 images "MNIST",
         "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
         "file" for an array of your own.
-    root : str
+    root
         The folder of torchvision's data sets, or of MNIST's own files (train-images-idx3-ubyte.gz
         and so on); GEOLATENT_MNIST names that of MNIST where this is the default.
-    split : str
+    split
         "train" or "test"; also "all" for "digits" and "file".
-    classes : tuple of int or None
+    classes
         The labels to keep; None keeps all.
-    per_class : int or None
+    per_class
         How many images of each class to draw; None takes all.
-    download : bool
+    download
         Let torchvision download what is missing from ``root``.
-    seed : int
+    seed
         Seed of the draw within the classes, and of the split of a file.
-    path : str or None
+    path
         The file, for "file": .npy, .npz, .safetensors, .pt or .pth.
-    low, high : float or None
+    low, high
         The values in that file that mean black and white; they become -1 and 1.
-    test_fraction : float
+    test_fraction
         Share of the images in that file that are its test split.
 
     Raises
@@ -386,28 +328,28 @@ class TrainingOptions:
 
     Attributes
     ----------
-    epochs : int
+    epochs
         Passes over the training images; fewer where ``patience`` ends the training.
-    batch_size : int
+    batch_size
         Images per step.
-    learning_rate : float
+    learning_rate
         Adam's step size at the start; it falls to a hundredth of it along a half cosine.
-    beta : float
+    beta
         Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
         BiGAN has no such term and takes 1 alone.
-    reconstruction : float
+    reconstruction
         Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
         encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
-    validation_fraction : float
+    validation_fraction
         Share of the images held out to choose the best epoch, by the loss of a variational
         autoencoder and by a BiGAN's reconstruction error; 0 keeps the last epoch.
-    patience : int or None
+    patience
         Stop after this many epochs without a better validation loss; None never stops early.
-    seed : int
+    seed
         Seed of the initial weights, the order of the images and the codes' noise.
-    accelerator : str
+    accelerator
         Lightning's name of the device: "auto", "cpu" or "gpu".
-    progress : bool
+    progress
         Show a progress bar.
     """
 
@@ -443,15 +385,15 @@ class PrecisionOptions:
 
     Attributes
     ----------
-    n_centers : int or None
+    n_centers
         Number of centres; None takes four for every latent dimension.
-    scale : float
+    scale
         Width of the bumps in mean distances within a cluster.
-    floor : float
+    floor
         Precision far from the data.
-    min_std : float
+    min_std
         About the smallest standard deviation that can be reached, in pixel units.
-    iterations : int
+    iterations
         Updates of the weights.
     """
 

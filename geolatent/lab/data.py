@@ -38,7 +38,7 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
 
     Parameters
     ----------
-    options : DataOptions
+    options
         Which images.
 
     Returns
@@ -99,9 +99,9 @@ def scale_pixels(pixels: Tensor, largest: float) -> Tensor:
 
     Parameters
     ----------
-    pixels : Tensor, any shape
-        Grey values, 0 for the background.
-    largest : float
+    pixels
+        Grey values of any shape, 0 for the background.
+    largest
         The value that becomes 1: 16 for scikit-learn's digits, 255 for bytes.
 
     Returns
@@ -125,7 +125,7 @@ def digits(split: str = "train") -> tuple[Tensor, Tensor]:
 
     Parameters
     ----------
-    split : {"train", "test", "all"}
+    split
         Which part: 1,347, 450 or 1,797 images.
 
     Returns
@@ -183,23 +183,23 @@ def torchvision_images(
 
     Parameters
     ----------
-    name : str
+    name
         "MNIST", "FashionMNIST", or "EMNIST-" with balanced, byclass, bymerge, digits, letters or
         mnist.
-    root : path
+    root
         The folder that holds, or is to hold, the folder ``MNIST``, ``FashionMNIST`` or ``EMNIST``.
         MNIST's own files, such as ``train-images-idx3-ubyte.gz``, may also lie in it as they are;
         the variable ``GEOLATENT_MNIST`` names the folder where ``root`` is "data", the default, and
         has no MNIST.
-    split : {"train", "test"}
+    split
         Which part.
-    classes : sequence of int, optional
+    classes
         The labels to keep; all by default.
-    per_class : int, optional
+    per_class
         How many images of each class to draw at random; all by default.
-    download : bool
+    download
         Download what is missing.
-    seed : int
+    seed
         Seed of that draw.
 
     Returns
@@ -300,11 +300,11 @@ def load_images(
 
     Parameters
     ----------
-    path : path
+    path
         ``X.npy`` holds the images alone; ``X.npz``, ``X.safetensors`` and a dictionary in ``X.pt``
         or ``X.pth`` hold them as ``images``, and the labels, if any, as ``labels``. Nothing is
         unpickled. Images have shape (n, height, width) or (n, channels, height, width).
-    low, high : float
+    low, high
         The values that mean black and white; they become -1 and 1.
 
     Returns
@@ -366,12 +366,13 @@ def select(
 
     Parameters
     ----------
-    labels : Tensor (n,), integers
-    classes : sequence of int, optional
+    labels
+        Integers, (n,).
+    classes
         The labels to keep; all by default.
-    per_class : int, optional
+    per_class
         How many rows of each class to draw; all by default.
-    seed : int
+    seed
         Seed of the draw.
 
     Returns

@@ -119,11 +119,16 @@ def demo(
     for the geodesics under the expected pull-back metric of its Gaussian decoder, prints a table
     and writes two figures. Takes a few seconds on two CPU cores.
 
-    Args:
-        out: Folder for the figures; it is made where it does not exist.
-        n_pairs: Number of pairs of digits, at most 225.
-        seed: Seed of the choice of digits.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the figures; it is made where it does not exist.
+    n_pairs
+        Number of pairs of digits, at most 225.
+    seed
+        Seed of the choice of digits.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     formats = check_formats(format)
     began = time.perf_counter()

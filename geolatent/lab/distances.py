@@ -1,7 +1,5 @@
 """Geodesic distances between all pairs of some images, beside simpler distances."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import math
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from geolatent.checks import check_integer, requirement
+from geolatent.checks import check_integer, check_number, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
 from geolatent.graph import LatentGraph
@@ -25,10 +23,8 @@ from geolatent.lab.config import (
     Formats,
     MetricOptions,
     ModelOptions,
-    SolverOptions,
     check_formats,
 )
-from geolatent.lab.pairs import make_solver
 from geolatent.lab.printing import (
     make_console,
     make_table,
@@ -40,7 +36,8 @@ from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.lengths import path_length
-from geolatent.solvers.problem import Progress
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Progress, Solver
 
 _UNITS = {"latent": "latent units"}
 
@@ -86,7 +83,9 @@ def distances(
     model: ModelOptions = ModelOptions(),
     data: DataOptions = DataOptions(split="test", per_class=4),
     metric: MetricOptions = MetricOptions(),
-    solver: SolverOptions = SolverOptions(),
+    solver: Solver = PreconditionedSolver(),
+    length_tolerance: float = 1e-4,
+    max_rows: int | None = None,
     n_nodes: int = 6000,
     n_neighbors: int = 24,
     seed: int = 0,
@@ -101,24 +100,43 @@ def distances(
     lines between them, and the shortest paths on the graph that the geodesics start from. A table
     tells how well each separates the classes and how it agrees with the geodesic distances.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        model: The model.
-        data: The images; n of them make n (n - 1) / 2 geodesics.
-        metric: How the decoder becomes a metric.
-        solver: How geodesics are found.
-        n_nodes: Nodes of the graph of training codes.
-        n_neighbors: Neighbours of each node.
-        seed: Seed of the graph.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    model
+        The model.
+    data
+        The images; n of them make n (n - 1) / 2 geodesics.
+    metric
+        How the decoder becomes a metric.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    n_nodes
+        Nodes of the graph of training codes.
+    n_neighbors
+        Neighbours of each node.
+    seed
+        Seed of the graph.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
     check_formats(format)
     check_integer("n_nodes", n_nodes, minimum=2)
+    check_number("length_tolerance", length_tolerance, above=0.0)
     RunFolder.check(out, overwrite=overwrite)
     place = make_device(device)
     codec = make_model(model, dtype, place)
@@ -130,7 +148,7 @@ def distances(
         raise ValueError(requirement("data", "three or more images", len(images)))
     order = labels.argsort(stable=True)
     codes, labels = codec.encode(images[order]), labels[order]
-    pulled_back = codec.metric(metric, None, seed)
+    pulled_back = codec.metric(metric, None, seed).limited(max_rows)
     folder = RunFolder.create(
         out, "distances", config, seed=seed, device=place, overwrite=overwrite
     )
@@ -144,9 +162,8 @@ def distances(
             n_nodes=n_nodes,
             n_neighbors=n_neighbors,
             seed=seed,
-            max_rows=solver.max_rows,
         )
-        by_graph = graph_distance_matrix(graph, codes, codes, max_rows=solver.max_rows)
+        by_graph = graph_distance_matrix(graph, codes, codes)
         by_graph.fill_diagonal_(0.0)
         progress.update(task, completed=1.0)
         task = progress.add_task(f"{n * (n - 1) // 2:,} geodesics", total=1.0)
@@ -157,18 +174,15 @@ def distances(
         geodesic = pairwise_distances(
             pulled_back,
             codes,
-            solver=make_solver(solver),
+            solver=solver,
             initial=graph,
-            length_tolerance=solver.length_tolerance,
-            max_rows=solver.max_rows,
+            length_tolerance=length_tolerance,
             callback=tell,
         )
         first, last = torch.triu_indices(n, n, offset=1)
         lines = CubicBSpline.straight(codes[first], codes[last])
         straight = torch.zeros_like(geodesic)
-        straight[first, last] = path_length(
-            pulled_back, lines, tolerance=solver.length_tolerance, max_rows=solver.max_rows
-        )
+        straight[first, last] = path_length(pulled_back, lines, tolerance=length_tolerance)
         straight = straight + straight.mT
     matrices = {
         "geodesic": geodesic,

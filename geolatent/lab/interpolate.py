@@ -1,7 +1,5 @@
 """Interpolation: straight lines against geodesics, with and without a feature map."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import time
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
 
-from geolatent.checks import check_integer
+from geolatent.checks import check_integer, check_number
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
@@ -29,7 +27,6 @@ from geolatent.lab.config import (
     MetricOptions,
     ModelOptions,
     RayOptions,
-    SolverOptions,
     check_formats,
 )
 from geolatent.lab.execution import check_executor, run_shards
@@ -64,7 +61,9 @@ from geolatent.lab.setup import (
 from geolatent.lab.summary import summarise
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
 
 PLAIN = "geodesic"
 DENSITIES = ("log_density", "lowest_log_density")
@@ -97,19 +96,16 @@ def measure_along(quantities: Sequence[Quantity]) -> Measure:
     return measure
 
 
-def measure_slerp(metric: Metric, solver: SolverOptions) -> Measure:
+def measure_slerp(metric: Metric, length_tolerance: float = 1e-4) -> Measure:
     """Return the measure that adds the columns ``slerp_length`` and ``slerp_relative_improvement``.
 
     The improvement is over the straight line, negative where `slerp` is longer.
     """
 
     def measure(line: CubicBSpline, _curve: CubicBSpline) -> Mapping[str, Tensor]:
-        measured = measure_lengths(
-            metric,
-            [line, _slerp_beside(line)],
-            tolerance=solver.length_tolerance,
-            budget=RowBudget(solver.max_rows),
-        )
+        both = [line, _slerp_beside(line)]
+        rows = Rows.of(metric, line.control_points[:, 0]).counting(line.batch_size)
+        measured = measure_lengths(rows, both, tolerance=length_tolerance)
         straight, length = measured.length
         improvement = torch.where(straight == 0, 0.0, (straight - length) / straight)
         return {"slerp_length": length, "slerp_relative_improvement": improvement}
@@ -154,11 +150,10 @@ def interpolate_pairs(
     metrics: Mapping[str, Metric],
     pairs: Pairs,
     *,
-    solver: SolverOptions | None = None,
     initial: Mapping[str, LatentGraph | None] | None = None,
     measures: Mapping[str, list[Measure]] | None = None,
-) -> Shards:
-    """Return the work of solving the same pairs under several metrics.
+) -> list[Case]:
+    """Return the cases of the same pairs under several metrics.
 
     Parameters
     ----------
@@ -166,8 +161,6 @@ def interpolate_pairs(
         The metrics by name, such as one without and one with a feature map.
     pairs
         The pairs.
-    solver
-        The solver's options.
     initial
         Where curves start, by the metric's name; straight lines where none is given.
     measures
@@ -175,14 +168,14 @@ def interpolate_pairs(
 
     Returns
     -------
-    Shards
-        Each of them holds pairs under every metric, with the column ``metric``, the name.
+    list of Case
+        One for every metric, with the column ``metric``, the name.
     """
     cases = []
     for name, metric in metrics.items():
         named = Pairs(pairs.start, pairs.end, {"metric": [name] * len(pairs), **pairs.columns})
         cases.append(Case(metric, named, (initial or {}).get(name), (measures or {}).get(name, ())))
-    return Shards(cases, solver if solver is not None else SolverOptions())
+    return cases
 
 
 def interpolate(
@@ -194,7 +187,10 @@ def interpolate(
     data: DataOptions = DataOptions(split="test"),
     metric: MetricOptions = MetricOptions(),
     features: FeatureOptions = FeatureOptions(),
-    solver: SolverOptions = SolverOptions(),
+    solver: Solver = PreconditionedSolver(),
+    length_tolerance: float = 1e-4,
+    batch_size: int = 64,
+    max_rows: int | None = None,
     initial: InitialOptions = InitialOptions(),
     n_images: int = 11,
     n_shown: int = 6,
@@ -216,38 +212,67 @@ def interpolate(
     metric's smallest eigenvectors. Draws strips of images, correlation matrices, and the norms of
     the codes beside the prior's.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        pairs: "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes",
-            pairs of a file.
-        n_pairs: Number of pairs; at most so many of a file.
-        codes: File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors,
-            .pt or .pth, or an .npy file of shape (B, 2, d).
-        model: The model.
-        data: The images; their training split serves the logistic regression, the distances from
-            the data and graphs.
-        metric: How the decoder becomes a metric.
-        features: A feature map in whose output lengths are measured.
-        solver: How geodesics are found.
-        initial: Where curves start.
-        n_images: Images in a strip.
-        n_shown: Pairs that are drawn.
-        seed: Seed of the pairs.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
-            own.
-        executor: "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
-            machine or a cluster.
-        ray: Options of Ray.
-        overwrite: Replace the results of an earlier run in the folder. Without it, the same options
-            on the folder of an unfinished run do what is missing there.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    pairs
+        "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes",
+        pairs of a file.
+    n_pairs
+        Number of pairs; at most so many of a file.
+    codes
+        File of pairs, for "codes": `start` and `end`, (B, d) each, in .npz, .safetensors,
+        .pt or .pth, or an .npy file of shape (B, 2, d).
+    model
+        The model.
+    data
+        The images; their training split serves the logistic regression, the distances from
+        the data and graphs.
+    metric
+        How the decoder becomes a metric.
+    features
+        A feature map in whose output lengths are measured.
+    solver
+        How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        FirstOrderSolver.michelis_becker, and its settings.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    batch_size
+        Pairs that are solved together and stored as one part.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    initial
+        Where curves start.
+    n_images
+        Images in a strip.
+    n_shown
+        Pairs that are drawn.
+    seed
+        Seed of the pairs.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its
+        own.
+    executor
+        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a
+        machine or a cluster.
+    ray
+        Options of Ray.
+    overwrite
+        Replace the results of an earlier run in the folder. Without it, the same options
+        on the folder of an unfinished run do what is missing there.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()
     check_formats(format)
     check_integer("n_images", n_images, minimum=2)
     check_integer("n_shown", n_shown)
+    check_number("length_tolerance", length_tolerance, above=0.0)
+    check_integer("batch_size", batch_size)
     RunFolder.check(out, overwrite=overwrite, command="interpolate", resume=config)
     check_executor(executor)
     place = make_device(device)
@@ -256,9 +281,10 @@ def interpolate(
     dataset.check_decoder(codec)
     chosen = choose_pairs(pairs, n_pairs, codec, dataset, codes=codes, seed=seed)
     feature_map, accuracy = make_features(features, dataset, codec.like)
-    metrics = {PLAIN: codec.metric(metric, None, seed)}
+    metrics = {PLAIN: codec.metric(metric, None, seed).limited(max_rows)}
     if feature_map is not None:
-        metrics[f"{features.kind} {PLAIN}"] = codec.metric(metric, feature_map, seed)
+        measured = codec.metric(metric, feature_map, seed).limited(max_rows)
+        metrics[f"{features.kind} {PLAIN}"] = measured
     training_codes = dataset.codes(codec)
     classifier: nn.Module | None = feature_map if features.kind == "logistic" else None
     if classifier is None and dataset.training[1] is not None:
@@ -273,10 +299,10 @@ def interpolate(
         quantities.append(classes(codec, classifier))
 
     def aligned(each: Metric) -> Quantity:
-        return lambda curve: {"alignment": alignment(each, curve, max_rows=solver.max_rows)}
+        return lambda curve: {"alignment": alignment(each, curve)}
 
     measures = {
-        name: [measure_slerp(each, solver), measure_along([*quantities, aligned(each)])]
+        name: [measure_slerp(each, length_tolerance), measure_along([*quantities, aligned(each)])]
         for name, each in metrics.items()
     }
     console = make_console()
@@ -284,14 +310,11 @@ def interpolate(
         out, "interpolate", config, seed=seed, device=place, overwrite=overwrite, resume=True
     ) as folder:
         graphs = {
-            name: make_initial(
-                initial, each, codec, dataset, [chosen], seed=seed, max_rows=solver.max_rows
-            )
+            name: make_initial(initial, each, codec, dataset, [chosen], seed=seed)
             for name, each in metrics.items()
         }
-        shards = interpolate_pairs(
-            metrics, chosen, solver=solver, initial=graphs, measures=measures
-        )
+        cases = interpolate_pairs(metrics, chosen, initial=graphs, measures=measures)
+        shards = Shards(cases, solver, length_tolerance, batch_size)
         run_shards(folder, shards, executor=executor, ray=ray, device=device, console=console)
         solved = folder.join()
         compared = ["alignment", "correlation_variance", "data_distance", *DENSITIES]

@@ -1,7 +1,5 @@
 """The landscape of a metric on a 2-d latent space."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import time
@@ -35,7 +33,7 @@ from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ def measure_landscape(
     low: Tensor,
     high: Tensor,
     resolution: int = 101,
-    max_rows: int | None = None,
 ) -> Landscape:
     """Evaluate a metric on a regular grid of the plane.
 
@@ -81,8 +78,6 @@ def measure_landscape(
         Corners of the grid, (2,) each.
     resolution
         Points R along each axis.
-    max_rows
-        Largest number of rows sent through the decoder at once.
 
     Returns
     -------
@@ -117,9 +112,7 @@ def measure_landscape(
     rows, columns = torch.meshgrid(second, first, indexing="ij")
     grid = torch.stack([columns.flatten(), rows.flatten()], dim=1).to(low)
     metric.check("low", grid[:1])
-    budget = RowBudget(max_rows)
-    budget.fit(metric, grid[:1])
-    tensors = metric_tensors(metric, grid[:, None], budget)[:, 0].double().cpu()
+    tensors = Rows.of(metric, grid).tensor(grid).double().cpu()
     finite = torch.isfinite(tensors).flatten(1).all(1)
     tensors = torch.where(finite[:, None, None], tensors, torch.eye(2, dtype=tensors.dtype))
     values, vectors = torch.linalg.eigh(tensors)
@@ -164,20 +157,34 @@ def landscape(
     Three maps: the magnification factor sqrt(det G), the condition number, and the direction in
     which the decoder stretches most.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        model: The model; its latent space is to have two dimensions.
-        data: The images whose codes are drawn.
-        metric: How the decoder becomes a metric.
-        features: A feature map in whose output lengths are measured.
-        resolution: Points of the grid along each axis.
-        margin: Latent units between the outermost codes and the edge of the grid.
-        max_rows: Largest number of rows sent through the decoder at once.
-        seed: Seed of the random signs of Hutchinson's estimate.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    model
+        The model; its latent space is to have two dimensions.
+    data
+        The images whose codes are drawn.
+    metric
+        How the decoder becomes a metric.
+    features
+        A feature map in whose output lengths are measured.
+    resolution
+        Points of the grid along each axis.
+    margin
+        Latent units between the outermost codes and the edge of the grid.
+    max_rows
+        Largest number of rows sent through the decoder at once.
+    seed
+        Seed of the random signs of Hutchinson's estimate.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     check_integer("resolution", resolution, minimum=2)
@@ -196,7 +203,7 @@ def landscape(
     images, labels = dataset.chosen
     codes = codec.encode(images)
     feature_map, accuracy = make_features(features, dataset, codec.like)
-    pulled_back = codec.metric(metric, feature_map, seed)
+    pulled_back = codec.metric(metric, feature_map, seed).limited(max_rows)
     folder = RunFolder.create(
         out, "landscape", config, seed=seed, device=place, overwrite=overwrite
     )
@@ -204,9 +211,9 @@ def landscape(
     with progress_bar(console) as progress:
         task = progress.add_task(f"{resolution**2:,} metric tensors", total=1.0)
         found = measure_landscape(
-            pulled_back, codes.amin(0) - margin, codes.amax(0) + margin, resolution, max_rows
+            pulled_back, codes.amin(0) - margin, codes.amax(0) + margin, resolution
         )
-        at_data = metric_tensors(pulled_back, codes[:, None], RowBudget(max_rows or 1024))[:, 0]
+        at_data = Rows.of(pulled_back, codes).tensor(codes)
         progress.update(task, completed=1.0)
     values = torch.linalg.eigvalsh(at_data.double())
     maps = {

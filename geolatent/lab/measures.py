@@ -10,8 +10,10 @@ from geolatent.curves import CubicBSpline
 from geolatent.interpolations import log_prior
 from geolatent.lab.latent_model import LatentModel
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 
+# points of a curve whose alignment is taken
+ALIGNED = 16
 # distances to codes that are held in memory at once
 _DISTANCES = 2**24
 
@@ -27,9 +29,7 @@ def _speeds(curve: CubicBSpline, t: Tensor) -> Tensor:
     return curve.derivative(t).double().norm(dim=2)
 
 
-def alignment(
-    metric: Metric, curve: CubicBSpline, *, n_points: int = 16, max_rows: int | None = None
-) -> Tensor:
+def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -> Tensor:
     r"""Return how far curves follow the metric's smallest eigenvectors, in [0, 1].
 
     With the eigenvalues l_1 <= ... <= l_d and unit eigenvectors e_1, ..., e_d of G(gamma(t)), and
@@ -55,8 +55,6 @@ def alignment(
         B curves.
     n_points
         Points on each curve, the middles of equal intervals of t: d forward rows each.
-    max_rows
-        Largest number of rows sent through the decoder at once.
 
     Returns
     -------
@@ -82,9 +80,7 @@ def alignment(
     t = _midpoints(check_integer("n_points", n_points), curve)
     points = curve(t)
     metric.check("curve", points[0, :1])
-    budget = RowBudget(max_rows)
-    budget.fit(metric, points[0, :1])
-    tensors = metric_tensors(metric, points, budget).double()
+    tensors = Rows.of(metric, points[0]).tensor(points).double()
     finite = torch.isfinite(tensors).flatten(1).all(1)
     eye = torch.eye(curve.dim, dtype=tensors.dtype, device=tensors.device)
     tensors = torch.where(finite[:, None, None, None], tensors, eye)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,13 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
-from geolatent.lab.config import SolverOptions
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
 from geolatent.lab.results import SolvedPairs
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 from geolatent.models.checkpoint import read_tensors
 from geolatent.solve import solve_geodesic
-from geolatent.solvers.first_order import FirstOrderSolver
-from geolatent.solvers.georce import GEORCESolver
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
 
@@ -187,7 +184,6 @@ def worst_case_pairs(
     *,
     seed: int = 0,
     like: Tensor | None = None,
-    max_rows: int | None = None,
 ) -> list[Pairs]:
     """Step from random codes in the direction that the decoder stretches most.
 
@@ -208,8 +204,6 @@ def worst_case_pairs(
         Seed of the starts.
     like
         A tensor of the dtype and device that the codes are to have.
-    max_rows
-        Largest number of rows sent through the decoder at once.
 
     Returns
     -------
@@ -239,9 +233,7 @@ def worst_case_pairs(
         check_number("steps", step, above=0.0)
     start = draw_normal(n_pairs, dim, seed, like)
     metric.check("start", start[:1])
-    budget = RowBudget(max_rows)
-    budget.fit(metric, start[:1])
-    tensors = metric_tensors(metric, start[:, None], budget)[:, 0].double()
+    tensors = Rows.of(metric, start).tensor(start).double()
     if not bool(torch.isfinite(tensors).all()):
         raise ValueError(requirement("metric", "finite at codes of the prior", "NaN or infinity"))
     direction = torch.linalg.eigh(tensors).eigenvectors[:, :, -1]
@@ -275,30 +267,11 @@ class Case:
     measures: Sequence[Measure] = ()
 
 
-def make_solver(options: SolverOptions) -> Solver:
-    """Return the solver that the options name; what they leave open is the solver's own.
-
-    Examples
-    --------
-    >>> make_solver(SolverOptions(method="michelis_becker", max_control_points=6)).steps
-    10
-    """
-    names = ("tolerance", "max_control_points", "max_iterations")
-    given = {name: getattr(options, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    solver: Solver = PreconditionedSolver()
-    if options.method == "michelis_becker":
-        solver = FirstOrderSolver.michelis_becker()
-    elif options.method == "georce":
-        solver = GEORCESolver()
-    return replace(solver, **given)  # type: ignore[type-var]
-
-
 @dataclass(frozen=True)
 class Shards:
     """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
 
-    Shard k holds pairs k n, k n + 1, ..., of every case, n the solver's ``batch_size``. What it
+    Shard k holds pairs k n, k n + 1, ..., of every case, n the ``batch_size``. What it
     gives follows from the cases, the options and its number alone, but for rounding, which depends
     on the processor and the number of threads. Iterating solves all shards in
     turn.
@@ -307,42 +280,50 @@ class Shards:
     ----------
     cases
         The cases, of equally many pairs.
-    options
-        The solver's options.
+    solver
+        How curves are shortened.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    batch_size
+        Pairs of a shard, which are solved together.
     complete
         What adds columns that need all cases of a shard; None for nothing.
 
     Raises
     ------
     ValueError
-        Where the cases differ in their number of pairs.
+        Where the cases differ in their number of pairs, or a number is out of its range.
 
     Examples
     --------
     >>> from geolatent import TensorMetric
     >>> flat = TensorMetric(lambda z: torch.eye(2).expand(len(z), 2, 2), dim=2)
-    >>> shards = Shards([Case(flat, prior_pairs(5, 2))], SolverOptions(batch_size=2))
+    >>> shards = Shards([Case(flat, prior_pairs(5, 2))], batch_size=2)
     >>> len(shards), shards.n_rows(2), shards.solve(2).column("pair").tolist()
     (3, 1, [4])
     """
 
     cases: Sequence[Case]
-    options: SolverOptions = field(default_factory=SolverOptions)
+    solver: Solver = field(default_factory=PreconditionedSolver)
+    length_tolerance: float = 1e-4
+    batch_size: int = 64
     complete: Callable[[SolvedPairs], SolvedPairs] | None = None
 
     def __post_init__(self) -> None:
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        check_integer("batch_size", self.batch_size)
         sizes = [len(case.pairs) for case in self.cases]
         if len(set(sizes)) != 1:
             raise ValueError(requirement("cases", "one or more of equally many pairs", sizes))
 
     def __len__(self) -> int:
-        return math.ceil(len(self.cases[0].pairs) / self.options.batch_size)
+        return math.ceil(len(self.cases[0].pairs) / self.batch_size)
 
     def __iter__(self) -> Iterator[SolvedPairs]:
         return (self.solve(number) for number in range(len(self)))
 
     def _rows(self, number: int) -> slice:
-        size = self.options.batch_size
+        size = self.batch_size
         return slice(number * size, min((number + 1) * size, len(self.cases[0].pairs)))
 
     def n_rows(self, number: int) -> int:
@@ -366,7 +347,6 @@ class Shards:
             The rows of the first case, then those of the second, and so on; the column ``pair``
             numbers the pairs of all shards.
         """
-        solver = make_solver(self.options)
         rows = self._rows(number)
         solved = []
         for place, case in enumerate(self.cases):
@@ -380,10 +360,9 @@ class Shards:
                 case.metric,
                 pairs.start,
                 pairs.end,
-                solver,
+                self.solver,
                 initial=case.initial,
-                length_tolerance=self.options.length_tolerance,
-                max_rows=self.options.max_rows,
+                length_tolerance=self.length_tolerance,
                 callback=tell,
             )
             columns: dict[str, Any] = {"pair": torch.arange(rows.start, rows.stop), **pairs.columns}

@@ -38,10 +38,10 @@ from geolatent.lab.training_figures import draw_training
 _WIDE = 120
 
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
-    "cluster": cluster.figures,
+    "cluster": cluster.Cluster.figures,
     "compare": compare.figures,
     "distances": distances.figures,
-    "improvement": improvement.figures,
+    "improvement": improvement.Improvement.figures,
     "interpolate": interpolate.figures,
     "landscape": landscape.figures,
     "sample": sample.figures,
@@ -52,9 +52,12 @@ FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
 def plot(run_dir: Path, format: Formats = "png") -> None:
     """Draw the figures of a run again, from its stored results alone.
 
-    Args:
-        run_dir: The folder that a command wrote, as its `out`.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    run_dir
+        The folder that a command wrote, as its `out`.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     check_formats(format)
     if not run_dir.is_dir():
@@ -94,8 +97,10 @@ def report(runs_dir: Path) -> None:
 
     Runs that are not finished, or damaged, are named below it.
 
-    Args:
-        runs_dir: A folder of run folders.
+    Parameters
+    ----------
+    runs_dir
+        A folder of run folders.
     """
     if not runs_dir.is_dir():
         raise FileNotFoundError(requirement("runs_dir", "an existing folder", runs_dir))

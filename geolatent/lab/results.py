@@ -82,7 +82,7 @@ SWEEP = "sweep"
 
 # options that say where and how fast results are made, and change them by rounding at most
 NEUTRAL_OPTIONS = (
-    *("out", "out_dir", "overwrite", "resume", "executor", "ray", "solver.max_rows"),
+    *("out", "out_dir", "overwrite", "resume", "executor", "ray", "max_rows"),
     *("training.accelerator", "training.progress", "format"),
 )
 

@@ -1,7 +1,5 @@
 """Images as PNG files, for tools that compare two folders of them, such as FID."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import io
@@ -76,18 +74,29 @@ def sample(
     The files lie in the folder's `images`, alone, as tools for the Frechet inception distance
     expect. Run it once for the samples and once with --source data for what they are compared with.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        source: "prior", decoded codes of N(0, I); "reconstructed", decoded codes of the data;
-            "data", the images of the data themselves.
-        n_samples: Number of images; of the data, at most as many as there are.
-        model: The model.
-        data: The images, for "reconstructed" and "data".
-        seed: Seed of the codes, or of the choice of images.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    source
+        "prior", decoded codes of N(0, I); "reconstructed", decoded codes of the data;
+        "data", the images of the data themselves.
+    n_samples
+        Number of images; of the data, at most as many as there are.
+    model
+        The model.
+    data
+        The images, for "reconstructed" and "data".
+    seed
+        Seed of the codes, or of the choice of images.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()

@@ -98,6 +98,11 @@ class Dataset:
         """The chosen images and their labels."""
         return _load(self.options)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the chosen images have been asked for."""
+        return "chosen" in vars(self)
+
     @cached_property
     def training(self) -> tuple[Tensor, Tensor | None]:
         """The training images and their labels."""
@@ -207,7 +212,6 @@ def make_initial(
     pairs: Sequence[Pairs],
     *,
     seed: int = 0,
-    max_rows: int | None = None,
 ) -> LatentGraph | None:
     """Return the graph that curves start from, or None for straight lines.
 
@@ -223,8 +227,6 @@ def make_initial(
         The pairs, all of which the lattice is to hold.
     seed
         Seed of the jitter of a graph of codes.
-    max_rows
-        Largest number of rows sent through the decoder at once.
 
     Raises
     ------
@@ -243,7 +245,6 @@ def make_initial(
             n_nodes=options.n_nodes,
             jitter=options.jitter,
             seed=seed,
-            max_rows=max_rows,
         )
     every = torch.cat([codes, *(part.start for part in pairs), *(part.end for part in pairs)])
     return LatentGraph.lattice(
@@ -251,5 +252,4 @@ def make_initial(
         every.amin(0) - options.margin,
         every.amax(0) + options.margin,
         resolution=options.resolution,
-        max_rows=max_rows,
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from geolatent.checks import requirement
 from geolatent.files import UnfinishedError
@@ -66,13 +65,25 @@ def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
 
-def _place_points(
-    out: Path,
-    command: str,
-    function: Callable[..., None],
-    arguments: Sequence[Mapping[str, Any]],
-    tell: Callable[[str], None],
-) -> list[Path]:
+class Point(Protocol):
+    """What a sweep runs: an `Experiment`."""
+
+    @property
+    def command(self) -> str:
+        """Name of the command."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options by name."""
+
+    def at(self, out: Path) -> Self:
+        """Return the same with another folder, whose results are not replaced."""
+
+    def run(self) -> object:
+        """Do the work."""
+
+
+def _place_points(points: Sequence[Point], out: Path, tell: Callable[[str], None]) -> list[Path]:
     """Return the run folder of each point: the one that has its options, or a new one.
 
     Raises
@@ -86,23 +97,21 @@ def _place_points(
     taken = {path.name for path in (out / POINTS).iterdir()} if (out / POINTS).is_dir() else set()
     free = (name for name in map("{:04d}".format, count()) if name not in taken)
     places = []
-    for options in arguments:
-        bound = inspect.signature(function).bind(**options)
-        bound.apply_defaults()
-        key = options_key(command, bound.arguments)
+    for point in points:
+        key = options_key(point.command, point.options)
         if key not in found:
             found[key] = out / POINTS / next(free)
         elif found[key].name in taken:
-            check_inputs(found[key], bound.arguments)
+            check_inputs(found[key], point.options)
         places.append(found[key])
     return places
 
 
-def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str | None:
-    """Run a command for a point; where it fails, return what to say of it."""
+def _run_point(point: Point) -> str | None:
+    """Run a point; where it fails, return what to say of it."""
     try:
         with part_of_a_command():
-            function(**options)
+            point.run()
     except (ValueError, TypeError, OSError, ModuleNotFoundError, UnfinishedError) as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
@@ -113,13 +122,9 @@ def _run_point(function: Callable[..., None], options: Mapping[str, Any]) -> str
 
 
 def run_sweep(
-    command: str,
-    function: Callable[..., None],
-    values: Mapping[str, Any],
-    sweep: Mapping[str, Sequence[Any]],
-    arguments: Sequence[Mapping[str, Any]],
+    experiment: Point, sweep: Mapping[str, Sequence[Any]], experiments: Sequence[Point]
 ) -> None:
-    """Run a command for each point of a sweep, and join the results.
+    """Run an experiment for each point of a sweep, and join the results.
 
     Each point has a run folder of its own in ``points/``; the folder above holds one table of all
     pairs, which begins with the columns of the swept options. Points that are finished are not
@@ -128,14 +133,12 @@ def run_sweep(
 
     Parameters
     ----------
-    command, function
-        The command.
-    values
-        Its options, the swept ones as they are without the sweep.
+    experiment
+        The experiment, the swept options as they are without the sweep.
     sweep
         The swept options: their dotted names, and values.
-    arguments
-        The options of each of the `sweep_points`.
+    experiments
+        That of each of the `sweep_points`.
 
     Raises
     ------
@@ -146,44 +149,44 @@ def run_sweep(
     OSError
         If the disk is full.
     """
-    out, overwrite = Path(values["out"]), bool(values["overwrite"])
+    command, options = experiment.command, experiment.options
+    out, overwrite = options["out"], options["overwrite"]
     points = sweep_points(sweep)
-    config = {**values, "sweep": sweep}
+    config = {**options, "sweep": sweep}
     console = make_console()
-    device = make_device(values["device"])
+    device = make_device(options["device"])
     RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
     if not overwrite:  # to refuse it before anything is written
-        _place_points(out, command, function, arguments, partial(print_warning, console))
+        _place_points(experiments, out, partial(print_warning, console))
     with RunFolder.create(
         out,
         command,
         config,
-        seed=values["seed"],
+        seed=options["seed"],
         device=device,
         overwrite=overwrite,
         resume=True,
     ) as folder:
         folder.update(config)
-        places = _place_points(out, command, function, arguments, lambda _: None)
+        places = _place_points(experiments, out, lambda _: None)
         titles = [f"point {n + 1} of {len(points)}: {_text(p)}" for n, p in enumerate(points)]
         # all that lack a file are told before the work on the others begins
         lacking = set()
-        for number, (place, options) in enumerate(zip(places, arguments, strict=True)):
+        for number, (place, each) in enumerate(zip(places, experiments, strict=True)):
             try:
                 if not (place / SUMMARY).exists():
-                    check_places({**options, "out": place})
+                    check_places({**each.options, "out": place})
             except OSError as error:
                 lacking.add(number)
                 print_warning(console, f"{titles[number]}: {error}")
         runs: dict[int, dict[str, Any]] = {}
-        for number, (title, options) in enumerate(zip(titles, arguments, strict=True)):
+        for number, (title, each) in enumerate(zip(titles, experiments, strict=True)):
             if number in lacking:
                 continue
             place = places[number]
             finished = (place / SUMMARY).exists()
             console.print(f"{title}: done before" if finished else title, soft_wrap=True)
-            given = {**options, "out": place, "overwrite": False}
-            failed = None if finished else _run_point(function, given)
+            failed = None if finished else _run_point(each.at(place))
             try:
                 if failed is None:
                     runs[number] = load_run(place).summary or {}

@@ -36,16 +36,24 @@ def train(
     --model.checkpoint, and figures of losses, reconstructions and codes. Start from a config, such
     as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
 
-    Args:
-        model: The model: class_path (ConvVAE, MLPVAE or BiGAN of geolatent.models) and init_args.
-        out_dir: Folder for the model; it must not hold an earlier training.
-        data: The training images; their test split serves the figures.
-        training: How to train.
-        precision: How to fit the decoder's standard deviation (an RBF network) after training;
-            without it the standard deviation is one number.
-        resume: Go on with an interrupted training of the same options.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them; PNG files are
-            always written.
+    Parameters
+    ----------
+    model
+        The model: class_path (ConvVAE, MLPVAE or BiGAN of geolatent.models) and init_args.
+    out_dir
+        Folder for the model; it must not hold an earlier training.
+    data
+        The training images; their test split serves the figures.
+    training
+        How to train.
+    precision
+        How to fit the decoder's standard deviation (an RBF network) after training;
+        without it the standard deviation is one number.
+    resume
+        Go on with an interrupted training of the same options.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them; PNG files are
+        always written.
     """
     others: list[Format] = [each for each in check_formats(format) if each != "png"]
     summary = train_model(model, data, out_dir, training, precision, resume=resume)

@@ -54,15 +54,15 @@ class TrainingRecord:
 
     Attributes
     ----------
-    train_loss : tuple of float
+    train_loss
         Mean loss of each epoch: a variational autoencoder's in nats per image, or that of a
         BiGAN's generator and encoder in nats.
-    validation_loss : tuple of float
+    validation_loss
         The first over the held-out images, or a BiGAN's mean squared reconstruction error there;
         empty where there are none.
-    best_epoch : int
+    best_epoch
         The epoch, from 0, whose weights the model has now.
-    discriminator_loss : tuple of float
+    discriminator_loss
         That of a BiGAN's discriminator, in nats; empty for others.
     """
 
@@ -339,16 +339,16 @@ def train_vae(
 
     Parameters
     ----------
-    model : VAE
+    model
         The model; it is left in evaluation mode, on the CPU, with the weights of the best epoch.
-    images : Tensor (n, *image_shape)
-        Training images in [-1, 1].
-    options : TrainingOptions, optional
+    images
+        Training images in [-1, 1], (n, channels, height, width).
+    options
         How to train.
-    checkpoint : path, optional
+    checkpoint
         Where to save the best epoch's model so far with :func:`geolatent.models.save_model`,
         whenever the validation loss improves.
-    state_dir : path, optional
+    state_dir
         A folder for the training's state, Lightning's checkpoint ``last.ckpt``, after each epoch.
         Where that file exists already the training goes on from it, to the same result as if it
         had not been interrupted.
@@ -404,13 +404,13 @@ def train_bigan(
 
     Parameters
     ----------
-    model : BiGAN
+    model
         The model; it is left in evaluation mode, on the CPU, with the weights of the best epoch.
-    images : Tensor (n, *image_shape)
-        Training images in [-1, 1].
-    options : TrainingOptions, optional
+    images
+        Training images in [-1, 1], (n, channels, height, width).
+    options
         How to train, with a ``beta`` of 1.
-    checkpoint, state_dir : path, optional
+    checkpoint, state_dir
         As for :func:`train_vae`.
 
     Returns
@@ -533,19 +533,19 @@ class TrainingSummary:
 
     Attributes
     ----------
-    class_path : str
+    class_path
         The model's class.
-    init_args : dict
+    init_args
         Its constructor's arguments.
-    n_train, n_test : int
+    n_train, n_test
         Numbers of images, those held out during training among the first.
     train_loss, validation_loss, discriminator_loss, best_epoch
         See :class:`TrainingRecord`.
-    test_error : float
+    test_error
         Mean squared error of the test images' reconstructions, in pixel units squared.
-    test_variance : float
+    test_variance
         Mean squared error of the training images' mean in place of a reconstruction.
-    seconds : float
+    seconds
         Wall-clock time of training and fitting, of this call alone where it resumed another.
     """
 
@@ -584,21 +584,21 @@ def train(
 
     Parameters
     ----------
-    model : callable
+    model
         Builds the model, a variational autoencoder or a BiGAN of ``geolatent.models``; called while
         torch's random numbers are seeded. A config gives a ``class_path`` and ``init_args``.
-    data : DataOptions
+    data
         The training images.
-    out_dir : path
+    out_dir
         The folder; it must not hold an earlier training.
-    training : TrainingOptions, optional
+    training
         How to train.
-    precision : PrecisionOptions, optional
+    precision
         How to fit the RBF precision of a variational autoencoder after training; without it the
         standard deviation stays one learnt number. A BiGAN has none.
-    test_data : DataOptions, optional
+    test_data
         The images for the figures and the test error; by default the test split of ``data``.
-    resume : bool
+    resume
         Go on with an interrupted training of the same options.
 
     Returns

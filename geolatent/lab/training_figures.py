@@ -26,7 +26,7 @@ def draw_training(out_dir: str | os.PathLike[str], formats: Formats = "png") -> 
 
     Parameters
     ----------
-    out_dir : path
+    out_dir
         The folder that :func:`geolatent.lab.training.train` wrote.
     formats
         ``"png"``, ``"pdf"`` or ``"svg"``, or a list of them.

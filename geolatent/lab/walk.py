@@ -1,7 +1,5 @@
 """Walks through the latent space: Brownian motion, rays from the origin, great circles."""
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
-
 from __future__ import annotations
 
 import time
@@ -33,7 +31,7 @@ from geolatent.lab.results import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
-from geolatent.metrics.budget import RowBudget, metric_tensors
+from geolatent.metrics.rows import Rows
 
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12
@@ -89,7 +87,7 @@ def endings(metric: Metric, walks: Tensor) -> dict[str, int]:
     last = walks[ended, known[ended].sum(1) - 1]
     reasons = {"start not finite": int((~known[:, 0]).sum())}
     if len(last):
-        tensors = metric_tensors(metric, last[:, None], RowBudget())[:, 0].double()
+        tensors = Rows.of(metric, last).tensor(last).double()
         finite = tensors.isfinite().flatten(1).all(1)
         regular = torch.linalg.cholesky_ex(tensors[finite])[1] == 0
         reasons |= {
@@ -122,22 +120,37 @@ def walk(
     walks are drawn: the norm of the code beside the norms of codes from the prior, the
     magnification factor, the mean of the decoded image, the pixels that change most, and images.
 
-    Args:
-        out: Folder for the results; it is made where it does not exist.
-        kind: "brownian", "radial" or "circle".
-        model: The model.
-        data: The images whose codes walks start from, or go through.
-        metric: How the decoder becomes a metric.
-        n_walks: Number of walks.
-        n_steps: Steps of each.
-        length: Of Brownian motion, the root mean squared distance in output units that it would
-            have in flat space; of rays, the end in latent units.
-        prior: Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
-        seed: Seed of the choice of images and of Brownian motion.
-        dtype: Floating-point type of model and codes.
-        device: "auto", "cpu", "cuda" or another device of torch.
-        overwrite: Replace the results of an earlier run in the folder.
-        format: Format of the figures, "png", "pdf" or "svg", or a list of them.
+    Parameters
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    kind
+        "brownian", "radial" or "circle".
+    model
+        The model.
+    data
+        The images whose codes walks start from, or go through.
+    metric
+        How the decoder becomes a metric.
+    n_walks
+        Number of walks.
+    n_steps
+        Steps of each.
+    length
+        Of Brownian motion, the root mean squared distance in output units that it would
+        have in flat space; of rays, the end in latent units.
+    prior
+        Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
+    seed
+        Seed of the choice of images and of Brownian motion.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
     config = dict(locals())  # the options alone, as they are written to config.yaml
     began = time.perf_counter()

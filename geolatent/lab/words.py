@@ -13,6 +13,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from geolatent.requirements import requirement
 
+# options that there were, and what takes their place
+_MOVED = {
+    "solver.method": "the solver is given by its class: solver: {class_path: "
+    "geolatent.GEORCESolver}, or --solver GEORCESolver; georce is GEORCESolver, michelis_becker "
+    "geolatent.FirstOrderSolver.michelis_becker, preconditioned PreconditionedSolver",
+    "solver.length_tolerance": "it is `length_tolerance`, an option of the command",
+    "solver.batch_size": "it is `batch_size`, an option of the command",
+    "solver.max_rows": "it is `max_rows`, an option of the command",
+}
 # letters of a wrong value that are told
 _LONGEST = 100
 _SIMPLE = {
@@ -123,6 +132,15 @@ def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | No
     kinds
         The options and their types.
     """
+    # the keys of an object's settings are told one in the other
+    outer = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    inside = "Problem with given class_path" in message
+    unknown = re.search(r"Option '([^']+)' is not accepted", message)
+    if unknown and inside:
+        name = f"{outer}.{unknown[1]}"
+        if name in _MOVED:
+            return f"no option `{name}`: {_MOVED[name]}.", None
+        return f"no option `{name}`.", name
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         word = unknown[1].partition("=")[0]
@@ -134,10 +152,11 @@ def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | No
         name = ".".join(part for part in unknown.groups() if part)
         return f"no option `{name}`.", name
     wrong = re.search(r'Parser key "([^"]+)"', message)
+    key = outer if inside else wrong[1] if wrong else ""
     value = re.search(r".*(?:Given|Got) value: (.*)", message, re.DOTALL)
-    if wrong and value and "Unexpected keys" not in message and in_words(kinds.get(wrong[1])):
+    if value and "Unexpected keys" not in message and in_words(kinds.get(key)):
         found = textwrap.shorten(value[1], _LONGEST, placeholder=" ...")[:_LONGEST]
-        return requirement(wrong[1], in_words(kinds[wrong[1]]), found), None
+        return requirement(key, in_words(kinds[key]), found), None
     return re.sub(r'Parser key ("[^"]+")', r"option \1", " ".join(message.split())), None
 
 

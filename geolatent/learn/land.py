@@ -17,13 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
-from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
-from geolatent.geometry.means import Logarithms
+from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.learn.estimators import as_codes, check_graph, default_graph
 from geolatent.metrics.base import Metric, check_metric
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.rows import Rows
 from geolatent.solvers.preconditioned import PreconditionedSolver
 
 _LOG_TWO_PI = math.log(2.0 * math.pi)
@@ -64,7 +63,7 @@ class TangentSample:
 
 
 def sample_tangents(
-    flow: HamiltonianFlow,
+    rows: Rows,
     mean: Tensor,
     covariance: Tensor,
     noise: Tensor,
@@ -80,16 +79,18 @@ def sample_tangents(
     vectors = noise @ factor.mT
     log_proposal = -0.5 * (noise.square().sum(1) + d * _LOG_TWO_PI)
     log_proposal = log_proposal - factor.diagonal().log().sum()
-    size = 1e-4 if flow.dtype == torch.float64 else 1e-2
+    size = 1e-4 if rows.dtype == torch.float64 else 1e-2
     shifts = size * factor.mT  # along the axes of the covariance
     neighbours = torch.cat([vectors[:, None], vectors[:, None] + shifts], dim=1)
     times = torch.ones(1, dtype=torch.float64, device=mean.device)
-    way = integrator.follow(flow, mean.expand(s, d + 1, d).contiguous(), neighbours, times)
+    way = integrator.follow(
+        rows.counting(s), mean.expand(s, d + 1, d).contiguous(), neighbours, times
+    )
     ends = way.points[:, -1]
     finite = ends.isfinite().all(2).all(1)
     log_volume = torch.full((s,), -torch.inf, dtype=torch.float64, device=mean.device)
     if bool(finite.any()):
-        tensors = flow.tensors(ends[finite, 0])
+        tensors = rows.tensor(ends[finite, 0]).double()
         # columns D exp (shift); their determinant is positive up to the first conjugate point
         sign, log_change = torch.linalg.slogdet((ends[finite, 1:] - ends[finite, :1]).mT)
         log_shift = d * math.log(size) + factor.diagonal().log().sum()
@@ -364,15 +365,13 @@ class LandMixture(DensityMixin, BaseEstimator):
     def _prepare(self, metric: Metric, codes: Tensor, random: np.random.RandomState) -> None:
         integrator = RungeKutta(tolerance=1e-3) if self.integrator is None else self.integrator
         self._integrator = check_integrator(integrator)
-        budget = RowBudget()
-        budget.fit(metric, codes[:1])
-        self._flow = HamiltonianFlow(metric, codes.dtype, codes.shape[1], budget)
+        self._rows = Rows.of(metric, codes)
         self._dtype = codes.dtype
         self.graph_ = check_graph(self.graph) or default_graph(metric, codes, self.n_nodes, random)
 
     def _logarithms(self, points: Tensor) -> Logarithms:
         solver = PreconditionedSolver(tolerance=1e-3)
-        return Logarithms(self.metric, points, solver, self.graph_, None, None)
+        return Logarithms(self.metric, points, solver, self.graph_, None)
 
     def _logs_at(
         self, logarithms: Logarithms, codes: Tensor, means: Tensor, numbers: Tensor
@@ -424,7 +423,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         """Return the best component with a given mean."""
         scatter = _scatter(*_shares_of_reached(responsibility, logs))
         # proposals a little wider than the data, so that weights stay bounded
-        sample = sample_tangents(self._flow, mean, 1.5 * scatter, noise, self._integrator)
+        sample = sample_tangents(self._rows, mean, 1.5 * scatter, noise, self._integrator)
         precision = fit_precision(scatter, sample)
         return _Component(mean, precision, sample, sample.log_normalizer(precision), logs)
 
@@ -474,7 +473,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         for part in parts:
             noise = torch.from_numpy(random.randn(4 * self.n_samples, d)).to(part.mean)
             covariance = 1.3 * torch.linalg.inv(part.precision)
-            sample = sample_tangents(self._flow, part.mean, covariance, noise, self._integrator)
+            sample = sample_tangents(self._rows, part.mean, covariance, noise, self._integrator)
             square = torch.einsum("si,ij,sj->s", sample.vectors, part.precision, sample.vectors)
             values = torch.exp(sample.log_weight - 0.5 * square)
             normalizers.append(float(sample.log_normalizer(part.precision)))
@@ -522,7 +521,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         codes = as_codes("X", X, self._means.to(self._dtype))
         values = torch.logsumexp(self._joint(codes), 0)
         if measure == "latent":
-            factor = 0.5 * torch.linalg.slogdet(self._flow.tensors(codes.double()))[1]
+            factor = 0.5 * torch.linalg.slogdet(self._rows.tensor(codes).double())[1]
             values = torch.where(values.isfinite(), values + factor, values)
         return values.cpu().numpy()
 

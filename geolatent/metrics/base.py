@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_alike, check_codes, describe, requirement
+from geolatent.checks import check_alike, check_codes, check_integer, describe, requirement
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map
 
@@ -28,9 +29,13 @@ class Metric(ABC):
         The map F with G = J_F^T J_F, or None.
     quadratic_cost
         What one row of ``quadratic`` evaluates: one JVP row, or one forward row.
+    max_rows
+        Largest number of rows sent through the decoder at once, as `limited` sets it; None chooses
+        from the memory.
     """
 
     dim: int | None = None
+    max_rows: int | None = None
     immersion: Map | None = None
     quadratic_cost: Literal["jvp", "forward"] = "jvp"
 
@@ -55,6 +60,27 @@ class Metric(ABC):
         To be given by metrics that make more than their immersion's output, or have none.
         """
         return z.shape[1] if self.immersion is None else self.immersion.width(z)
+
+    def limited(self, max_rows: int | None) -> Self:
+        """Return the same metric, of which at most so many rows are evaluated at once.
+
+        Without a limit the number is chosen from the size of the decoder's output and the memory,
+        and halved where CUDA has none left; a decoder with large activations inside may need fewer.
+
+        Parameters
+        ----------
+        max_rows
+            Rows sent through the decoder at once; None for no limit.
+
+        Examples
+        --------
+        >>> from geolatent import PullbackMetric
+        >>> PullbackMetric(lambda z: 3.0 * z).limited(256).max_rows
+        256
+        """
+        limited = copy.copy(self)
+        limited.max_rows = None if max_rows is None else check_integer("max_rows", max_rows)
+        return limited
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""

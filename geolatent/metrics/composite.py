@@ -277,11 +277,6 @@ class LocalVarianceMetric(Metric):
     floor
         Bounds the metric from above; positive.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape or range.
-
     References
     ----------
     Arvanitidis, Hansen, Hauberg, "A Locally Adaptive Normal Distribution", NIPS 2016,

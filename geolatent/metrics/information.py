@@ -225,11 +225,6 @@ class DivergenceMetric(Metric):
         D: two outputs (n, ...) -> (n,) or (n, 1, ...), row by row; zero and stationary where they
         are equal, twice differentiable in the second there.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `PullbackMetric`.
-
     References
     ----------
     Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a

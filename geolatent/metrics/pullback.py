@@ -119,11 +119,6 @@ class GaussianPullbackMetric(Metric):
         Seed of the signs. They are the same at every code and in every call, so that the metric is
         a deterministic function.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `PullbackMetric`.
-
     Examples
     --------
     >>> decoder = lambda z: (z, torch.exp(z))

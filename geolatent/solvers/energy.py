@@ -1,4 +1,4 @@
-"""Discrete path energies, which the minimiser lowers."""
+"""Discrete path energies, which the minimisers lower."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from geolatent.curves import basis_matrix
-from geolatent.metrics.base import Metric, negative
-from geolatent.metrics.budget import RowBudget
+from geolatent.metrics.base import negative
 from geolatent.metrics.chords import Chords
+from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
-from geolatent.solution import Evaluations
 
 # up to this latent dimension the minimiser gets Gauss-Newton Hessians
 GAUSS_NEWTON_DIM = 3
@@ -18,67 +17,56 @@ GAUSS_NEWTON_DIM = 3
 RESIDUAL_NODES = 12
 
 
-def has_gauss_newton(metric: Metric, dim: int) -> bool:
-    """Whether energies come with Hessians.
-
-    With so few dimensions all columns of an immersion's Jacobian cost no more than a backward pass.
-    """
-    return metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
-
-
 class DiscreteEnergy:
-    """Path energy of splines on fixed knots as a function of their control points.
+    """Path energies of splines on fixed knots as functions of their free control points.
 
-    Where ``ends`` are given, which the metric's `Chords` need, the energy of the chain of output
-    points on N segments, E = 1/2 sum_i |F(z_{i+1}) - F(z_i)|^2 / (t_{i+1} - t_i); otherwise
+    With outputs at the end points, which the metric's `Chords` need, the energy of the chain of
+    output points on N segments, E = 1/2 sum_i |F(z_{i+1}) - F(z_i)|^2 / (t_{i+1} - t_i); without,
     Gauss-Legendre quadrature of v^T G v / 2. Both converge to the path energy as the nodes get
     denser.
 
     Parameters
     ----------
-    metric
-        The metric.
+    rows
+        The metric at work.
     knots
         Knots of the splines, float64.
     nodes_per_span
         Segments (chords) or quadrature nodes on each knot span.
+    points
+        Control points of the curves, (A, n, d), float64; the first and the last stay.
+    pairs
+        The numbers of the curves, (A,), among the pairs that ``rows`` counts for.
     ends
-        Values of F at start and end of every curve, (B, 2, D), which do not change. None where the
-        metric has no chords, or where these would be too short for their rounding: then the energy
-        is had by quadrature.
-    dim
-        Latent dimension d.
-    dtype
-        Floating-point type that the metric's functions work in.
-    budget
-        The rows that may go through the decoder at once.
+        Outputs at start and end of the curves, (A, 2, D). None where the metric has no chords, or
+        where these would be too short for their rounding: then the energy is had by quadrature.
     gauss_newton
-        Whether to return Hessians where they are cheap.
+        Whether to return Hessians where they are cheap: with so few dimensions all columns of an
+        immersion's Jacobian cost no more than a backward pass.
     inadmissible
-        Marks for the B pairs, set where v^T G v was negative: the energy is infinite there.
+        Marks for all pairs, set where v^T G v was negative along a curve that was tried: its energy
+        is infinite.
     """
 
     def __init__(
         self,
-        metric: Metric,
+        rows: Rows,
         knots: Tensor,
         nodes_per_span: int,
+        points: Tensor,
+        pairs: Tensor,
         ends: Tensor | None,
-        dim: int,
-        dtype: torch.dtype,
-        budget: RowBudget,
         *,
         gauss_newton: bool = True,
         inadmissible: Tensor | None = None,
     ) -> None:
-        self.metric = metric
-        self.dim = dim
-        self.dtype = dtype
+        self.rows = rows
+        self.points = points
+        self.pairs = pairs
         self.ends = ends
-        self.budget = budget
         self.inadmissible = inadmissible
-        self.gauss_newton = gauss_newton and ends is not None and has_gauss_newton(metric, dim)
-        self.chords = None if ends is None else metric.chords
+        self.gauss_newton = gauss_newton and has_gauss_newton(rows, points.shape[2], ends)
+        self.chords = None if ends is None else rows.chords
         if self.chords is not None:
             t = _uniform_nodes(knots, nodes_per_span)
             self.steps = t.diff()
@@ -87,52 +75,47 @@ class DiscreteEnergy:
             t, self.weights = composite_rule(knots, nodes_per_span)
             self.basis = basis_matrix(knots, t)
             self.slope = basis_matrix(knots, t, derivative=1)
-        self.rows = self.basis.shape[0]
 
-    def count(self, evaluations: Evaluations, pairs: Tensor, *, residual: bool = False) -> None:
-        """Add one evaluation of value and gradient to the counts of the given pairs."""
-        if residual:
-            evaluations.forward[pairs] += self.dim**2 * min(RESIDUAL_NODES, self.rows)
-        if self.chords is None and self.metric.quadratic_cost == "jvp":
-            evaluations.jvp[pairs] += 3 * self.rows
-        elif self.gauss_newton:
-            evaluations.forward[pairs] += self.dim * self.rows
-        else:
-            evaluations.forward[pairs] += self.rows
-            evaluations.backward[pairs] += self.rows
+    @property
+    def start(self) -> Tensor:
+        """The free control points of the curves as they are, (A, (n - 2) d)."""
+        return self.points[:, 1:-1].flatten(1)
 
-    def __call__(
-        self, control_points: Tensor, pairs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def curves(self, x: Tensor, index: Tensor) -> Tensor:
+        """Return the control points (A', n, d) of curves whose free ones are x (A', (n - 2) d)."""
+        ends = self.points[index]
+        inner = x.reshape(-1, ends.shape[1] - 2, ends.shape[2])
+        return torch.cat([ends[:, :1], inner, ends[:, -1:]], dim=1)
+
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return energies, gradients and, in few dimensions, Gauss-Newton Hessians, in float64.
 
         Parameters
         ----------
-        control_points
-            Shape (A, n, d), float64.
-        pairs
-            Index of each of the A curves among the B pairs.
+        x
+            Free control points, (A', m) with m = (n - 2) d.
+        index
+            Which of the A curves they are of, (A',).
 
         Returns
         -------
         tuple[Tensor, Tensor, Tensor | None]
-            Shapes (A,), (A, n, d) and (A, n d, n d).
+            Shapes (A',), (A', m) and (A', m, m).
         """
+        curves = self.curves(x, index)
         if self.gauss_newton:
-            return self._by_columns(control_points, pairs, residual=False)[:3]
+            value, gradient, hessian, _ = self._by_columns(curves, index, residual=False)
+            return value, gradient, hessian
+        if self.chords is None:
+            value, gradient = self._quadrature(curves, index)
+        else:
+            z = self.basis @ curves
+            ends: Tensor = self.ends  # type: ignore[assignment]
+            value, slope = self.rows.pulled(z, self._chain, ends[index], pairs=self.pairs[index])
+            gradient = self.basis.T @ slope.double()
+        return value, gradient[:, 1:-1].flatten(1), None
 
-        def chunk(items: slice) -> tuple[Tensor, Tensor]:
-            if self.chords is None:
-                return self._quadrature(control_points[items], pairs[items])
-            return self._chords(control_points[items], pairs[items])
-
-        parts = self.budget.run(chunk, control_points.shape[0], self.rows)
-        value, gradient = (torch.cat(values) for values in zip(*parts, strict=True))
-        return value, gradient, None
-
-    def with_residual(
-        self, control_points: Tensor, pairs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def with_residual(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what a call does in few dimensions, and what the Gauss-Newton Hessian leaves out.
 
         That is sum_q <c_q, F''(z_q)> over the nodes q, with c_q the derivative of the energy by the
@@ -144,88 +127,67 @@ class DiscreteEnergy:
         Returns
         -------
         tuple[Tensor, Tensor, Tensor, Tensor]
-            Shapes (A,), (A, n, d), (A, n d, n d) and (A, n d, n d).
+            Shapes (A',), (A', m), (A', m, m) and (A', m, m).
         """
-        return self._by_columns(control_points, pairs, residual=True)
-
-    def _by_columns(
-        self, control_points: Tensor, pairs: Tensor, *, residual: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        def chunk(items: slice) -> tuple[Tensor, ...]:
-            return self._chords_by_columns(control_points[items], pairs[items], residual=residual)
-
-        parts = self.budget.run(chunk, control_points.shape[0], self.rows * self.dim)
-        value, gradient, hessian, rest = (torch.cat(values) for values in zip(*parts, strict=True))
+        value, gradient, hessian, rest = self._by_columns(
+            self.curves(x, index), index, residual=True
+        )
         return value, gradient, hessian, rest
 
-    def _chain(self, inner: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def _chain(self, inner: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Return energies (A,) and their derivatives by the inner output points (A, Q, D)."""
-        if self.ends is None:
-            raise RuntimeError("the chord energy needs the output at the end points")
-        ends = self.ends[pairs]
         chords: Chords = self.chords  # type: ignore[assignment]
         values = torch.cat([ends[:, :1], inner, ends[:, 1:]], dim=1)
         squares = chords.squares(values[:, :-1], values[:, 1:]).double()
         energy = 0.5 * (squares / self.steps).sum(1)
         return energy, chords.gradients(values, 1.0 / self.steps.to(values))
 
-    def _chords(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        a, _, d = control_points.shape
-        z = (self.basis @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
-        with torch.enable_grad():
-            inner = self.chords.values(z)  # type: ignore[union-attr]
-        energy, cotangent = self._chain(inner.detach().reshape(a, self.rows, -1), pairs)
-        if not inner.requires_grad:  # a constant decoder
-            return energy, torch.zeros_like(control_points)
-        (slope,) = torch.autograd.grad(inner, z, cotangent.reshape(inner.shape))
-        return energy, self.basis.T @ slope.reshape(a, self.rows, d).double()
-
-    def _chords_by_columns(
-        self, control_points: Tensor, pairs: Tensor, *, residual: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _by_columns(self, curves: Tensor, index: Tensor, *, residual: bool) -> tuple[Tensor, ...]:
         """Differentiate the chords r_i by forward mode; the Hessian is sum_i (dr_i)^T dr_i.
 
-        The last entry is empty, (A, 0), unless the residual is asked for.
+        The last entry is empty, (A', 0), unless the residual is asked for.
         """
-        a, n, d = control_points.shape
-        z = (self.basis @ control_points).to(self.dtype).reshape(-1, d)
-        with torch.no_grad():
-            inner, columns = self.metric.immersion.columns(z)  # type: ignore[union-attr]
-        energy, cotangent = self._chain(inner.reshape(a, self.rows, -1), pairs)
-        columns = columns.reshape(d, a, self.rows, -1)
-        slope = torch.einsum("kaqD,aqD->aqk", columns, cotangent)
-        gradient = self.basis.T @ slope.double()
-        # node q meets itself in two chords, and node q + 1 in the chord between them
-        same = torch.einsum("kaqD,laqD->klaq", columns, columns).double()
-        next_ = torch.einsum("kaqD,laqD->klaq", columns[:, :, :-1], columns[:, :, 1:]).double()
+        _, n, d = curves.shape
+        free = slice(d, -d)
         inverse = 1.0 / self.steps
         products = torch.einsum("q,qi,qj->qij", inverse[:-1] + inverse[1:], self.basis, self.basis)
         neighbours = torch.einsum("q,qi,qj->qij", inverse[1:-1], self.basis[:-1], self.basis[1:])
-        hessian = torch.einsum("klaq,qij->aikjl", same, products)
-        mixed = torch.einsum("klaq,qij->aikjl", next_, neighbours).reshape(a, n * d, n * d)
-        hessian = hessian.reshape(a, n * d, n * d) - mixed - mixed.mT
-        rest = hessian.new_empty((a, 0))
-        if residual:
-            rest = self._residual(z.reshape(a, -1, d), columns, cotangent)
-        return energy, gradient, hessian, rest
 
-    def _residual(self, z: Tensor, columns: Tensor, cotangent: Tensor) -> Tensor:
-        """Return sum_q <c_q, F''(z_q)> by control points, for F' by columns (d, A, Q, D)."""
+        def chunk(curves: Tensor, ends: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
+            z = self.basis @ curves
+            inner, columns = self.rows.columns(z, pairs)
+            energy, cotangent = self._chain(inner, ends)
+            slope = torch.einsum("aqkD,aqD->aqk", columns, cotangent)
+            gradient = self.basis.T @ slope.double()
+            # node q meets itself in two chords, and node q + 1 in the chord between them
+            same = torch.einsum("aqkD,aqlD->aqkl", columns, columns).double()
+            next_ = torch.einsum("aqkD,aqlD->aqkl", columns[:, :-1], columns[:, 1:]).double()
+            hessian = torch.einsum("aqkl,qij->aikjl", same, products).reshape(-1, n * d, n * d)
+            mixed = torch.einsum("aqkl,qij->aikjl", next_, neighbours).reshape(-1, n * d, n * d)
+            hessian = (hessian - mixed - mixed.mT)[:, free, free]
+            rest = hessian.new_empty((len(curves), 0))
+            if residual:
+                rest = self._residual(z, columns, cotangent, pairs)[:, free, free]
+            return energy, gradient[:, 1:-1].flatten(1), hessian, rest
+
+        ends: Tensor = self.ends  # type: ignore[assignment]
+        rows_each = self.basis.shape[0] * d
+        return self.rows.each(chunk, rows_each, curves, ends[index], self.pairs[index])
+
+    def _residual(self, z: Tensor, columns: Tensor, cotangent: Tensor, pairs: Tensor) -> Tensor:
+        """Return sum_q <c_q, F''(z_q)> by control points, for F' by columns (A, Q, d, D)."""
         a, n_nodes, d = z.shape
         groups = torch.arange(n_nodes, device=z.device).tensor_split(min(RESIDUAL_NODES, n_nodes))
         middles = torch.stack([group[len(group) // 2] for group in groups])
         pulls = torch.stack([cotangent[:, group].sum(1) for group in groups], dim=1)
         # where nodes coincide any step will do: no chord pulls at them
-        steps = z.diff(dim=1).norm(dim=2).mean(1).clamp_min(torch.finfo(z.dtype).tiny ** 0.5)
-        places = z[:, middles]
-        moves = (
-            steps[None, :, None, None] * torch.eye(d, dtype=z.dtype, device=z.device)[:, None, None]
-        )
-        with torch.no_grad():
-            shifted = self.metric.immersion.columns((places + moves).reshape(-1, d))[1]  # type: ignore[union-attr]
-        shifted = shifted.reshape(d, d, a, len(groups), -1)
-        change = shifted - columns[:, None, :, middles]
-        blocks = torch.einsum("lkagD,agD->agkl", change, pulls) / steps[:, None, None, None]
+        tiny = torch.finfo(self.rows.dtype).tiny ** 0.5
+        steps = z.diff(dim=1).norm(dim=2).mean(1).clamp_min(tiny)[:, None, None, None]
+        # (A, groups, l, d): each middle, moved along each axis
+        moved = z[:, middles, None] + steps * torch.eye(d, dtype=z.dtype, device=z.device)
+        shifted = self.rows.columns(moved, pairs)[1]
+        change = shifted - columns[:, middles, None]
+        blocks = torch.einsum("aglkD,agD->agkl", change, pulls) / steps.to(change)
         blocks = 0.5 * (blocks + blocks.mT).double()
         weights = torch.stack(
             [self.basis[group].T @ self.basis[group] / len(group) for group in groups]
@@ -233,22 +195,25 @@ class DiscreteEnergy:
         n = self.basis.shape[1]
         return torch.einsum("agkl,gij->aikjl", blocks, weights).reshape(a, n * d, n * d)
 
-    def _quadrature(self, control_points: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        a, _, d = control_points.shape
-        z = (self.basis @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
-        v = (self.slope @ control_points).to(self.dtype).reshape(-1, d).requires_grad_()
-        with torch.enable_grad():
-            squares = self.metric._quadratic(z, v)
-        values = squares.detach().reshape(a, -1)
-        energy = 0.5 * (values.double() * self.weights).sum(1)
-        bad = negative(values)
-        energy = torch.where(bad, torch.inf, energy)
+    def _quadrature(self, curves: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = self.pairs[index]
+
+        def chunk(curves: Tensor, pairs: Tensor) -> tuple[Tensor, ...]:
+            squares, by_z, by_v = self.rows.slopes(self.basis @ curves, self.slope @ curves, pairs)
+            half = 0.5 * self.weights[:, None]
+            gradient = self.basis.T @ (half * by_z.double())
+            gradient = gradient + self.slope.T @ (half * by_v.double())
+            return 0.5 * (squares.double() * self.weights).sum(1), gradient, negative(squares)
+
+        energy, gradient, bad = self.rows.each(chunk, self.basis.shape[0], curves, pairs)
         if self.inadmissible is not None:
             self.inadmissible[pairs] |= bad
-        weights = (0.5 * self.weights).to(self.dtype).repeat(a)
-        by_z, by_v = torch.autograd.grad(squares, (z, v), weights, materialize_grads=True)
-        gradient = self.basis.T @ by_z.reshape(a, -1, d).double()
-        return energy, gradient + self.slope.T @ by_v.reshape(a, -1, d).double()
+        return torch.where(bad, torch.inf, energy), gradient
+
+
+def has_gauss_newton(rows: Rows, dim: int, ends: Tensor | None) -> bool:
+    """Whether energies come with Hessians."""
+    return ends is not None and rows.metric.immersion is not None and dim <= GAUSS_NEWTON_DIM
 
 
 def _uniform_nodes(knots: Tensor, per_span: int) -> Tensor:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
 from geolatent.curves import refine
-from geolatent.solvers.preconditioned import Level, PreconditionedSolver, next_level
-from geolatent.solvers.problem import Outcome, Problem, Solver
+from geolatent.solution import Status
+from geolatent.solvers.certificate import (
+    Certificate,
+    Proof,
+    certificate,
+    metric_tensors,
+    next_level,
+)
+from geolatent.solvers.energy import DiscreteEnergy
+from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
+
+# metric tensors on each curve that a result is judged by
+_METRIC_POINTS = 8
 
 
 @dataclass(frozen=True)
@@ -40,11 +53,6 @@ class FirstOrderSolver(Solver):
         Decoder rows per curve and step, at least.
     tolerance
         Predicted relative improvement at which a pair counts as converged.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
@@ -87,56 +95,98 @@ class FirstOrderSolver(Solver):
         """
         return cls(learning_rate=1.0, decay=0.5, drops=5, drop_factor=0.3, steps=10, nodes=16)
 
-    def shorten(self, problem: Problem) -> Outcome:
-        """Run all stages for all pairs."""
-        outcome = Outcome.start(problem)
-        b = problem.control_points.shape[0]
-        pairs = torch.arange(b, device=problem.control_points.device)
+    def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
+        """Run all stages for all pairs, then judge the curves."""
+        pairs = outcome.pairs
         first = max(problem.control_points.shape[1], self.first_control_points)
-        stages = self.drops + 1
         last = max(first, self.max_control_points)
-        total = (last - first + 1) * stages * self.steps
-        taken = 0
-        for n in range(first, last + 1):
+        n_stages = (last - first + 1) * (self.drops + 1)
+        for number in range(n_stages):
+            n, drop = first + number // (self.drops + 1), number % (self.drops + 1)
             outcome.refine(n)
-            spans = outcome.knots.unique().numel() - 1
-            per_span = max(2, -(-self.nodes // spans))
-            energy = problem.energy(outcome.knots, per_span, gauss_newton=False)
-            best, gradient, _ = energy(outcome.control_points, pairs)
-            energy.count(problem.evaluations, pairs)
-            for stage in range(stages):
-                start = outcome.control_points.clone()
-                inner = start[:, 1:-1].clone().requires_grad_()
-                optimizer = self.optimizer(
-                    [inner],
-                    lr=self.learning_rate * self.drop_factor**stage,  # type: ignore[call-arg]
+            if drop == 0:
+                spans = outcome.knots.unique().numel() - 1
+                per_span = max(2, -(-self.nodes // spans))
+                best = torch.full_like(outcome.predicted_improvement, torch.inf)
+                energy = problem.energy(
+                    outcome,
+                    outcome.knots,
+                    per_span,
+                    outcome.control_points,
+                    pairs,
+                    gauss_newton=False,
                 )
-                schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, self.decay)
-                _, gradient, _ = energy(start, pairs) if stage else (best, gradient, None)
-                if stage:
-                    energy.count(problem.evaluations, pairs)
-                for _ in range(self.steps):
-                    inner.grad = gradient[:, 1:-1].nan_to_num(0.0, 0.0, 0.0)
-                    optimizer.step()
-                    schedule.step()
-                    curve = torch.cat([start[:, :1], inner.detach(), start[:, -1:]], dim=1)
-                    value, gradient, _ = energy(curve, pairs)
-                    energy.count(problem.evaluations, pairs)
-                    better = value < best.nan_to_num(torch.inf)
-                    best = torch.where(better, value, best)
-                    outcome.control_points = torch.where(
-                        better[:, None, None], curve, outcome.control_points
-                    )
-                    outcome.iterations += 1
-                    taken += 1
-                    problem.report(b * taken // total, n, taken)
+            rate = self.learning_rate * self.drop_factor**drop
+            yield _Descent(self, outcome, energy, best, rate, number, n_stages)
         outcome.n_control_points[:] = last
-        judge = PreconditionedSolver(tolerance=self.tolerance)
-        knots, matrix = refine(outcome.knots, next_level(last))
+        found, converged = self._judge(problem, outcome)
+        yield (proof := Proof(outcome, found, converged, self.tolerance))
+        outcome.status[proof.refuted_pairs] = int(Status.MAX_ITERATIONS)
+
+    def _judge(self, problem: Problem, outcome: Outcome) -> tuple[Certificate, Tensor]:
+        """Certify the curves in a richer space; return also which of them have converged."""
+        pairs = outcome.pairs
+        knots, matrix = refine(outcome.knots, next_level(outcome.control_points.shape[1]))
         points = matrix @ outcome.control_points
         tensors = None
         if not problem.has_gauss_newton:
-            tensors = problem.metric_tensors(knots, points, pairs, 8)
-        level = Level(judge, problem, knots, points, pairs, tensors)
-        level.run(outcome, level.certify(outcome, final=True), last=True, final=True)
-        return outcome
+            tensors = metric_tensors(problem, outcome, knots, points, pairs, _METRIC_POINTS)
+        per_span = 3 if problem.has_gauss_newton else 2
+        energy = problem.energy(outcome, knots, per_span, points, pairs)
+        found = certificate(energy, knots, tensors=tensors)
+        outcome.predicted_improvement[:] = outcome.predicted_at_start[:] = found.predicted
+        converged = found.finite & found.convex & (found.predicted <= self.tolerance)
+        outcome.status[converged] = int(Status.CONVERGED)
+        outcome.status[~found.finite] = int(Status.NON_FINITE)
+        return found, converged
+
+
+class _Descent(Stage):
+    """Steps of an optimiser from the best curves so far, of which the better ones are kept."""
+
+    def __init__(
+        self,
+        solver: FirstOrderSolver,
+        outcome: Outcome,
+        energy: DiscreteEnergy,
+        best: Tensor,
+        learning_rate: float,
+        number: int,
+        n_stages: int,
+    ) -> None:
+        self.outcome = outcome
+        self.energy = energy
+        self.best = best
+        self.n_control_points = outcome.control_points.shape[1]
+        self.open = energy.pairs
+        self.left = solver.steps
+        self._taken, self._total = number * solver.steps, n_stages * solver.steps
+        points = outcome.control_points[:, 1:-1].flatten(1)
+        self.x = points.clone().requires_grad_()
+        self.optimizer = solver.optimizer([self.x], lr=learning_rate)  # type: ignore[call-arg]
+        self.schedule = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, solver.decay)
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Take the gradient of the next step, and keep the curves that are better."""
+        x, outcome = self.x.detach(), self.outcome
+        value, gradient, _ = self.energy(x, self.open)
+        self.x.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+        better = value < self.best
+        self.best[better] = value[better]
+        outcome.control_points[better] = self.energy.curves(x[better], self.open[better])
+
+    def step(self) -> None:
+        """Let the optimiser step."""
+        self.optimizer.step()
+        self.schedule.step()
+        self._evaluate()
+        self.outcome.iterations += 1
+        self.left -= 1
+        self._taken += 1
+        if not self.left:
+            self.open = self.open[:0]
+
+    def settled(self, n_pairs: int, n_begun: int) -> float:  # noqa: ARG002
+        """Return the share of all steps that were taken, in pairs."""
+        return n_pairs * self._taken / self._total

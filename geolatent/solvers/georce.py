@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from geolatent.checks import check_integer, check_number
 from geolatent.curves import basis_matrix
 from geolatent.metrics.base import negative
 from geolatent.solution import Status
-from geolatent.solvers.problem import Outcome, Problem, Solver
+from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,6 @@ class GEORCESolver(Solver):
     max_halvings
         Shorter trials in one step; a pair that needs more has stalled.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
-
     References
     ----------
     Rygaard, Hauberg, "GEORCE: A Fast New Control Algorithm for Computing Geodesics", 2025,
@@ -61,100 +57,72 @@ class GEORCESolver(Solver):
         check_integer("max_iterations", self.max_iterations)
         check_integer("max_halvings", self.max_halvings)
 
-    def shorten(self, problem: Problem) -> Outcome:
+    def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
         """Iterate until every pair has converged, stalled or used up its iterations."""
-        n_segments = self.segments
-        device = problem.control_points.device
-        t = torch.linspace(0.0, 1.0, n_segments + 1, dtype=torch.float64, device=device)
-        z = basis_matrix(problem.knots, t) @ problem.control_points
-        b = z.shape[0]
-        outcome = Outcome.start(problem)
-        outcome.n_control_points[:] = 3 * n_segments + 1
-        active = torch.arange(b, device=device)
-        energy = self._energy(problem, z, active)
-        bad = ~energy.isfinite()
-        outcome.status[bad] = int(Status.NON_FINITE)
-        active = active[~bad]
-        while active.numel():
-            proposal, decrement = self._proposal(problem, z[active], active)
-            predicted = decrement / (4.0 * energy[active])
-            outcome.predicted_improvement[active] = predicted
-            done = predicted <= self.tolerance
-            failed = ~predicted.isfinite()
-            spent = outcome.iterations[active] >= self.max_iterations
-            status = torch.where(spent, int(Status.MAX_ITERATIONS), outcome.status[active])
-            status = torch.where(done, int(Status.CONVERGED), status)
-            outcome.status[active] = torch.where(failed, int(Status.NON_FINITE), status)
-            going = ~(done | failed | spent)
-            active, proposal, decrement = active[going], proposal[going], decrement[going]
-            if not active.numel():
-                break
-            outcome.iterations[active] += 1
-            moved = self._line_search(problem, z, energy, active, proposal, decrement)
-            outcome.status[active[~moved]] = int(Status.STALLED)
-            active = active[moved]
-            taken = int(outcome.iterations.max())
-            problem.report(b - active.numel(), 3 * n_segments + 1, taken)
-        outcome.knots, outcome.control_points = polyline(t, z)
-        return outcome
+        yield _Polylines(self, problem, outcome)
 
-    def _energy(self, problem: Problem, z: Tensor, pairs: Tensor) -> Tensor:
-        """Return sum_t u_t^T G(z_t) u_t of polylines (A, T + 1, d), and count it."""
-        start, steps = z[:, :-1], z.diff(dim=1)
-        a, n, d = steps.shape
 
-        def chunk(items: slice) -> Tensor:
-            points = start[items].reshape(-1, d).to(problem.dtype)
-            with torch.no_grad():
-                squares = problem.metric._quadratic(
-                    points, steps[items].reshape(-1, d).to(problem.dtype)
-                )
-            squares = squares.reshape(-1, n)
-            bad = negative(squares)
-            problem.inadmissible[pairs[items]] |= bad
-            return torch.where(bad, torch.inf, squares.double().sum(1))
+class _Polylines(Stage):
+    """Polylines with the same breaks, each moved until it has ended."""
 
-        spent = problem.evaluations
-        counts = spent.jvp if problem.metric.quadratic_cost == "jvp" else spent.forward
-        counts[pairs] += n
-        return torch.cat(problem.budget.run(chunk, a, n))
+    def __init__(self, solver: GEORCESolver, problem: Problem, outcome: Outcome) -> None:
+        self.solver = solver
+        self.problem = problem
+        self.outcome = outcome
+        points = problem.control_points
+        self.t = torch.linspace(
+            0.0, 1.0, solver.segments + 1, dtype=torch.float64, device=points.device
+        )
+        self.z = basis_matrix(problem.knots, self.t) @ points
+        self.n_control_points = 3 * solver.segments + 1
+        outcome.n_control_points[:] = self.n_control_points
+        outcome.knots, outcome.control_points = polyline(self.t, self.z)
+        self.energy = self._energies(self.z, outcome.pairs)
+        outcome.end((~self.energy.isfinite()).nonzero().squeeze(1), Status.NON_FINITE)
 
-    def _slopes(self, problem: Problem, z: Tensor, pairs: Tensor) -> Tensor:
-        """Return grad_z u_t^T G(z) u_t at all points but the last, (A, T, d), and count it."""
-        start, steps = z[:, :-1], z.diff(dim=1)
-        a, n, d = steps.shape
+    @property
+    def open(self) -> Tensor:  # type: ignore[override]
+        """The pairs that have not ended."""
+        return self.outcome.pairs
 
-        def chunk(items: slice) -> Tensor:
-            points = start[items].reshape(-1, d).to(problem.dtype).requires_grad_()
-            with torch.enable_grad():
-                squares = problem.metric._quadratic(
-                    points, steps[items].reshape(-1, d).to(problem.dtype)
-                )
-            if not squares.requires_grad:  # a constant metric
-                return torch.zeros_like(points).double().reshape(-1, n, d)
-            (slope,) = torch.autograd.grad(squares.sum(), points, materialize_grads=True)
-            return slope.double().reshape(-1, n, d)
+    def settled(self, n_pairs: int, n_begun: int) -> float:  # noqa: ARG002
+        """Return how many pairs have ended."""
+        return n_pairs - self.open.numel()
 
-        spent = problem.evaluations
-        if problem.metric.quadratic_cost == "jvp":
-            spent.jvp[pairs] += 3 * n
-        else:
-            spent.forward[pairs] += n
-            spent.backward[pairs] += n
-        return torch.cat(problem.budget.run(chunk, a, n))
+    def step(self) -> None:
+        """Move every polyline towards the best one with tensors and slopes held."""
+        outcome, pairs = self.outcome, self.open
+        proposal, decrement = self._proposal(pairs)
+        predicted = decrement / (4.0 * self.energy[pairs])
+        outcome.predicted_improvement[pairs] = predicted
+        spent = outcome.iterations[pairs] >= self.solver.max_iterations
+        outcome.end(pairs[spent], Status.MAX_ITERATIONS)
+        outcome.end(pairs[predicted <= self.solver.tolerance], Status.CONVERGED)
+        outcome.end(pairs[~predicted.isfinite()], Status.NON_FINITE)
+        going = outcome.going[pairs]
+        pairs = pairs[going]
+        outcome.iterations[pairs] += 1
+        moved = self._line_search(pairs, proposal[going], decrement[going])
+        outcome.end(pairs[~moved], Status.STALLED)
+        outcome.control_points[pairs] = polyline(self.t, self.z[pairs])[1]
 
-    def _proposal(self, problem: Problem, z: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def _energies(self, z: Tensor, pairs: Tensor) -> Tensor:
+        """Return sum_t u_t^T G(z_t) u_t of polylines (A, T + 1, d)."""
+        squares = self.problem.rows.quadratic(z[:, :-1], z.diff(dim=1), pairs)
+        bad = negative(squares)
+        self.outcome.inadmissible[pairs] |= bad
+        return torch.where(bad, torch.inf, squares.double().sum(1))
+
+    def _proposal(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best polylines with tensors and slopes held, and the Newton decrement."""
-        d = z.shape[2]
-        start, end = z[:, 0], z[:, -1]
-        tensors = problem.tensors_at(z[:, :-1].to(problem.dtype), pairs)
-        problem.evaluations.forward[pairs] += self.segments * problem.metric.tensor_rows(d)
-        tensors = tensors.double()
+        z = self.z[pairs]
+        start, end, d = z[:, 0], z[:, -1], z.shape[2]
+        tensors = self.problem.tensors(self.outcome, z[:, :-1], pairs).double()
         eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
         scale = tensors.diagonal(dim1=2, dim2=3).mean((1, 2)).clamp_min(1e-300)
         # a decoder that ignores a direction has a singular G there
         inverses = torch.linalg.inv_ex(tensors + (1e-9 * scale)[:, None, None, None] * eye)[0]
-        slopes = self._slopes(problem, z, pairs)
+        slopes = self.problem.rows.slopes(z[:, :-1], z.diff(dim=1), pairs)[1].double()
         later = slopes.flip(1).cumsum(1).flip(1) - slopes  # sum over j > t
         pulled = (inverses @ later.unsqueeze(3)).squeeze(3)
         right = 2.0 * (start - end) - pulled.sum(1)
@@ -168,30 +136,22 @@ class GEORCESolver(Solver):
         by_point = slopes[:, 1:] + forces[:, :-1] - forces[:, 1:]
         return proposal, -(by_point * moves[:, 1:-1]).sum((1, 2))
 
-    def _line_search(
-        self,
-        problem: Problem,
-        z: Tensor,
-        energy: Tensor,
-        active: Tensor,
-        proposal: Tensor,
-        decrement: Tensor,
-    ) -> Tensor:
-        """Move ``z`` and ``energy`` of the active pairs in place; return which of them moved."""
-        moved = torch.zeros_like(active, dtype=torch.bool)
-        trying = torch.arange(active.numel(), device=active.device)
+    def _line_search(self, pairs: Tensor, proposal: Tensor, decrement: Tensor) -> Tensor:
+        """Move polylines as far as that lowers their energies; return which of them moved."""
+        moved = torch.zeros_like(pairs, dtype=torch.bool)
+        trying = torch.arange(pairs.numel(), device=pairs.device)
         step = 1.0
-        for _ in range(self.max_halvings + 1):
-            pairs = active[trying]
-            trial = torch.lerp(z[pairs], proposal[trying], step)
-            value = self._energy(problem, trial, pairs)
-            accepted = value <= energy[pairs] - 1e-4 * step * decrement[trying]
-            z[pairs[accepted]] = trial[accepted]
-            energy[pairs[accepted]] = value[accepted]
-            moved[trying[accepted]] = True
-            trying = trying[~accepted]
+        for _ in range(self.solver.max_halvings + 1):
             if not trying.numel():
                 break
+            tried = pairs[trying]
+            trial = torch.lerp(self.z[tried], proposal[trying], step)
+            value = self._energies(trial, tried)
+            accepted = value <= self.energy[tried] - 1e-4 * step * decrement[trying]
+            self.z[tried[accepted]] = trial[accepted]
+            self.energy[tried[accepted]] = value[accepted]
+            moved[trying[accepted]] = True
+            trying = trying[~accepted]
             step *= 0.5
         return moved
 

@@ -79,6 +79,10 @@ class Preconditioner:
         """Return those of the chosen problems."""
         return Preconditioner(self.factor[chosen], self.shared)
 
+    def join(self, other: Preconditioner) -> Preconditioner:
+        """Return those of both."""
+        return Preconditioner(torch.cat([self.factor, other.factor]), self.shared)
+
     def where(self, taken: Tensor, other: Preconditioner) -> Preconditioner:
         """Return ``other`` for the problems (A,) that are marked, and this for the rest."""
         return Preconditioner(
@@ -134,6 +138,12 @@ class LBFGSState:
         preconditioner = fields.pop("preconditioner").select(chosen)
         selected = {name: value[chosen] for name, value in fields.items()}
         return LBFGSState(preconditioner=preconditioner, **selected)
+
+    def join(self, other: LBFGSState) -> LBFGSState:
+        """Return the state of both's problems, this one's first."""
+        names = set(self.__dataclass_fields__) - {"preconditioner"}
+        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
+        return LBFGSState(preconditioner=self.preconditioner.join(other.preconditioner), **joined)
 
     @property
     def predicted_decrease(self) -> Tensor:

@@ -2,70 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
-from geolatent.curves import basis_matrix, refine
-from geolatent.quadrature import composite_rule
+from geolatent.curves import refine
 from geolatent.solution import Status
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner
-from geolatent.solvers.problem import Outcome, Problem, Solver
+from geolatent.solvers.certificate import (
+    DENSE_SIZE,
+    LEAST_STEPS,
+    Certificate,
+    Proof,
+    certificate,
+    gained,
+    metric_tensors,
+    next_level,
+    relative_decrease,
+)
+from geolatent.solvers.lbfgs import LBFGS, LBFGSState
+from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 
-# up to this size, (n - 2) d, a level's preconditioner is a dense matrix for each pair
-_DENSE_SIZE = 600
-# of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
-_RIDGE = 0.1
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
 _FAIR_STEPS = 20
-# steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
-# where no Hessians tell of them
-_LEAST_STEPS = 2
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
 _MANY_STEPS, _ROUGH_RATIO = 4, 1.5
-# of the tolerance: so little left is taken for nothing
-_NOTHING = 1e-3
-
-
-def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
-    """Factor H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
-
-    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1], and
-    gets a tenth of its mean eigenvalue on the diagonal: in directions that it hardly sees, the
-    metric changes long before a step that trusts it would end. Where H would be large, G is
-    replaced by its mean over the curve, so that H is the Kronecker product of the B-splines'
-    stiffness matrix and a d x d matrix.
-
-    Parameters
-    ----------
-    knots, n_control_points
-        Of the curves.
-    tensors
-        G at the M points of every curve, (A, M, d, d).
-    """
-    n = n_control_points
-    a, m, d, _ = tensors.shape
-    tensors = tensors.double()
-    scale = _RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
-    eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
-    tensors = tensors + scale[:, None, None, None] * eye
-    kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
-    t, weights = composite_rule(torch.cat([knots, kinks]), 3)
-    slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
-    if (n - 2) * d > _DENSE_SIZE:
-        stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
-        return Preconditioner.kronecker(stiffness, tensors.mean(1))
-    places = torch.arange(m, dtype=t.dtype, device=t.device)
-    hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
-    hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
-    stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
-    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
-    return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
 
 
 @dataclass(frozen=True)
@@ -101,11 +67,6 @@ class PreconditionedSolver(Solver):
         Minimiser steps for each pair, all levels together.
     minimizer
         Settings of the minimiser.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where a setting is out of its range.
     """
 
     tolerance: float = 1e-4
@@ -139,227 +100,173 @@ class PreconditionedSolver(Solver):
     def pair_bytes(self, dim: int) -> int:
         """Return the memory one pair takes: matrices, their factors, what makes them, history."""
         size = (self.max_control_points - 2) * dim
-        dense = max(dim, min(size, _DENSE_SIZE))
+        dense = max(dim, min(size, DENSE_SIZE))
         return 8 * (6 * dense**2 + 2 * self.minimizer.history * size)
 
-    def shorten(self, problem: Problem) -> Outcome:
+    def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
         """Run the levels until every pair has converged or run out of means."""
-        outcome = Outcome.start(problem)
-        active = torch.arange(problem.control_points.shape[0], device=problem.control_points.device)
+        lessons = _Lessons.none(outcome)
         n = max(problem.control_points.shape[1], self.first_control_points)
-        tensors = None
+        tensors: Tensor | None = None
         turn = 0
-        while active.numel():
+        while (pairs := outcome.pairs).numel():
             knots, matrix = refine(outcome.knots, n)
-            points = matrix @ outcome.control_points[active]
+            points = matrix @ outcome.control_points[pairs]
             if not problem.has_gauss_newton and turn < len(self.metric_points):
-                tensors = problem.metric_tensors(knots, points, active, self.metric_points[turn])
-            level = Level(self, problem, knots, points, active, tensors, outcome.flat[active])
+                m = self.metric_points[turn]
+                tensors = metric_tensors(problem, outcome, knots, points, pairs, m)
+            spans = knots.unique().numel() - 1
+            wanted = self.nodes_per_span or (3 if problem.has_gauss_newton else 2)
+            per_span = max(2, min(wanted, -(-self.max_nodes // spans)))
+            energy = problem.energy(outcome, knots, per_span, points, pairs)
+            found = certificate(
+                energy,
+                knots,
+                flat=lessons.flat[pairs],
+                tensors=tensors,
+                minimizer=self.minimizer,
+            )
             final = n > self.max_control_points
-            going = level.certify(outcome, final)
+            converged, going = self._judge(outcome, lessons, found, final=final)
+            probed = converged & ~lessons.trusted[pairs]
+            yield (proof := Proof(outcome, found, probed, self.tolerance))
+            if final:
+                outcome.status[proof.refuted_pairs] = int(Status.MAX_CONTROL_POINTS)
+                return
+            outcome.going[pairs] = going
             last = next_level(n) > self.max_control_points
-            going = level.run(outcome, going, last=last, final=final)
-            active = active[going]
-            tensors = None if tensors is None else tensors[going]
+            yield _Descent(self, outcome, lessons, found, going, proof, last=last)
+            tensors = None if tensors is None else tensors[outcome.going[pairs]]
             n = next_level(n)
             turn += 1
-        return outcome
 
-
-def next_level(n_control_points: int) -> int:
-    """Return the number of control points after every knot span is halved."""
-    return 2 * n_control_points - 3
-
-
-class Level:
-    """One level of the coarse-to-fine solve: the active pairs on one knot vector."""
-
-    def __init__(
-        self,
-        solver: PreconditionedSolver,
-        problem: Problem,
-        knots: Tensor,
-        points: Tensor,
-        active: Tensor,
-        tensors: Tensor | None,
-        flat: Tensor | None = None,
-    ) -> None:
-        self.solver = solver
-        self.problem = problem
-        self.active = active
-        self.points = points
-        spans = knots.unique().numel() - 1
-        wanted = solver.nodes_per_span or (3 if problem.has_gauss_newton else 2)
-        per_span = max(2, min(wanted, -(-solver.max_nodes // spans)))
-        self.energy = problem.energy(knots, per_span)
-        everyone = torch.arange(active.numel(), device=points.device)
-        x = points[:, 1:-1].flatten(1)
-        self.flat = flat
-        self.residual: Tensor | None = None
-        self.convex = torch.ones_like(active, dtype=torch.bool)
-        if problem.has_gauss_newton and flat is not None and flat.any():
-            value, gradient, hessian = self._with_residual(x, flat)
-        else:
-            value, gradient, hessian = self.objective(x, everyone)
-        if hessian is None:
-            if tensors is None:
-                raise RuntimeError("a level needs the Hessians of its energy, or metric tensors")
-            preconditioner = sobolev_preconditioner(knots, points.shape[1], tensors)
-        else:
-            preconditioner = Preconditioner.dense(hessian)
-        self.state = solver.minimizer.init(x, value, gradient, preconditioner)
-
-    def _with_residual(self, x: Tensor, flat: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Evaluate the curves as they came; for the pairs marked, all of the Hessian."""
-        a, n, d = self.points.shape
-        value, gradient = x.new_empty(a), torch.empty_like(x)
-        hessian = x.new_empty((a, (n - 2) * d, (n - 2) * d))
-        self.residual = torch.zeros_like(hessian)
-        rest, chosen = (~flat).nonzero().squeeze(1), flat.nonzero().squeeze(1)
-        if rest.numel():
-            value[rest], gradient[rest], hessian[rest] = self.objective(x[rest], rest)  # type: ignore[assignment]
-        pairs = self.active[chosen]
-        found = self.energy.with_residual(self.points[chosen], pairs)
-        self.energy.count(self.problem.evaluations, pairs, residual=True)
-        value[chosen], gradient[chosen] = found[0], found[1][:, 1:-1].flatten(1)
-        self.residual[chosen] = found[3][:, d:-d, d:-d]
-        whole, convex = self._add_residual(found[2][:, d:-d, d:-d], chosen)
-        hessian[chosen], self.convex[chosen] = whole, convex
-        return value, gradient, hessian
-
-    def objective(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return energies and derivatives by free control points (A, m) of the level's pairs."""
-        ends = self.points[index]
-        inner = x.reshape(-1, ends.shape[1] - 2, ends.shape[2])
-        curve = torch.cat([ends[:, :1], inner, ends[:, -1:]], dim=1)
-        pairs = self.active[index]
-        value, gradient, hessian = self.energy(curve, pairs)
-        self.energy.count(self.problem.evaluations, pairs)
-        d = curve.shape[2]
-        if hessian is not None:
-            hessian = self._add_residual(hessian[:, d:-d, d:-d], index)[0]
-        return value, gradient[:, 1:-1].flatten(1), hessian
-
-    def _add_residual(self, hessian: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the residual to the marked pairs' Hessians where the sum is positive definite.
-
-        Returns the Hessians, and where that was so; the others stay as they are.
-        """
-        convex = torch.ones_like(index, dtype=torch.bool)
-        if self.residual is None or self.flat is None:
-            return hessian, convex
-        # the others' would be factored for nothing
-        chosen = self.flat[index].nonzero().squeeze(1)
-        whole = hessian[chosen] + self.residual[index[chosen]]
-        bad = ~whole.isfinite().flatten(1).all(1)
-        whole = torch.where(bad[:, None, None], hessian[chosen], whole)
-        convex[chosen] = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
-        added = convex[chosen][:, None, None]
-        return hessian.index_copy(0, chosen, torch.where(added, whole, hessian[chosen])), convex
-
-    def certify(self, outcome: Outcome, final: bool) -> Tensor:
-        """Judge the curves as they came, in this level's spline space; return who goes on.
-
-        Those who do not and have no status of failure are to be put to the proof.
-        """
-        active = self.active
-        predicted = _relative_decrease(self.state) * outcome.gain_ratio[active]
-        predicted = predicted + outcome.unseen[active]
-        outcome.predicted_improvement[active] = predicted
-        first = outcome.predicted_at_start[active]
-        outcome.predicted_at_start[active] = torch.where(first.isnan(), predicted, first)
-        finite = self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
-        converged = finite & self.convex & (predicted <= self.solver.tolerance)
-        exhausted = outcome.iterations[active] >= self.solver.max_iterations
-        status = outcome.status[active]
+    def _judge(
+        self, outcome: Outcome, lessons: _Lessons, found: Certificate, *, final: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Note what certificates say; return which pairs have converged, and which go on."""
+        pairs = found.pairs
+        predicted = found.predicted * lessons.gain_ratio[pairs] + lessons.unseen[pairs]
+        outcome.predicted_improvement[pairs] = predicted
+        first = outcome.predicted_at_start[pairs]
+        outcome.predicted_at_start[pairs] = torch.where(first.isnan(), predicted, first)
+        finite = found.finite
+        converged = finite & found.convex & (predicted <= self.tolerance)
+        exhausted = outcome.iterations[pairs] >= self.max_iterations
+        status = outcome.status[pairs]
         if final:
             stalled = status == Status.STALLED
             status = torch.where(stalled, status, int(Status.MAX_CONTROL_POINTS))
         status = torch.where(exhausted, int(Status.MAX_ITERATIONS), status)
         status = torch.where(converged, int(Status.CONVERGED), status)
-        status = torch.where(finite, status, int(Status.NON_FINITE))
-        outcome.status[active] = status
-        return finite & ~converged & ~exhausted & (not final)
+        outcome.status[pairs] = torch.where(finite, status, int(Status.NON_FINITE))
+        return converged, finite & ~converged & ~exhausted
 
-    def run(self, outcome: Outcome, going: Tensor, *, last: bool, final: bool = False) -> Tensor:
-        """Minimise until the level's goal; put certificates to the proof on the way.
 
-        Returns who goes on to the next level.
-        """
-        solver, minimizer = self.solver, self.solver.minimizer
-        converged = outcome.status[self.active] == Status.CONVERGED
-        probed = converged & ~outcome.trusted[self.active]
-        going = going.clone()
-        state = self.state.select(going | probed)
-        promised = _relative_decrease(self.state)
-        n_working = state.index.numel()
-        floor = 0.5 * solver.tolerance
-        goal = torch.full_like(self.state.value, floor)
-        if not last:
-            goal = (solver.level_reduction * promised).clamp_min(floor)
-        iteration = 0
-        while state.index.numel():
-            state = minimizer.step(state, self.objective)
-            iteration += 1
-            index = state.index
-            pairs = self.active[index]
-            outcome.iterations[pairs] += (~probed[index]).long()
-            predicted = _relative_decrease(state)
-            gained = 0.5 * (self.state.value[index] / state.value - 1.0)
-            stalled = minimizer.stalled(state)
-            spent = outcome.iterations[pairs] >= solver.max_iterations
+@dataclass
+class _Lessons:
+    """What the last level of each pair taught about the predictions of the next, (B,) each.
 
-            judged = probed[index] & ((iteration >= _LEAST_STEPS) | stalled | spent)
-            left = gained + predicted
-            # in what little is left rounding may look like anything
-            convex = state.convex | (left <= _NOTHING * solver.tolerance)
-            proved = judged & convex & (left <= solver.tolerance)
-            refuted = judged & ~proved
-            outcome.predicted_improvement[pairs[judged]] = left[judged]
-            if final:
-                outcome.status[pairs[refuted]] = int(Status.MAX_CONTROL_POINTS)
-            else:
-                going[index[refuted]] = True
-            probed[index[refuted]] = False
+    Attributes
+    ----------
+    gain_ratio
+        What it really gained over what had been predicted of it.
+    unseen
+        The relative improvement left that only the steps taken tell of, not the metric at the
+        curve.
+    trusted
+        Whether there was a level, and the energy was convex where it began.
+    flat
+        Whether a valley was found that is nearly flat in some direction.
+    """
 
-            enough = self.problem.has_gauss_newton or iteration >= _LEAST_STEPS
-            reached = ~probed[index] & enough & (predicted <= goal[index])
-            leaving = going[index] & (reached | stalled | spent)
-            if leaving.any():
-                # a level that had many steps and has not come to its goal shows what is to be had
-                exhausted = stalled | (spent & (iteration >= _FAIR_STEPS))
-                ratio = _gain_ratio(gained, promised[index], predicted, exhausted)
-                end = torch.where(
-                    stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS)
-                )
-                left_level = state.select(leaving)
-                self._store(outcome, left_level, end[leaving], ratio[leaving], iteration)
-            state = state.select(~(leaving | proved | (refuted & final)))
-            if not final:
-                # half of the pairs that leave the level may come back on the next one
-                n_pairs = self.problem.control_points.shape[0]
-                settled = n_pairs - n_working + (n_working - state.index.numel()) // 2
-                self.problem.report(settled, self.points.shape[1], iteration)
-        return going
+    gain_ratio: Tensor
+    unseen: Tensor
+    trusted: Tensor
+    flat: Tensor
 
-    def _store(
-        self, outcome: Outcome, state: LBFGSState, status: Tensor, ratio: Tensor, steps: int
+    @classmethod
+    def none(cls, outcome: Outcome) -> _Lessons:
+        none = torch.zeros_like(outcome.going)
+        return cls(none.double() + 1.0, none.double(), none, none.clone())
+
+
+class _Descent(Stage):
+    """Minimise the energy of a level's pairs until its goal, a predicted improvement left.
+
+    Those whose certificate was refuted go on from where the proof left them.
+    """
+
+    def __init__(
+        self,
+        solver: PreconditionedSolver,
+        outcome: Outcome,
+        lessons: _Lessons,
+        found: Certificate,
+        going: Tensor,
+        proof: Proof,
+        *,
+        last: bool,
     ) -> None:
-        """Store the curves of pairs that leave the level, and what it tells of their next one."""
-        pairs = self.active[state.index]
-        outcome.refine(self.points.shape[1])
-        inner = state.x.reshape(pairs.numel(), -1, self.points.shape[2])
-        outcome.control_points[pairs, 1:-1] = inner
-        outcome.n_control_points[pairs] = self.points.shape[1]
+        self.solver = solver
+        self.outcome = outcome
+        self.lessons = lessons
+        self.found = found
+        self.energy = found.objective.energy
+        self.n_control_points = self.energy.points.shape[1]
+        self.state = found.state.select(going).join(proof.refuted)
+        outcome.going[self.open] = True
+        self.steps = torch.zeros_like(going, dtype=torch.int64)
+        self.steps[proof.refuted.index] = proof.steps
+        self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
+        if not last:
+            reduced = solver.level_reduction * found.predicted
+            self.goal = torch.maximum(self.goal, reduced)
+
+    @property
+    def open(self) -> Tensor:  # type: ignore[override]
+        """The pairs that have not come to the level's goal."""
+        return self.found.pairs[self.state.index]
+
+    def step(self) -> None:
+        """Take a step; pairs leave at the goal, without a way down, or when their steps are up."""
+        solver, outcome = self.solver, self.outcome
+        self.state = state = solver.minimizer.step(self.state, self.found.objective)
+        index, pairs = state.index, self.open
+        self.steps[index] += 1
+        outcome.iterations[pairs] += 1
+        predicted = relative_decrease(state)
+        enough = self.energy.gauss_newton | (self.steps[index] >= LEAST_STEPS)
+        reached = enough & (predicted <= self.goal[index])
+        stalled = solver.minimizer.stalled(state)
+        spent = outcome.iterations[pairs] >= solver.max_iterations
+        leaving = reached | stalled | spent
+        if not leaving.any():
+            return
+        # a level that had many steps and has not come to its goal shows what is to be had
+        exhausted = stalled | (spent & (self.steps[index] >= _FAIR_STEPS))
+        promised = self.found.predicted[index]
+        ratio = _gain_ratio(gained(self.found, state), promised, predicted, exhausted)
+        end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
+        self._leave(state.select(leaving), end[leaving], ratio[leaving])
+        self.state = state.select(~leaving)
+
+    def _leave(self, state: LBFGSState, status: Tensor, ratio: Tensor) -> None:
+        """Store the curves of pairs that leave, and what the level tells of their next one."""
+        outcome, lessons = self.outcome, self.lessons
+        pairs = self.found.pairs[state.index]
+        outcome.refine(self.n_control_points)
+        outcome.control_points[pairs] = self.energy.curves(state.x, state.index)
+        outcome.n_control_points[pairs] = self.n_control_points
         outcome.status[pairs] = status
-        outcome.gain_ratio[pairs] = ratio
+        lessons.gain_ratio[pairs] = ratio
         # at the first level curves have far to go, and predictions are rough
-        trusted = outcome.trusted[pairs]
+        trusted = lessons.trusted[pairs]
         many = torch.where(trusted, _MANY_STEPS, 2 * _MANY_STEPS)
-        outcome.flat[pairs] |= (trusted & (ratio > _ROUGH_RATIO)) | (many < steps)
+        long = self.steps[state.index] > many
+        lessons.flat[pairs] |= (trusted & (ratio > _ROUGH_RATIO)) | long
         unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
-        outcome.unseen[pairs] = unseen.clamp_min(0.0)
-        outcome.trusted[pairs] = self.convex[state.index] & state.convex
+        lessons.unseen[pairs] = unseen.clamp_min(0.0)
+        lessons.trusted[pairs] = self.found.convex[state.index] & state.convex
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tensor) -> Tensor:
@@ -375,9 +282,3 @@ def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tenso
     ratio = torch.where(fulfilled > 0, gained / fulfilled, 1.0).nan_to_num(1.0)
     least = torch.where(exhausted, 1.0 / _LARGEST_RATIO, 1.0)
     return torch.maximum(ratio, least).clamp_max(_LARGEST_RATIO)
-
-
-def _relative_decrease(state: LBFGSState) -> Tensor:
-    """Turn a predicted decrease of the energy into one of the length: dL / L = dE / (2 E)."""
-    decrease = state.predicted_decrease
-    return torch.where(decrease > 0, decrease / (2.0 * state.value), 0.0)

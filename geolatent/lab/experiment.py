@@ -1,0 +1,254 @@
+"""An experiment: a dataclass whose fields are the options of a command, and what all of them do.
+
+To add a command, write a module of this room with a subclass of `Experiment`, `MetricExperiment` or
+`PairsExperiment` (of `pairs_experiment`), and name it in `geolatent.cli.COMMANDS`; `cluster` and
+`improvement` are examples. What a subclass documents among its attributes is the help of its
+options, also of those that it inherits.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+import geolatent
+from geolatent.checks import check_integer
+from geolatent.lab import plotting
+from geolatent.lab.config import (
+    DataOptions,
+    FeatureOptions,
+    Formats,
+    MetricOptions,
+    ModelOptions,
+    check_formats,
+)
+from geolatent.lab.costs import Cost
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.printing import make_console, print_files
+from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.setup import (
+    Dataset,
+    make_device,
+    make_features,
+    make_model,
+)
+from geolatent.metrics.base import Metric
+from geolatent.solvers.problem import Solver
+
+Summary = dict[str, Any]
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """Work on a model and data, of which a run folder keeps the results.
+
+    A subclass says what is special about it in a few methods, which `run` calls in this order:
+
+    1. `check` raises where the options, the model or the data do not allow the work;
+    2. `prepare` makes what may fail, such as metrics and pairs of codes;
+    3. `work`, once the folder is taken, returns a summary and arrays, which `run` stores;
+    4. `tell` prints the summary;
+    5. `figures` draws a run from its folder alone, then and for ``geolatent plot``.
+
+    A dry run calls `check` and `cost`. What is made of the options (the device, the models, the
+    data) is made when it is first asked for, and kept. The command is called as the class is, in
+    small letters.
+
+    Attributes
+    ----------
+    out
+        Folder for the results; it is made where it does not exist.
+    model
+        The model.
+    data
+        The images.
+    seed
+        Seed of all that is random.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    format
+        Format of the figures, "png", "pdf" or "svg", or a list of them.
+    """
+
+    # whether the folder of an unfinished run is gone on with
+    resumes: ClassVar[bool] = False
+
+    out: Path
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions(split="test")
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    overwrite: bool = False
+    format: Formats = "png"
+
+    # what a command says of itself
+
+    def check(self) -> None:
+        """Raise where the options, the model or the data do not allow the work."""
+        check_formats(self.format)
+        _ = self.place, self.models
+
+    def prepare(self) -> None:  # noqa: B027
+        """Make what may fail, before anything is written."""
+
+    @abstractmethod
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
+        """Return the summary, in the types of JSON or arrays, and the arrays of the run."""
+
+    @abstractmethod
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Print the results."""
+
+    @staticmethod
+    @abstractmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+
+    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
+        """Return what the work in a model costs, about, for a dry run."""
+        return Cost()
+
+    # what all commands share
+
+    @property
+    def command(self) -> str:
+        """Name of the command."""
+        return type(self).__name__.lower()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields by name, objects of the core as configs name them."""
+        return {field.name: as_option(getattr(self, field.name)) for field in fields(self)}
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device."""
+        return make_device(self.device)
+
+    @cached_property
+    def models(self) -> Mapping[str, LatentModel]:
+        """The models by name, of which there may be several."""
+        return {"model": make_model(self.model, self.dtype, self.place)}
+
+    @property
+    def codec(self) -> LatentModel:
+        """The first model, or the only one."""
+        return next(iter(self.models.values()))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The images, which are loaded when they are first asked for."""
+        return Dataset(self.data)
+
+    def at(self, out: Path) -> Self:
+        """Return the same work with another folder, whose results are not replaced."""
+        return replace(self, out=out, overwrite=False)
+
+    def run(self) -> Run:
+        """Do the work, store the results, and print and draw them."""
+        began = time.perf_counter()
+        check_folder(self.command, self.options, resumes=self.resumes)
+        self.check()
+        self.prepare()
+        console = make_console()
+        with RunFolder.create(
+            self.out,
+            self.command,
+            self.options,
+            seed=self.seed,
+            device=self.place,
+            overwrite=self.overwrite,
+            resume=self.resumes,
+        ) as folder:
+            summary, arrays = self.work(folder, console)
+            seconds = round(time.perf_counter() - began, 1)
+            run = folder.finish({**summary, "seconds": seconds}, arrays)
+        self.tell(console, run.summary or {})
+        drawn = plotting.save_figures(self.figures(run), folder.path, self.format)
+        print_files(console, folder.path, drawn)
+        return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricExperiment(Experiment):
+    """Work under a metric.
+
+    Attributes
+    ----------
+    metric
+        How the decoder becomes a metric.
+    features
+        A feature map in whose output lengths are measured.
+    max_rows
+        Largest number of rows sent through the decoder at once; null chooses from the memory.
+    """
+
+    metric: MetricOptions = MetricOptions()
+    features: FeatureOptions = FeatureOptions()
+    max_rows: int | None = None
+
+    def check(self) -> None:
+        """Raise where there could be no metric."""
+        if self.max_rows is not None:
+            check_integer("max_rows", self.max_rows)
+        super().check()
+
+    @cached_property
+    def features_made(self) -> tuple[nn.Module | None, float | None]:
+        """The feature map, or None, and its accuracy where it is a classifier."""
+        return make_features(self.features, self.dataset, self.codec.like)
+
+    def metric_of(self, model: LatentModel, features: nn.Module | None) -> Metric:
+        """Return the metric of a model, with a feature map or without."""
+        return model.metric(self.metric, features, self.seed).limited(self.max_rows)
+
+    @cached_property
+    def pulled_back(self) -> Metric:
+        """The metric of the model, with the feature map if there is one."""
+        return self.metric_of(self.codec, self.features_made[0])
+
+
+def check_folder(command: str, options: Mapping[str, Any], *, resumes: bool) -> None:
+    """Raise where a command could not write its results to the folder that its options name."""
+    RunFolder.check(
+        options["out"],
+        overwrite=options["overwrite"],
+        command=command if resumes else "",
+        resume=options if resumes else None,
+    )
+
+
+def as_option(value: Any) -> Any:
+    """Return an option as configs give it: an object of the core by its class and settings.
+
+    Examples
+    --------
+    >>> as_option(geolatent.GEORCESolver(segments=50))["class_path"], as_option(3)
+    ('geolatent.GEORCESolver', 3)
+    """
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if not isinstance(value, Solver):
+        return value
+    kind = type(value)
+    public = getattr(geolatent, kind.__name__, None) is kind
+    return {
+        "class_path": f"geolatent.{kind.__name__}" if public else as_option(kind),
+        "init_args": {name: as_option(setting) for name, setting in vars(value).items()},
+    }

@@ -1,0 +1,130 @@
+"""Experiments that find geodesics between pairs of codes, in shards that can be gone on with."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from geolatent.checks import check_integer, check_number
+from geolatent.graph import LatentGraph
+from geolatent.lab.config import Executor, InitialOptions, RayOptions
+from geolatent.lab.costs import Cost, geodesic_rows, graph_rows
+from geolatent.lab.execution import check_executor, run_shards
+from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.pairs import Case, Pairs, Shards
+from geolatent.lab.results import RunFolder, SolvedPairs
+from geolatent.lab.setup import initial_kind, make_initial
+from geolatent.metrics.base import Metric
+from geolatent.solvers.preconditioned import PreconditionedSolver
+from geolatent.solvers.problem import Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsExperiment(MetricExperiment):
+    """Geodesics between many pairs of codes.
+
+    A subclass says in `cases` what is solved, and in `summarise` what is made of it; `work` solves
+    the shards that the folder lacks, here or on Ray.
+
+    Attributes
+    ----------
+    n_pairs
+        Number of pairs.
+    solver
+        How geodesics are found: PreconditionedSolver, FirstOrderSolver, GEORCESolver or
+        geolatent.FirstOrderSolver.michelis_becker. Its settings are given by name, such as
+        --solver.tolerance 1e-3; --solver.help NAME lists those of another than the first.
+    length_tolerance
+        Relative tolerance of the reported lengths.
+    initial
+        Where curves start.
+    batch_size
+        Pairs that are solved together and stored as one part.
+    executor
+        "local" solves shard after shard in this process, "ray" on all GPUs or CPUs of a machine or
+        a cluster.
+    ray
+        Options of Ray.
+    device
+        "auto", "cpu", "cuda" or another device of torch; each of Ray's workers chooses its own.
+    overwrite
+        Replace the results of an earlier run in the folder. Without it, the same options on the
+        folder of an unfinished run do what is missing there.
+    """
+
+    resumes = True
+
+    n_pairs: int = 100
+    solver: Solver = PreconditionedSolver()
+    length_tolerance: float = 1e-4
+    initial: InitialOptions = InitialOptions()
+    batch_size: int = 64
+    executor: Executor = "local"
+    ray: RayOptions = RayOptions()
+
+    @abstractmethod
+    def cases(self) -> list[Case]:
+        """Return what is solved; the folder is taken by now."""
+
+    @abstractmethod
+    def summarise(self, solved: SolvedPairs) -> Summary:
+        """Return the statistics of all pairs; ``groups`` of them by name among these."""
+
+    def arrays(self, solved: SolvedPairs) -> Arrays:  # noqa: ARG002
+        """Return what the figures need besides the pairs."""
+        return {}
+
+    @property
+    def complete(self) -> Callable[[SolvedPairs], SolvedPairs] | None:
+        """What adds columns that need all cases of a shard."""
+        return None
+
+    def check(self) -> None:
+        """Raise where pairs could not be solved."""
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        check_integer("batch_size", self.batch_size)
+        super().check()
+        check_executor(self.executor)
+
+    def graph(self, model: LatentModel, metric: Metric, pairs: list[Pairs]) -> LatentGraph | None:
+        """Return the graph that the curves between pairs start from, or None."""
+        return make_initial(self.initial, metric, model, self.dataset, pairs, seed=self.seed)
+
+    def shards(self) -> Shards:
+        """Return the cases, cut into shards."""
+        return Shards(
+            self.cases(), self.solver, self.length_tolerance, self.batch_size, self.complete
+        )
+
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
+        """Solve the shards that the folder lacks."""
+        shards = self.shards()
+        run_shards(
+            folder,
+            shards,
+            executor=self.executor,
+            ray=self.ray,
+            device=self.device,
+            console=console,
+        )
+        solved = folder.join()
+        graphs = {id(case.initial): case.initial for case in shards.cases}.values()
+        summary = {
+            **self.summarise(solved),
+            "graph_rows": sum(graph.forward_rows for graph in graphs if graph is not None),
+            "classifier_accuracy": self.features_made[1],
+        }
+        return summary, self.arrays(solved)
+
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what the pairs cost in a model, and the graph that their curves start from."""
+        from_graph = initial_kind(self.initial, model.dim) != "straight"
+        return Cost(
+            n_geodesics=self.n_pairs,
+            rows_each=geodesic_rows(self.solver, model.dim, from_graph=from_graph),
+            rows=graph_rows(self.initial, model, self.dataset),
+        )

@@ -1,0 +1,279 @@
+"""What is left to be gained of a curve: the Newton decrement in a richer spline space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from geolatent.curves import basis_matrix
+from geolatent.quadrature import composite_rule
+from geolatent.solvers.energy import DiscreteEnergy
+from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner
+from geolatent.solvers.problem import Outcome, Problem, Stage
+
+# up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
+DENSE_SIZE = 600
+# of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
+_RIDGE = 0.1
+# steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
+# where no Hessians tell of them
+LEAST_STEPS = 2
+# of the tolerance: so little left is taken for nothing
+_NOTHING = 1e-3
+
+
+def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor) -> Preconditioner:
+    """Factor H_(i,j) = integral of B_i' B_j' G(gamma) over the free control points.
+
+    G is interpolated linearly between M points, the middles of M equal intervals of [0, 1], and
+    gets a tenth of its mean eigenvalue on the diagonal: in directions that it hardly sees, the
+    metric changes long before a step that trusts it would end. Where H would be large, G is
+    replaced by its mean over the curve, so that H is the Kronecker product of the B-splines'
+    stiffness matrix and a d x d matrix.
+
+    Parameters
+    ----------
+    knots, n_control_points
+        Of the curves.
+    tensors
+        G at the M points of every curve, (A, M, d, d).
+    """
+    n = n_control_points
+    a, m, d, _ = tensors.shape
+    tensors = tensors.double()
+    scale = _RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
+    eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
+    tensors = tensors + scale[:, None, None, None] * eye
+    kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
+    t, weights = composite_rule(torch.cat([knots, kinks]), 3)
+    slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
+    if (n - 2) * d > DENSE_SIZE:
+        stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
+        return Preconditioner.kronecker(stiffness, tensors.mean(1))
+    places = torch.arange(m, dtype=t.dtype, device=t.device)
+    hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
+    hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
+    stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
+    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
+    return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+
+
+class NewtonObjective:
+    """A discrete energy with the Hessians that Newton's method takes.
+
+    They are Gauss-Newton's where these are cheap, and, for the curves that are marked, with what
+    Gauss-Newton leaves out at the curves as they came, where the sum is positive definite.
+
+    Parameters
+    ----------
+    energy
+        The energy of A curves.
+    flat
+        The marks, (A,).
+    """
+
+    def __init__(self, energy: DiscreteEnergy, flat: Tensor) -> None:
+        self.energy = energy
+        self.flat = flat if energy.gauss_newton else torch.zeros_like(flat)
+        self._residual: Tensor | None = None
+
+    def start(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Evaluate the curves as they came: values, gradients, Hessians, and who is convex."""
+        x = self.energy.start
+        index = torch.arange(len(x), device=x.device)
+        rest, chosen = index[~self.flat], index[self.flat]
+        convex = torch.ones_like(self.flat)
+        if not chosen.numel():
+            return *self.energy(x, index), convex
+        (a, m) = x.shape
+        value, gradient, hessian = x.new_empty(a), x.new_empty((a, m)), x.new_empty((a, m, m))
+        if rest.numel():
+            value[rest], gradient[rest], hessian[rest] = self.energy(x[rest], rest)  # type: ignore[assignment]
+        found = self.energy.with_residual(x[chosen], chosen)
+        self._residual = torch.zeros_like(hessian)
+        value[chosen], gradient[chosen], _, self._residual[chosen] = found
+        hessian[chosen], convex[chosen] = self._whole(found[2], chosen)
+        return value, gradient, hessian, convex
+
+    def __call__(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return values, gradients and Hessians at free control points (A', m) of the curves."""
+        value, gradient, hessian = self.energy(x, index)
+        if hessian is not None and self._residual is not None:
+            hessian = self._whole(hessian, index)[0]
+        return value, gradient, hessian
+
+    def _whole(self, hessian: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the residual to the marked curves' Hessians where the sum is positive definite.
+
+        Returns the Hessians, and where that was so; the others stay as they are.
+        """
+        convex = torch.ones_like(index, dtype=torch.bool)
+        if self._residual is None:
+            return hessian, convex
+        # the others' would be factored for nothing
+        chosen = self.flat[index].nonzero().squeeze(1)
+        whole = hessian[chosen] + self._residual[index[chosen]]
+        bad = ~whole.isfinite().flatten(1).all(1)
+        whole = torch.where(bad[:, None, None], hessian[chosen], whole)
+        convex[chosen] = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
+        added = convex[chosen][:, None, None]
+        return hessian.index_copy(0, chosen, torch.where(added, whole, hessian[chosen])), convex
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a spline space says of curves in it; see `certificate`.
+
+    Attributes
+    ----------
+    pairs
+        The numbers of the A curves among all pairs.
+    objective
+        The energy, for a minimiser that goes on from here.
+    minimizer
+        Its settings.
+    state
+        The minimiser's state at the curves.
+    convex
+        Whether the energy is convex there, as far as Hessians tell, (A,).
+    """
+
+    pairs: Tensor
+    objective: NewtonObjective
+    minimizer: LBFGS
+    state: LBFGSState
+    convex: Tensor
+
+    @property
+    def predicted(self) -> Tensor:
+        """The relative improvement in length that is predicted to be left, (A,)."""
+        return relative_decrease(self.state)
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether energies and gradients are finite, (A,)."""
+        return self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
+
+
+def certificate(
+    energy: DiscreteEnergy,
+    knots: Tensor,
+    *,
+    flat: Tensor | None = None,
+    tensors: Tensor | None = None,
+    minimizer: LBFGS | None = None,
+) -> Certificate:
+    """Judge curves by the Newton decrement in the spline space of a discrete energy.
+
+    The decrement g^T H^-1 g / (4 E) is the relative improvement in length that Newton's method
+    promises. A space richer than the one that the curves were found in tells what more control
+    points would gain.
+
+    Parameters
+    ----------
+    energy
+        The energy of the curves.
+    knots
+        Knots of the space.
+    flat
+        Curves whose whole Hessian is to be evaluated, (A,).
+    tensors
+        Metric tensors along the curves, (A, M, d, d), for H where no Hessians come with the energy.
+    minimizer
+        Settings of the minimiser.
+    """
+    flat = torch.zeros_like(energy.pairs, dtype=torch.bool) if flat is None else flat
+    objective = NewtonObjective(energy, flat)
+    value, gradient, hessian, convex = objective.start()
+    if hessian is not None:
+        preconditioner = Preconditioner.dense(hessian)
+    elif tensors is not None:
+        preconditioner = sobolev_preconditioner(knots, energy.points.shape[1], tensors)
+    else:
+        raise RuntimeError("a certificate needs the Hessians of its energy, or metric tensors")
+    minimizer = minimizer or LBFGS()
+    state = minimizer.init(energy.start, value, gradient, preconditioner)
+    return Certificate(energy.pairs, objective, minimizer, state, convex)
+
+
+class Proof(Stage):
+    """Two steps of the minimiser that put certificates to the proof.
+
+    What the steps gain, and what is predicted after them, must be at most the tolerance together.
+
+    Parameters
+    ----------
+    outcome
+        Where the pairs' predictions are replaced by what was found.
+    found
+        The certificates.
+    probed
+        Which of them are to be proved, (A,).
+    tolerance
+        Relative improvement that may be left.
+
+    Attributes
+    ----------
+    refuted
+        The minimiser's states of pairs whose certificate did not hold.
+    """
+
+    def __init__(
+        self, outcome: Outcome, found: Certificate, probed: Tensor, tolerance: float
+    ) -> None:
+        self.outcome = outcome
+        self.found = found
+        self.tolerance = tolerance
+        self.n_control_points = outcome.control_points.shape[1]
+        self.state = found.state.select(probed)
+        self.refuted = self.state.select(torch.zeros_like(self.state.index, dtype=torch.bool))
+        self.steps = 0
+
+    @property
+    def open(self) -> Tensor:  # type: ignore[override]
+        """The pairs that are not judged yet."""
+        return self.found.pairs[self.state.index]
+
+    @property
+    def refuted_pairs(self) -> Tensor:
+        """The numbers of the pairs whose certificate did not hold."""
+        return self.found.pairs[self.refuted.index]
+
+    def step(self) -> None:
+        """Take a step, and judge the pairs after the last one, or where there is no way down."""
+        self.state = state = self.found.minimizer.step(self.state, self.found.objective)
+        self.steps += 1
+        judged = self.found.minimizer.stalled(state) | (self.steps >= LEAST_STEPS)
+        left = gained(self.found, state) + relative_decrease(state)
+        # in what little is left rounding may look like anything
+        convex = state.convex | (left <= _NOTHING * self.tolerance)
+        proved = convex & (left <= self.tolerance)
+        self.outcome.predicted_improvement[self.open[judged]] = left[judged]
+        self.refuted = self.refuted.join(state.select(judged & ~proved))
+        self.state = state.select(~judged)
+
+
+def gained(found: Certificate, state: LBFGSState) -> Tensor:
+    """Return the relative improvement in length since a certificate, of the pairs of a state."""
+    return 0.5 * (found.state.value[state.index] / state.value - 1.0)
+
+
+def relative_decrease(state: LBFGSState) -> Tensor:
+    """Turn a predicted decrease of the energy into one of the length: dL / L = dE / (2 E)."""
+    decrease = state.predicted_decrease
+    return torch.where(decrease > 0, decrease / (2.0 * state.value), 0.0)
+
+
+def metric_tensors(
+    problem: Problem, outcome: Outcome, knots: Tensor, points: Tensor, pairs: Tensor, m: int
+) -> Tensor:
+    """Return G in the middles of m equal intervals of t along curves, (A, m, d, d)."""
+    at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
+    return problem.tensors(outcome, basis_matrix(knots, at) @ points, pairs)
+
+
+def next_level(n_control_points: int) -> int:
+    """Return the number of control points after every knot span is halved."""
+    return 2 * n_control_points - 3
