@@ -227,12 +227,12 @@ def test_options_of_before_are_refused_with_what_to_write(old, sentence, capsys,
 def test_a_solver_of_one_s_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "straight.py").write_text(
         "from dataclasses import dataclass\n"
-        "from geolatent.solvers.problem import Outcome, Solver\n"
+        "from geolatent import Solver\n"
         "@dataclass(frozen=True)\n"
         "class Straight(Solver):\n"
         "    slack: float = 0.0\n"
-        "    def shorten(self, problem):\n"
-        "        return Outcome.start(problem)\n"
+        "    def stages(self, problem, outcome):\n"
+        "        return iter(())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--solver=straight.Straight", "--solver.slack=2", "--pairs=prior", "--n_pairs=1"]

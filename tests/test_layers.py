@@ -19,7 +19,7 @@ PACKAGE = Path(geolatent.__file__).parent
 LEVELS = [
     ["_version", "requirements", "callables", "display", "files", "quadrature"],
     ["checks"],
-    ["curves", "solution"],
+    ["curves", "priors", "solution"],
     ["interpolations"],
     ["metrics", "models"],
     ["lengths", "graph"],
@@ -36,7 +36,7 @@ LEVEL = {unit: depth for depth, units in enumerate(LEVELS) for unit in units}
 # the numerical part, and what it may need besides itself
 NUMERICAL = ["metrics", "lengths", "graph", "solvers", "solve", "geometry", "learn"]
 NUMERICAL += ["requirements", "callables", "display", "quadrature", "checks", "curves", "solution"]
-NUMERICAL += ["interpolations"]
+NUMERICAL += ["interpolations", "priors"]
 LIBRARIES = {"torch", "numpy", "scipy"}
 
 # what the command line needs before a command begins its work

@@ -385,7 +385,6 @@ WRITTEN = [
     "figures/losses.png",
     "figures/reconstructions.png",
     "geolatent-files.json",
-    "model.json",
     "model.safetensors",
     "summary.json",
     "training.safetensors",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from geolatent.checks import check_integer, check_number
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
-from geolatent.interpolations import lerp, norm_profile, slerp, slerp_curve
+from geolatent.interpolations import lerp, slerp, slerp_curve
 from geolatent.lab import plotting
 from geolatent.lab.config import (
     DataOptions,
@@ -63,6 +63,7 @@ from geolatent.lab.summary import summarise
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.priors import norm_profile
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.interpolations import log_prior
 from geolatent.lab.latent_model import LatentModel
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.priors import log_prior
 
 # points of a curve whose alignment is taken
 ALIGNED = 16

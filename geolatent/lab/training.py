@@ -575,8 +575,8 @@ def train(
     """Train one of the package's models on a data set and write it, with figures, to a folder.
 
     The folder is a run folder, see `geolatent.lab.run`: ``config.yaml`` and
-    ``environment.json`` stand in it from the beginning. It receives ``model.safetensors`` and
-    ``model.json`` (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
+    ``environment.json`` stand in it from the beginning. It receives ``model.safetensors``
+    (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
     images, their reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
     ``reconstructions.png`` and, for a 2-d latent space, ``latent.png`` in ``figures``. Each file is
     written whole or not at all, ``summary.json`` after the model and its data, from which
@@ -634,7 +634,7 @@ def train(
     >>> files[:4]
     ['config.yaml', 'environment.json', 'figures', 'geolatent-files.json']
     >>> files[4:]
-    ['model.json', 'model.safetensors', 'summary.json', 'training.safetensors']
+    ['model.safetensors', 'summary.json', 'training.safetensors']
     """
     folder = Path(out_dir)
     state = folder / "checkpoints" / STATE_FILE
