@@ -138,6 +138,13 @@ def test_the_command_line_needs_no_torch(name):
             assert module.removeprefix("geolatent.") in LIGHT, f"{name} imports {module}"
 
 
+@pytest.mark.parametrize(("name", "path"), [f for f in FILES if unit(f.id) != "metrics"])
+def test_metrics_are_evaluated_by_rows_alone(name, path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        private = isinstance(node, ast.Attribute) and node.attr in ("_tensor", "_quadratic")
+        assert not private, f"{name}, line {node.lineno}: {ast.unparse(node)}"
+
+
 def test_the_minimiser_knows_no_geometry():
     assert set(own_modules(MODULES["solvers.lbfgs"])) <= {"checks", "requirements"}
 
