@@ -60,8 +60,6 @@ if TYPE_CHECKING:
     from geolatent.interpolations import (
         great_circle,
         lerp,
-        log_prior,
-        norm_profile,
         radial_walk,
         slerp,
         spherical_spiral,
@@ -82,6 +80,7 @@ if TYPE_CHECKING:
     )
     from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
     from geolatent.metrics.tensor import TensorMetric
+    from geolatent.priors import log_prior, norm_profile
     from geolatent.solution import Evaluations, GeodesicSolution, Status
     from geolatent.solve import solve_geodesic
     from geolatent.solvers.first_order import FirstOrderSolver
@@ -209,8 +208,6 @@ _MODULES = {
     "interpolations": (
         "great_circle",
         "lerp",
-        "log_prior",
-        "norm_profile",
         "radial_walk",
         "slerp",
         "spherical_spiral",
@@ -240,6 +237,10 @@ _MODULES = {
         "PullbackMetric",
     ),
     "metrics.tensor": ("TensorMetric",),
+    "priors": (
+        "log_prior",
+        "norm_profile",
+    ),
     "solvers.lbfgs": ("LBFGS",),
     "solvers.preconditioned": ("PreconditionedSolver",),
     "solvers.problem": (

@@ -159,6 +159,45 @@ def refine(knots: Tensor, n_control_points: int) -> tuple[Tensor, Tensor]:
     return knots, matrix
 
 
+def union_of_knots(*vectors: Tensor) -> Tensor:
+    """Return the knots of all vectors, each as often as where it comes most often.
+
+    Splines on any of the vectors can be given these knots; see `inserting_matrix`.
+
+    Examples
+    --------
+    >>> union_of_knots(clamped_knots(5), clamped_knots(6))[4:-4].tolist()
+    [0.25, 0.5]
+    """
+    every, place = torch.cat(vectors).unique(return_inverse=True)
+    parts = place.split([len(knots) for knots in vectors])
+    counts = torch.stack([torch.bincount(part, minlength=len(every)) for part in parts])
+    return every.repeat_interleave(counts.amax(0))
+
+
+def inserting_matrix(knots: Tensor, wanted: Tensor) -> Tensor:
+    """Return the matrix that maps control points on ``knots`` to those on more knots, ``wanted``.
+
+    Parameters
+    ----------
+    knots
+        Shape (n + 4,).
+    wanted
+        Shape (m + 4,), with all of ``knots`` among them.
+
+    Returns
+    -------
+    Tensor
+        Shape (m, n).
+    """
+    matrix = torch.eye(knots.numel() - DEGREE - 1, dtype=knots.dtype, device=knots.device)
+    for at in wanted.unique():
+        for _ in range(int((wanted == at).sum() - (knots == at).sum())):
+            matrix = insertion_matrix(knots, float(at)) @ matrix
+            knots = torch.cat([knots, at[None]]).sort().values
+    return matrix
+
+
 def greville_abscissae(knots: Tensor) -> Tensor:
     """Return the Greville abscissae, the means of three consecutive inner knots, shape (n,).
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import tempfile
-import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml  # type: ignore[import-untyped]
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 LOCK = ".geolatent-lock"
-# what earlier versions called it; files of others have that name too
-_OLD_LOCK = ".lock"
-RECORD = "geolatent-files.json"
 # far above any file of options, far below what takes long to read
 _YAML_BYTES, _YAML_DEPTH, _YAML_NODES = 1_000_000, 50, 20_000
-_TEMPORARY = ".tmp"
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 class UnfinishedError(RuntimeError):
@@ -47,27 +37,28 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Where the folder cannot be made or written to, or the disk is full; it names ``path``.
     """
     target = Path(path)
-    name = None
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent
-        )
         try:
-            with os.fdopen(handle, "wb") as file:
+            with unfinished.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, target)
+            os.replace(unfinished, target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             raise
     except OSError as error:
         # the system's message names the temporary file, or none where the disk is full
-        if error.filename not in (None, name, str(target)):
+        if error.filename not in (None, str(unfinished), str(target)):
             raise
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message in one line."""
+    return " ".join(str(error).split())
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -128,52 +119,41 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         if len(text.encode(errors="replace")) > _YAML_BYTES:
             raise yaml.YAMLError(f"it is longer than {_YAML_BYTES:,} bytes")
-        loader = _BoundedLoader(text)
-        try:
-            root = loader.get_single_node()
-            return None if root is None else loader.construct_document(root)
-        finally:
-            loader.dispose()
+        _check_bounds(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name} is no readable YAML: {reason.rstrip('.')}.") from error
+        raise ValueError(f"{name} is no readable YAML: {one_line(error).rstrip('.')}.") from error
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up before a document grows too deep or too large."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._depth = 0
-        self._count = 0
-        self._sizes: dict[int, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node, and count the values in it, those of aliases again."""
-        if self._depth >= _YAML_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {_YAML_DEPTH} deep")
-        self._depth += 1
-        self._count += 1
-        repeated = self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if repeated:
-            # the size of a node that is still being composed is not known
-            if id(node) not in self._sizes:
+def _check_bounds(text: str) -> None:
+    """Raise a YAMLError where YAML is too deep or stands for too many values."""
+    sizes: dict[str | None, int | None] = {}
+    # the values in each of the lists and mappings that are open, and their anchors
+    counts: list[int] = [0]
+    anchors: list[str | None] = []
+    for event in yaml.parse(text, yaml.SafeLoader):
+        size: int | None
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor)
+            counts.append(0)
+            sizes[event.anchor] = None
+            if len(anchors) > _YAML_DEPTH:
+                raise yaml.YAMLError(f"it is nested more than {_YAML_DEPTH} deep")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            size = sizes[anchors.pop()] = 1 + counts.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            # of one that is not there, the loader tells
+            size = sizes.get(event.anchor, 0)
+            if size is None:
                 raise yaml.YAMLError("an alias stands for a value that it is a part of")
-            return node
-        self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in _children(node))
-        if max(self._count, self._sizes[id(node)]) > _YAML_NODES:
+        elif isinstance(event, yaml.ScalarEvent):
+            size = sizes[event.anchor] = 1
+        else:
+            continue
+        counts[-1] += size
+        if counts[-1] > _YAML_NODES:
             raise yaml.YAMLError(f"it stands for more than {_YAML_NODES:,} values")
-        return node
-
-
-def _children(node: Any) -> Iterator[Any]:
-    if isinstance(node, yaml.MappingNode):
-        for pair in node.value:
-            yield from pair
-    elif isinstance(node, yaml.SequenceNode):
-        yield from node.value
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -196,45 +176,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def record_files(folder: Path, names: Iterable[str]) -> None:
-    """Add names to the list of what a run wrote to its folder; before the files are written.
-
-    Parameters
-    ----------
-    folder
-        The folder; the list is its ``geolatent-files.json``. One that is not of a run, which has an
-        ``environment.json``, gets no list.
-    names
-        Names of files, relative to the folder.
-    """
-    if not (folder / "environment.json").is_file():
-        return
-    before = recorded_files(folder) or set()
-    after = before | set(names)
-    if after != before:
-        text = json.dumps({"files": sorted(after)}, indent=2) + "\n"
-        write_file(folder / RECORD, text.encode())
-
-
-def recorded_files(folder: Path) -> set[str] | None:
-    """Return the names that `record_files` was given; None without a readable list.
-
-    A list that is damaged is told in a warning.
-    """
-    if not (folder / RECORD).is_file():
-        return None
-    try:
-        names = read_json(folder / RECORD).get("files")
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return set(names)
-        reason = f"{folder / RECORD} holds no list of files."
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    warnings.warn(f"{reason} What was written is known by its usual names alone.", stacklevel=3)
-    return None
-
-
-def remove_leftovers(folder: Path, is_own: Callable[[str], bool]) -> None:
+def remove_leftovers(folder: Path, is_own: Callable[[str], object]) -> None:
     """Remove the temporary files that killed writers left in a folder.
 
     Only for who holds the folder's lock: the files of a writer at work look the same.
@@ -246,102 +188,58 @@ def remove_leftovers(folder: Path, is_own: Callable[[str], bool]) -> None:
     is_own
         Whether a file's name is one that is written here; temporary files of others stay.
     """
-    for left in folder.glob(f".*{_TEMPORARY}"):
-        target = left.name.removeprefix(".").removesuffix(_TEMPORARY).rpartition(".")[0]
-        if is_own(target):
+    for left in folder.glob(".*.*.tmp"):
+        if is_own(left.name[1:].rsplit(".", 2)[0]):
             left.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def checksum(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FolderLock:
     """A lock on a folder, for one process at a time; the system frees it when its owner ends.
 
-    It is a lock of the system (``flock``) on the file ``.geolatent-lock``, which tells process and
-    machine. Locks of earlier versions, ``.lock``, are heeded.
+    It is a lock of the system on the file ``.geolatent-lock``, which tells process and machine.
 
     Raises
     ------
     BlockingIOError
         If another process, or another lock of this one, holds it; the message names the owner.
+    OSError
+        If the file cannot be opened, is a link, or lies where there are no locks.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
-        remove_old_lock(folder)
-        handle = self._acquire()
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
-        # also where nobody releases it
-        self._close = weakref.finalize(self, os.close, handle)
+        self._path = folder / LOCK
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, on_acquired=_sign)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise BlockingIOError(
+                f"{folder} is being written by another process: {self._owner()}. "
+                "Wait until it ends, or choose another folder."
+            ) from None
 
-    def _acquire(self) -> int:
-        while True:
-            # no link is followed: what it points to may lie elsewhere
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666)
-            if fcntl is None:
-                warnings.warn(
-                    "this system has no file locks; start no second command on the same folder",
-                    stacklevel=4,
-                )
-                return handle
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.read(handle, 1000).decode(errors="replace")
-                os.close(handle)
-                raise _held(self.path.parent, owner) from None
-            # its owner may have removed the file while this process opened it
-            if self.path.exists() and os.path.samestat(os.fstat(handle), self.path.stat()):
-                return handle
-            os.close(handle)
+    def _owner(self) -> str:
+        owner = ""
+        # it may have just begun or ended, and some systems let nobody read a locked file
+        with suppress(OSError):
+            owner = self._path.read_text(errors="replace")
+        return owner or "one that told no name"
 
     def release(self) -> None:
         """Free the lock and remove its file; a second time does nothing."""
-        if self._close.alive:
-            self.path.unlink(missing_ok=True)
-            self._close()
+        if self._lock.is_locked:
+            # before it is free: who opened the file meanwhile finds it gone, and makes another;
+            # where an open file cannot be removed, filelock does it
+            with suppress(PermissionError):
+                self._path.unlink(missing_ok=True)
+            self._lock.release()
 
 
-def remove_old_lock(folder: Path) -> None:
-    """Remove the lock ``.lock`` of an earlier version; a file of that name of others stays.
-
-    Raises
-    ------
-    BlockingIOError
-        If a process of that version holds it.
-    """
-    path = folder / _OLD_LOCK
-    if path.is_symlink() or not path.is_file() or fcntl is None:
-        return
-    with path.open("rb") as file:
-        owner = file.read(1000).decode(errors="replace")
-        if _told(owner) is None:
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _held(folder, owner) from None
-        path.unlink()
-
-
-def _held(folder: Path, owner: str) -> BlockingIOError:
-    # it may have the lock and not have written yet
-    told = _told(owner) or "one that has only just begun"
-    return BlockingIOError(
-        f"{folder} is being written by another process: {told}. "
-        "Wait until it ends, or choose another folder."
-    )
-
-
-def _told(owner: str) -> str | None:
-    """Return what a lock tells of its owner; None where it is no lock."""
-    try:
-        found = json.loads(owner)
-        return f"process {found['pid']} on {found['host']}"
-    except (ValueError, TypeError, KeyError):
-        return None
+def _sign(handle: int) -> None:
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())

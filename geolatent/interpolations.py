@@ -1,18 +1,16 @@
-"""Interpolations in common use: straight lines, great circles, spirals, and what the prior says."""
+"""Interpolations in common use: straight lines, great circles, spirals, and paths through codes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geolatent.checks import (
     check_alike,
-    check_choice,
     check_codes,
     check_integer,
     check_pairs,
@@ -20,11 +18,9 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.curves import CubicBSpline, basis_matrix
+from geolatent.curves import CubicBSpline
 
 Interpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-_PRIORS = ("normal", "uniform")
 
 
 def _check_times(t: object, n_pairs: int, like: Tensor) -> tuple[Tensor, bool]:
@@ -460,25 +456,13 @@ def spline_through_points(points: Tensor) -> CubicBSpline:
     k = codes.shape[1]
     if k < 2:
         raise ValueError(requirement("points", "at least two codes", describe(points)))
-    sites = torch.linspace(0.0, 1.0, k, dtype=torch.float64)
-    zeros = torch.zeros(3, dtype=torch.float64)
-    knots = torch.cat([zeros, sites, zeros + 1.0])
-    # values at the sites, and zero second derivative at both ends: there it is the slope of the
-    # quadratic derivative, whose second and third control points from the end must agree with it
-    n = k + 2
-    system = torch.zeros(n, n, dtype=torch.float64)
-    system[:k] = basis_matrix(knots, sites)
-    for row, (i, j, m) in ((k, (0, 1, 2)), (k + 1, (n - 1, n - 2, n - 3))):
-        near, far = min(i, j), min(j, m)
-        first = 1.0 / (knots[near + 4] - knots[near + 1])
-        second = 1.0 / (knots[far + 4] - knots[far + 1])
-        system[row, i], system[row, m] = first, second
-        system[row, j] = -first - second
-    values = torch.zeros(codes.shape[0], n, codes.shape[2], dtype=torch.float64)
-    values[:, :k] = codes.double().cpu()
-    control_points = torch.linalg.solve(system, values).to(codes)
+    from scipy.interpolate import make_interp_spline  # slow to import, and seldom needed
+
+    values = codes.double().cpu().numpy()
+    spline = make_interp_spline(np.linspace(0.0, 1.0, k), values, bc_type="natural", axis=1)
+    control_points = torch.from_numpy(spline.c).movedim(0, 1).to(codes)
     control_points[:, 0], control_points[:, -1] = codes[:, 0], codes[:, -1]
-    return CubicBSpline(control_points, knots)
+    return CubicBSpline(control_points, torch.from_numpy(spline.t))
 
 
 def slerp_curve(start: Tensor, end: Tensor, n_points: int = 33) -> CubicBSpline:
@@ -502,139 +486,3 @@ def slerp_curve(start: Tensor, end: Tensor, n_points: int = 33) -> CubicBSpline:
     """
     times = torch.linspace(0.0, 1.0, check_integer("n_points", n_points, minimum=2))
     return spline_through_points(slerp(start, end, times.double()))
-
-
-@dataclass(frozen=True)
-class NormProfile:
-    """Norms along paths, beside those of codes drawn from the prior.
-
-    Attributes
-    ----------
-    norms
-        |z| along the paths, (..., T) for points (..., T, d).
-    mean, standard_deviation
-        Of the norm of a code from the prior.
-    """
-
-    norms: Tensor
-    mean: float
-    standard_deviation: float
-
-    @property
-    def deviation(self) -> Tensor:
-        """How far the norms are from the prior's mean, in its standard deviations."""
-        return (self.norms - self.mean) / self.standard_deviation
-
-
-def norm_profile(points: Tensor, prior: str = "normal") -> NormProfile:
-    """Compare the norms along paths with the prior's.
-
-    In many dimensions almost all codes of N(0, I) have a norm near sqrt(d); a straight line between
-    two of them passes at sqrt(d / 2), where the prior has hardly any (the "tent-pole" effect).
-
-    Parameters
-    ----------
-    points
-        Points along paths, (..., T, d).
-    prior
-        ``"normal"``, N(0, I), whose norms follow the chi distribution; or ``"uniform"`` on the cube
-        [-1, 1]^d.
-
-    Returns
-    -------
-    NormProfile
-        Norms of the points, mean and standard deviation of the prior's norms.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where the points are not a finite floating-point tensor or the prior is not known.
-
-    References
-    ----------
-    White, "Sampling Generative Networks", 2016, https://arxiv.org/abs/1609.04468.
-
-    Examples
-    --------
-    >>> profile = norm_profile(torch.full((3, 100), 0.707))
-    >>> print(f"{profile.mean:.1f} +- {profile.standard_deviation:.1f}, {profile.norms[0]:.2f}")
-    10.0 +- 0.7, 7.07
-    """
-    points = check_tensor("points", points, "of shape (..., T, d)", tuple(range(2, 9)))
-    mean, deviation = prior_norm(points.shape[-1], prior)
-    return NormProfile(points.double().norm(dim=-1).to(points.dtype), mean, deviation)
-
-
-@lru_cache
-def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
-    """Return mean and standard deviation of |z| for z from the prior.
-
-    For N(0, I) the norm follows the chi distribution, of mean
-    sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2). On the cube,
-
-        E sqrt(Y) = (1 / sqrt(pi)) integral_0^inf (1 - E exp(-u^2 Y)) / u^2 du
-
-    with Y = |z|^2 and E exp(-u^2 Y) = (sqrt(pi) erf(u) / (2 u))^d. In both cases the variance is
-    E |z|^2 less the squared mean.
-
-    Parameters
-    ----------
-    dim
-        Latent dimension d.
-    prior
-        ``"normal"`` or ``"uniform"``, as for `norm_profile`.
-
-    Examples
-    --------
-    >>> ["{:.2f} +- {:.2f}".format(*prior_norm(100, prior)) for prior in ("normal", "uniform")]
-    ['9.98 +- 0.71', '5.77 +- 0.26']
-    """
-    dim = check_integer("dim", dim)
-    if check_choice("prior", prior, _PRIORS) == "normal":
-        mean = math.sqrt(2.0) * math.exp(math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2))
-        return mean, math.sqrt(dim - mean**2)
-    from scipy.integrate import quad  # slow to import, and seldom needed
-
-    def integrand(u: float) -> float:
-        if u < 1e-4:  # the leading term of the series
-            return dim / 3.0
-        ratio = math.sqrt(math.pi) * math.erf(u) / (2.0 * u)
-        return -math.expm1(dim * math.log(ratio)) / u**2
-
-    # one cut where the integrand falls from d / 3 to u^-2
-    cut = 4.0 / math.sqrt(dim)
-    value = quad(integrand, 0.0, cut, epsabs=1e-13, epsrel=1e-12)[0]
-    value += quad(integrand, cut, math.inf, epsabs=1e-13, epsrel=1e-12)[0]
-    mean = value / math.sqrt(math.pi)
-    return mean, math.sqrt(dim / 3.0 - mean**2)
-
-
-def log_prior(points: Tensor, prior: str = "normal") -> Tensor:
-    """Return the log density of the prior at points, in nats.
-
-    -(d log(2 pi) + |z|^2) / 2 for N(0, I); -d log 2 within the cube and minus infinity outside.
-
-    Parameters
-    ----------
-    points
-        Shape (..., d).
-    prior
-        ``"normal"`` or ``"uniform"``, as for `norm_profile`.
-
-    Returns
-    -------
-    Tensor
-        Shape (...,).
-
-    Examples
-    --------
-    >>> log_prior(torch.zeros(1, 2))
-    tensor([-1.8379])
-    """
-    points = check_tensor("points", points, "of shape (..., d)", tuple(range(1, 9)))
-    dim = points.shape[-1]
-    if check_choice("prior", prior, _PRIORS) == "normal":
-        return -0.5 * (dim * math.log(2.0 * math.pi) + points.square().sum(-1))
-    inside = (points.abs() <= 1.0).all(-1)
-    value = torch.full(points.shape[:-1], -dim * math.log(2.0)).to(points)
-    return torch.where(inside, value, -torch.inf)

@@ -207,7 +207,7 @@ def mnist(pairs: int, seed: int, model: Path | None) -> Problem:
         raise CannotRunError(f"there is no file {model}")
     decoder: Any = gl.models.load_model(model)
     decoder.requires_grad_(False)
-    d = int(json.loads(model.with_suffix(".json").read_text())["init_args"]["latent_dim"])
+    d = decoder.latent_dim
     start, end, codes = normal_codes(pairs, d, seed)
     metric = gl.GaussianPullbackMetric(decoder.decode)
     title = f"{d}-d convolutional VAE of MNIST, pairs from N(0, I)"
@@ -917,7 +917,7 @@ def benchmark(
 
     Args:
         output: File for the results, written again after every problem.
-        model: Weights of the 16-d model, X.safetensors with X.json beside it.
+        model: Weights of the 16-d model, X.safetensors.
         problems: Some of digits, mnist, deep, image, sphere, half_plane; all by default.
         methods: Some of geolatent, lattice, codes, adam, reverse, stochman, latent_geometry,
             geomstats, georce; all by default.

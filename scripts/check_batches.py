@@ -24,11 +24,13 @@ import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 
+from geolatent.lab.contents import SUMMARY
 from geolatent.lab.execution import run_shards
 from geolatent.lab.improvement import improvement_cases
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Shards, prior_pairs
-from geolatent.lab.results import SUMMARY, RunFolder, SolvedPairs, load_run
+from geolatent.lab.run import RunFolder, load_run
+from geolatent.lab.solved import SolvedPairs
 from geolatent.models import digits_vae
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver
@@ -76,7 +78,7 @@ def finish(out: Path, *words: str) -> float:
 
 def wait_for_parts(process: subprocess.Popen[str], out: Path, n: int) -> None:
     """Wait until a run has stored some parts."""
-    while len(list(out.glob("parts/*.json"))) < n:
+    while len(list(out.glob("parts/*.parquet.gz"))) < n:
         check(process.poll() is None, f"{out.name} ended early: {log_of(out)[-2000:]}")
         time.sleep(0.01)
 
@@ -154,7 +156,7 @@ def kills(folder: Path) -> str:
             process.kill()
             process.wait()
             done += 1
-            stored.append(len(list(out.glob("parts/*.json"))))
+            stored.append(len(list(out.glob("parts/*.parquet.gz"))))
         # one that was killed while it drew its figures is finished too
         if (out / SUMMARY).exists():
             same.append(check_same(out, folder / "expected"))
@@ -180,7 +182,7 @@ def node(folder: Path) -> str:
         process = start(out, *SHORT, *RAY, f"--ray.address={cluster.address}")
         wait_for_parts(process, out, 8)
         cluster.remove_node(second, allow_graceful=False)
-        stored = len(list(out.glob("parts/*.json")))
+        stored = len(list(out.glob("parts/*.parquet.gz")))
         check(process.wait() == 0, log_of(out)[-2000:])
     finally:
         cluster.shutdown()
@@ -225,9 +227,8 @@ def damage(folder: Path) -> str:
     process.send_signal(signal.SIGINT)
     status = process.wait()
     check(status == 130, f"status {status} after SIGINT: {log_of(out)[-2000:]}")
-    stored = sorted(out.glob("parts/*.json"))
-    for record in generator.sample(stored, N_DAMAGED):
-        path = record.with_suffix(generator.choice([".json", ".parquet", ".safetensors"]))
+    stored = sorted(out.glob("parts/*.parquet.gz"))
+    for path in generator.sample(stored, N_DAMAGED):
         content = bytearray(path.read_bytes())
         place = generator.randrange(len(content))
         if generator.random() < 0.5:
@@ -262,7 +263,7 @@ def throughput(folder: Path) -> str:
         seen: list[list[tuple[float, int]]] = [[] for _ in runs]
         while any(process.poll() is None for process in processes):
             for out, times in zip(outs, seen, strict=True):
-                n = len(list(out.glob("parts/*.json")))
+                n = len(list(out.glob("parts/*.parquet.gz")))
                 if n > (times[-1][1] if times else 0):
                     times.append((time.perf_counter(), n))
             time.sleep(0.02)

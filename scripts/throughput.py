@@ -165,8 +165,7 @@ def throughput(
     """Measure pairs per second and the share of the decoder.
 
     Args:
-        model: Weights of a Gaussian decoder, X.safetensors with X.json beside it; by default the
-            embedded 2-d model.
+        model: Weights of a Gaussian decoder, X.safetensors; by default the embedded 2-d model.
         pairs: Pairs from N(0, I), solved in one call.
         device: Where to solve, such as cpu or cuda.
         output: File for the results.
@@ -180,9 +179,7 @@ def throughput(
     place = torch.device(device)
     loaded: Any = gl.models.digits_vae() if model is None else gl.models.load_model(model)
     decoder = loaded.to(place).requires_grad_(False)
-    d = 2
-    if model is not None:
-        d = int(json.loads(model.with_suffix(".json").read_text())["init_args"]["latent_dim"])
+    d = decoder.latent_dim
     generator = torch.Generator().manual_seed(seed)
     start, end = torch.randn(2, pairs, d, generator=generator).to(place)
     solver = gl.PreconditionedSolver(tolerance=tolerance)

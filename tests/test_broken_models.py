@@ -11,7 +11,7 @@ from geolatent import PullbackMetric
 from geolatent.cli import main
 from geolatent.lab import walk
 from geolatent.lab.measures import correlation_matrices
-from geolatent.lab.results import load_run
+from geolatent.lab.run import load_run
 
 COARSE = ["--solver.max_control_points=7", "--length_tolerance=0.01"]
 COMMANDS = {

@@ -22,8 +22,9 @@ from rounding import assert_same_pairs
 import geolatent as gl
 from geolatent.cli import COMMANDS, main
 from geolatent.lab.config import CHOICES
+from geolatent.lab.contents import ENVIRONMENT, PAIRS
 from geolatent.lab.outline import outline
-from geolatent.lab.results import ENVIRONMENT, PAIRS, load_run
+from geolatent.lab.run import load_run
 from geolatent.models import save_model
 from geolatent.solvers.lbfgs import LBFGS
 
@@ -226,12 +227,12 @@ def test_options_of_before_are_refused_with_what_to_write(old, sentence, capsys,
 def test_a_solver_of_one_s_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "straight.py").write_text(
         "from dataclasses import dataclass\n"
-        "from geolatent.solvers.problem import Outcome, Solver\n"
+        "from geolatent import Solver\n"
         "@dataclass(frozen=True)\n"
         "class Straight(Solver):\n"
         "    slack: float = 0.0\n"
-        "    def shorten(self, problem):\n"
-        "        return Outcome.start(problem)\n"
+        "    def stages(self, problem, outcome):\n"
+        "        return iter(())\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     words = ["--solver=straight.Straight", "--solver.slack=2", "--pairs=prior", "--n_pairs=1"]
@@ -959,7 +960,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
     ) as process:
         try:
             deadline = time.monotonic() + 120
-            while not list(out.glob("parts/*.json")):
+            while not list(out.glob("parts/*.parquet.gz")):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -975,7 +976,7 @@ def test_a_killed_command_leaves_a_readable_folder(tmp_path):
 
 
 def test_plot_tells_of_an_interrupted_run(capsys, tmp_path):
-    from geolatent.lab.results import RunFolder
+    from geolatent.lab.run import RunFolder
 
     RunFolder.create(tmp_path / "run", "improvement", {}, seed=0, device="cpu")
     assert run("plot", tmp_path / "run") == 1

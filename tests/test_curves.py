@@ -13,9 +13,11 @@ from geolatent.curves import (
     basis_matrix,
     clamped_knots,
     greville_abscissae,
+    inserting_matrix,
     insertion_matrix,
     refine,
     straight_control_points,
+    union_of_knots,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -299,3 +301,15 @@ def test_curve_on_cuda():
     assert there.knots.is_cuda
     finer = there.insert_knot(at=0.3)
     torch.testing.assert_close(finer(TIMES.cuda()).cpu(), curve(TIMES), rtol=0, atol=1e-12)
+
+
+@given(inner_knots, inner_knots)
+def test_curves_on_the_union_of_knots_are_the_same(inner, other):
+    vectors = make_knots(inner), make_knots(other)
+    union = union_of_knots(*vectors)
+    most = {place: max(inner.get(place, 0), other.get(place, 0)) for place in {**inner, **other}}
+    assert torch.equal(union, make_knots(most))
+    for knots in vectors:
+        curve = random_curve(knots)
+        finer = CubicBSpline(inserting_matrix(knots, union) @ curve.control_points, union)
+        assert (finer(TIMES) - curve(TIMES)).abs().max() <= 1e-12

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from problems import sphere, sphere_distance
+from problems import HALF_PLANE, SPHERE, sphere, sphere_distance
 
-from geolatent import LatentGraph, PullbackMetric, TensorMetric, solve_geodesic
+from geolatent import LatentGraph, solve_geodesic
 from geolatent.geometry.distances import (
     distance,
     graph_distance_matrix,
@@ -14,10 +14,6 @@ from geolatent.geometry.distances import (
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-SPHERE = PullbackMetric(sphere)
-HALF_PLANE = TensorMetric(lambda z: torch.eye(2).to(z) / z[:, 1, None, None] ** 2, dim=2)
 
 
 def codes(n):

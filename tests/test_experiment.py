@@ -18,7 +18,7 @@ from geolatent.lab.experiment import MetricExperiment, as_option
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
-from geolatent.lab.results import load_run
+from geolatent.lab.run import load_run
 from geolatent.lab.sample import Sample
 
 FEW = DataOptions(split="test", per_class=3)
@@ -114,7 +114,7 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):
-    from geolatent.lab.results import RunFolder
+    from geolatent.lab.run import RunFolder
 
     out = tmp_path / "run"
     with RunFolder.create(out, experiment.command, experiment.options, seed=0, device="cpu"):

@@ -46,7 +46,6 @@ from geolatent.lab.pairs import (
     read_pairs,
     worst_case_pairs,
 )
-from geolatent.lab.results import SolvedPairs
 from geolatent.lab.sample import png_bytes
 from geolatent.lab.setup import (
     Dataset,
@@ -55,6 +54,7 @@ from geolatent.lab.setup import (
     make_initial,
     make_model,
 )
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import statistics, summarise
 from geolatent.models import RBFPrecision, save_model
 

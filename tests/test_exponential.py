@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import half_plane, sphere
+from problems import HALF_PLANE, SPHERE, sphere
 from scipy.interpolate import BSpline
 
-from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, TensorMetric, models
+from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, models
 from geolatent.curves import clamped_knots
 from geolatent.geometry.acceleration import (
     geodesic_acceleration,
@@ -26,10 +26,6 @@ from geolatent.lab import data as digits_data
 from geolatent.solve import PreconditionedSolver, solve_geodesic
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-SPHERE = PullbackMetric(sphere)
-HALF_PLANE = TensorMetric(half_plane, dim=2)
 
 
 def sphere_exp(z, v):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from rounding import assert_same_to_rounding
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from geolatent.lab.data import digits, torchvision_images
@@ -84,10 +85,11 @@ def test_dtype_follows_the_images(train, held_out):
 def test_files_that_name_the_class_by_where_it_was(tmp_path, train):
     features = fit_logistic_regression(*train)
     weights = save_model(features, tmp_path / "classes")
-    description = json.loads(weights.with_suffix(".json").read_text())
+    with safe_open(weights, framework="pt") as file:
+        description = json.loads(file.metadata()["geolatent_model"])
     assert description["class_path"] == "geolatent.models.features.LogisticRegression"
     description["class_path"] = "geolatent.features.LogisticRegression"
-    weights.with_suffix(".json").write_text(json.dumps(description))
+    weights.write_bytes(save(load_file(weights), {"geolatent_model": json.dumps(description)}))
     assert isinstance(load_model(weights), LogisticRegression)
     built = build_model(description["class_path"], description["init_args"], weights)
     assert isinstance(built, LogisticRegression)

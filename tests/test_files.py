@@ -5,7 +5,7 @@ import time
 import pytest
 import yaml
 
-from geolatent.files import parse_yaml, read_json, read_yaml
+from geolatent.files import parse_yaml, read_json, read_yaml, write_file
 
 # nine aliases on each of nine lines: a billion values
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -92,3 +92,18 @@ def test_bad_json_is_told_in_one_line(text, tmp_path):
     with pytest.raises(ValueError, match=r"it.json is no readable JSON: ") as caught:
         read_json(tmp_path / "it.json")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    write_file(tmp_path / "whole", b"content")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "whole").read_bytes() == b"content"
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    target = tmp_path / (300 * "x")
+    with pytest.raises(OSError, match="too long") as caught:
+        write_file(target, b"content")
+    assert caught.value.filename == str(target)
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Interpolations: edge cases of slerp, splines and paths through codes, norms of the priors."""
+"""Interpolations: edge cases of slerp, splines and paths through codes."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import assert_same_to_rounding
-from scipy import stats
 from scipy.interpolate import CubicSpline
 
 from geolatent import CubicBSpline, PullbackMetric, path_length, solve_geodesic
@@ -16,9 +15,6 @@ from geolatent.interpolations import (
     from_spherical_coordinates,
     great_circle,
     lerp,
-    log_prior,
-    norm_profile,
-    prior_norm,
     radial_walk,
     slerp,
     slerp_curve,
@@ -274,22 +270,6 @@ def test_spline_through_points_is_the_natural_spline(k):
     assert (path_length(PullbackMetric(torch.nn.Identity()), curve) > 0).all()
 
 
-def test_norms_of_the_priors_to_two_digits():
-    """The figures of the tent-pole effect in 100 dimensions."""
-    mean, deviation = prior_norm(100)
-    assert (round(mean), round(deviation, 1)) == (10, 0.7)
-    mean, deviation = prior_norm(100, "uniform")
-    assert (round(mean, 2), round(deviation, 2)) == (5.77, 0.26)
-    codes = torch.randn(2000, 2, 100)
-    profile = norm_profile(lerp(codes[:, 0], codes[:, 1], torch.linspace(0, 1, 11)))
-    middle = profile.norms[:, 5].mean()
-    assert middle == pytest.approx(7.07, abs=0.05)
-    assert profile.deviation[:, 5].mean() == pytest.approx(-4.2, abs=0.2)
-    assert profile.deviation[:, 0].mean() == pytest.approx(0.0, abs=0.1)
-    around = norm_profile(slerp(codes[:, 0], codes[:, 1], torch.linspace(0, 1, 11)))
-    assert around.norms.mean() == pytest.approx(9.97, abs=0.05)
-
-
 def test_slerp_curves_follow_slerp():
     start, end = torch.randn(2, 20, 3, dtype=torch.float64)
     end[0] = -2 * start[0]
@@ -299,48 +279,6 @@ def test_slerp_curves_follow_slerp():
     radius = torch.maximum(start.norm(dim=1), end.norm(dim=1))
     assert (gap.amax(1) < 5e-4 * radius).all()
     assert torch.equal(curve.control_points[:, [0, -1]], torch.stack([start, end], 1))
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3, 10, 100, 1000])
-def test_chi_distribution(dim):
-    mean, deviation = prior_norm(dim)
-    assert mean == pytest.approx(stats.chi(dim).mean(), rel=1e-9)
-    assert deviation == pytest.approx(stats.chi(dim).std(), rel=1e-6)
-
-
-def test_norms_in_the_cube():
-    # E |x| = 1/2 on the line; in the square (sqrt 2 + asinh 1) / 3
-    assert prior_norm(1, "uniform") == pytest.approx((0.5, 12**-0.5), rel=1e-9)
-    mean = (2**0.5 + math.asinh(1.0)) / 3
-    assert prior_norm(2, "uniform") == pytest.approx((mean, (2 / 3 - mean**2) ** 0.5), rel=1e-9)
-    for dim in (5, 300):
-        norms = (2 * torch.rand(20_000, dim) - 1).norm(dim=1)
-        mean, deviation = prior_norm(dim, "uniform")
-        assert mean == pytest.approx(float(norms.mean()), abs=5 * deviation / 20_000**0.5)
-        assert deviation == pytest.approx(float(norms.std()), rel=0.03)
-
-
-def test_straight_midpoints_leave_the_shell_of_the_prior():
-    """The "tent-pole" effect in 100 dimensions, and slerp, which has none."""
-    start, end = torch.randn(2, 20_000, 100)
-    for points, mean, deviation in (
-        (start, 10.0, 0.7),
-        (lerp(start, end, 0.5), 7.0, 0.5),
-        (slerp(start, end, 0.5), 10.0, 0.5),
-    ):
-        norms = points.norm(dim=1)
-        assert float(norms.mean()) == pytest.approx(mean, abs=0.06)
-        assert float(norms.std()) == pytest.approx(deviation, abs=0.02)
-    assert prior_norm(100, "uniform") == pytest.approx((5.77, 0.26), abs=0.01)
-
-
-def test_log_prior():
-    points = torch.randn(2, 5, 3)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(points).sum(-1)
-    torch.testing.assert_close(log_prior(points), expected)
-    inside = log_prior(torch.tensor([[0.5, -1.0], [0.0, 1.5]]), "uniform")
-    assert inside[0] == pytest.approx(-2 * math.log(2))
-    assert inside[1] == -math.inf
 
 
 @pytest.mark.parametrize("interpolation", BETWEEN)
@@ -366,7 +304,6 @@ def test_bad_input(interpolation, arguments, error, message):
         (lambda: through_points(torch.ones(1, 2), torch.zeros(1)), "two codes"),
         (lambda: through_points(torch.ones(3, 2), torch.tensor([1.5])), "in \\[0, 1\\]"),
         (lambda: through_points(torch.ones(3, 2), torch.zeros(2), lengths=-torch.ones(2)), "neg"),
-        (lambda: norm_profile(torch.ones(2, 3), "cauchy"), "`prior`"),
         (lambda: spherical_coordinates(torch.ones(3, 1)), "d >= 2"),
         (lambda: spline_through_points(torch.ones(1, 2)), "two codes"),
     ],

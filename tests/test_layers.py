@@ -19,7 +19,7 @@ PACKAGE = Path(geolatent.__file__).parent
 LEVELS = [
     ["_version", "requirements", "callables", "display", "files", "quadrature"],
     ["checks"],
-    ["curves", "solution"],
+    ["curves", "priors", "solution"],
     ["interpolations"],
     ["metrics", "models"],
     ["lengths", "graph"],
@@ -36,7 +36,7 @@ LEVEL = {unit: depth for depth, units in enumerate(LEVELS) for unit in units}
 # the numerical part, and what it may need besides itself
 NUMERICAL = ["metrics", "lengths", "graph", "solvers", "solve", "geometry", "learn"]
 NUMERICAL += ["requirements", "callables", "display", "quadrature", "checks", "curves", "solution"]
-NUMERICAL += ["interpolations"]
+NUMERICAL += ["interpolations", "priors"]
 LIBRARIES = {"torch", "numpy", "scipy"}
 
 # what the command line needs before a command begins its work
@@ -136,6 +136,13 @@ def test_the_command_line_needs_no_torch(name):
         assert not top or unit(module) not in HEAVY, f"{name} imports {module}"
         if module.startswith("geolatent.") and top:
             assert module.removeprefix("geolatent.") in LIGHT, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize(("name", "path"), [f for f in FILES if unit(f.id) != "metrics"])
+def test_metrics_are_evaluated_by_rows_alone(name, path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        private = isinstance(node, ast.Attribute) and node.attr in ("_tensor", "_quadratic")
+        assert not private, f"{name}, line {node.lineno}: {ast.unparse(node)}"
 
 
 def test_the_minimiser_knows_no_geometry():

@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 from rounding import assert_same_to_rounding
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from geolatent.lab.data import digits
@@ -52,6 +53,16 @@ def small_model(seed=0, n_centers=3):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
     return model
+
+
+def save_pair(model, path):
+    """Save a model as earlier versions did: X.safetensors, and beside it X.json."""
+    file = save_model(model, path)
+    with safe_open(file, framework="pt") as opened:
+        description = opened.metadata()["geolatent_model"]
+    file.write_bytes(save(load_file(file)))
+    file.with_suffix(".json").write_text(description)
+    return file
 
 
 def assert_same_state(found, expected):
@@ -365,11 +376,18 @@ def test_save_and_load(tmp_path, name, n_centers):
     z = torch.randn(5, 2, dtype=torch.float64)
     for ours, theirs in zip(model.decode(z), loaded.decode(z), strict=True):
         assert_same_to_rounding(theirs, ours)
-    stem = name.removesuffix(".safetensors")
-    assert sorted(file.name for file in path.parent.iterdir()) == [
-        f"{stem}.json",
-        f"{stem}.safetensors",
-    ]
+    (file,) = path.parent.iterdir()
+    assert file.name == name.removesuffix(".safetensors") + ".safetensors"
+
+
+def test_a_description_beside_the_weights_is_read(tmp_path):
+    # as earlier versions wrote it; what the weights' own file says goes before it
+    model = small_model()
+    pair = save_pair(model, tmp_path / "old")
+    assert_same_state(load_model(pair), model)
+    save_model(model, pair)
+    pair.with_suffix(".json").write_text("{}")
+    assert_same_state(load_model(pair), model)
 
 
 def test_what_is_loaded_lies_as_torch_lays_it(tmp_path):
@@ -385,8 +403,8 @@ def test_what_is_loaded_lies_as_torch_lays_it(tmp_path):
 
 def test_a_saved_file_has_the_usual_permissions(tmp_path):
     path = save_model(small_model(), tmp_path / "model")
-    description = path.with_suffix(".json")
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(description.stat().st_mode)
+    (tmp_path / "other").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
 
 
 def test_saving_twice_gives_equal_files(tmp_path):
@@ -420,12 +438,12 @@ def test_an_interrupted_save_leaves_the_old_files(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_model(small_model(seed=1), path)
     assert path.read_bytes() == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pt_files_hold_tensors_alone(tmp_path):
     model = small_model()
-    save_model(model, tmp_path / "model")
+    save_pair(model, tmp_path / "model")
     torch.save(model.state_dict(), tmp_path / "model.pt")
     assert torch.equal(load_model(tmp_path / "model.pt").log_std, model.log_std)
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "model.pt")
@@ -441,7 +459,7 @@ class Bomb:
 @pytest.mark.parametrize("ending", ["pt", "pth"])
 def test_pickles_are_refused(tmp_path, ending):
     path = tmp_path / f"model.{ending}"
-    save_model(small_model(), tmp_path / "model")
+    save_pair(small_model(), tmp_path / "model")
     refused = "other objects are not unpickled"
     torch.save({"weights": Bomb()}, path)
     with pytest.raises(ValueError, match=refused):
@@ -457,7 +475,7 @@ def test_pickles_are_refused(tmp_path, ending):
 def test_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*none.safetensors"):
         load_model(tmp_path / "none.safetensors")
-    path = save_model(small_model(), tmp_path / "model")
+    path = save_pair(small_model(), tmp_path / "model")
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"There is no file .*model.json"):
         load_model(path)
@@ -468,7 +486,7 @@ def test_missing_files(tmp_path):
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", b"\x00" * 100])
 def test_corrupt_weights(tmp_path, ending, content):
-    save_model(small_model(), tmp_path / "model")
+    save_pair(small_model(), tmp_path / "model")
     path = tmp_path / f"model.{ending}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"Found `path = {path}`")):
@@ -498,18 +516,21 @@ def test_truncated_weights(tmp_path):
     ],
 )
 def test_wrong_descriptions(tmp_path, change, message):
-    path = save_model(small_model(), tmp_path / "model")
-    description = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**description, **change}))
+    path = save_pair(small_model(), tmp_path / "model")
+    text = json.dumps({**json.loads(path.with_suffix(".json").read_text()), **change})
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+    path.write_bytes(save(load_file(path), {"geolatent_model": text}))
     with pytest.raises(ValueError, match=message):
         load_model(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"{}", b'{"format_version": 1}', b"\xe4"])
 def test_corrupt_descriptions(tmp_path, text):
-    path = save_model(small_model(), tmp_path / "model")
-    path.with_suffix(".json").write_text(text)
-    with pytest.raises(ValueError, match="should be the JSON file that save_model writes"):
+    path = save_pair(small_model(), tmp_path / "model")
+    path.with_suffix(".json").write_bytes(text)
+    with pytest.raises(ValueError, match="with the description that save_model writes"):
         load_model(path)
 
 

@@ -6,11 +6,11 @@ import torch
 
 from geolatent import LatentGraph, PreconditionedSolver, PullbackMetric, models
 from geolatent.cli import main
-from geolatent.interpolations import prior_norm
 from geolatent.lab import cluster, data, distances, walk
 from geolatent.lab.data import DataOptions
 from geolatent.lab.plotting import save_figures
-from geolatent.lab.results import load_run
+from geolatent.lab.run import load_run
+from geolatent.priors import prior_norm
 
 
 def draw(run, command, folder):

@@ -18,7 +18,7 @@ pytest.importorskip("lightning", reason="training needs the extra `train`")
 
 from geolatent.cli import main
 from geolatent.lab.data import DataOptions, digits, load
-from geolatent.lab.results import RunFolder, load_run
+from geolatent.lab.run import RunFolder, load_run
 from geolatent.lab.training import (
     Batches,
     PrecisionOptions,
@@ -385,7 +385,6 @@ WRITTEN = [
     "figures/losses.png",
     "figures/reconstructions.png",
     "geolatent-files.json",
-    "model.json",
     "model.safetensors",
     "summary.json",
     "training.safetensors",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import sphere
+from problems import cylinder, half_plane, sphere
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, PullbackMetric, TensorMetric
@@ -16,11 +16,6 @@ from geolatent.geometry.volume import condition_number, magnification_factor, sa
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def cylinder(z):
-    angle, height = z[:, 0] + 0.4 * z[:, 1] ** 2, z[:, 1] + 0.3 * z[:, 0].sin()
-    return torch.stack([1.5 * angle.cos(), 1.5 * angle.sin(), height], dim=1)
-
-
 def torus(z):
     """Radii 2 and 1: K = cos(v) / (2 + cos(v))."""
     u, v = z[:, 0], z[:, 1]
@@ -28,16 +23,12 @@ def torus(z):
     return torch.stack([ring * u.cos(), ring * u.sin(), v.sin()], dim=1)
 
 
-def half_space(z):
-    return torch.eye(z.shape[1]).to(z) / z[:, -1, None, None] ** 2
-
-
 SURFACES = {
     "sphere": (PullbackMetric(sphere), lambda z: torch.ones(len(z))),
     "small sphere": (PullbackMetric(lambda z: 0.1 * sphere(z)), lambda z: 100 * torch.ones(len(z))),
     "cylinder": (PullbackMetric(cylinder), lambda z: torch.zeros(len(z))),
     "torus": (PullbackMetric(torus), lambda z: z[:, 1].cos() / (2 + z[:, 1].cos())),
-    "half-plane": (TensorMetric(half_space, dim=2), lambda z: -torch.ones(len(z))),
+    "half-plane": (TensorMetric(half_plane, dim=2), lambda z: -torch.ones(len(z))),
     "plane": (PullbackMetric(nn.Identity()), lambda z: torch.zeros(len(z))),
 }
 
@@ -103,7 +94,7 @@ def test_constant_sectional_curvature(dim, seed):
     one = torch.ones(4, dtype=torch.float64)
     found = sectional_curvature(PullbackMetric(sphere), z, u, v)
     torch.testing.assert_close(found, one, rtol=1e-8, atol=0)
-    metric = TensorMetric(half_space, dim=dim)
+    metric = TensorMetric(half_plane, dim=dim)
     found = sectional_curvature(metric, z.abs() + 0.2, u, v)
     torch.testing.assert_close(found, -one, rtol=1e-8, atol=0)
 
@@ -137,7 +128,7 @@ def test_magnification_and_condition_number():
 
 def test_sample_by_volume_of_the_half_plane():
     # density 1 / y^2 on [0, 1] x [1, 3]: y has the distribution function (1 - 1 / y) / (2 / 3)
-    metric = TensorMetric(half_space, dim=2)
+    metric = TensorMetric(half_plane, dim=2)
     sample = sample_volume(metric, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 3.0]), 4000)
     assert sample.codes.shape == (4000, 2)
     uniform = (1 - 1 / sample.codes[:, 1]) * 1.5
@@ -161,7 +152,7 @@ def test_sample_by_weighted_volume():
 def test_sample_gives_up():
     with pytest.raises(RuntimeError, match="64 proposals gave"):
         sample_volume(
-            TensorMetric(half_space, dim=2),
+            TensorMetric(half_plane, dim=2),
             torch.tensor([0.0, 0.001]),
             torch.tensor([1.0, 3.0]),
             1000,

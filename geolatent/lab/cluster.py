@@ -21,7 +21,7 @@ from geolatent.lab.costs import Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.printing import make_table, working
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 
 METHODS = ("Euclidean k-means", "geodesic k-means")
 

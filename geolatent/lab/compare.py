@@ -19,8 +19,9 @@ from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Case, Pairs, draw_images, encoded_pairs
 from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
-from geolatent.lab.results import Run, SolvedPairs
+from geolatent.lab.run import Run
 from geolatent.lab.setup import make_model
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import groups_of, summarise
 
 

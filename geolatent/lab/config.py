@@ -49,7 +49,7 @@ class ModelOptions:
     Attributes
     ----------
     checkpoint
-        A model that `geolatent train` wrote (X.safetensors beside X.json), or, with `class_path`,
+        A model that `geolatent train` wrote (X.safetensors), or, with `class_path`,
         the weights of a model of your own (X.safetensors, X.pt or X.pth).
     class_path
         The class of a model of your own, "package.module.Name"; its module's code is run.

@@ -32,7 +32,7 @@ from geolatent.lab.printing import (
     print_files,
     progress_bar,
 )
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.lengths import path_length

@@ -11,11 +11,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from geolatent.files import LOCK
+from geolatent.lab.contents import SUMMARY
 from geolatent.lab.costs import Cost, seconds_a_row
+from geolatent.lab.earlier import stored_parts
 from geolatent.lab.experiment import Experiment, check_folder
+from geolatent.lab.options import plain
 from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import make_console, print_last
-from geolatent.lab.results import PARTS, SUMMARY, plain
 from geolatent.lab.sweep import sweep_points
 
 # seconds that a solve takes for each decoder row beside the decoder, measured on small decoders
@@ -104,7 +106,7 @@ def output(folder: Path, *, overwrite: bool) -> str:
     """Return the state of an output folder that a command would take."""
     if (folder / LOCK).exists():
         return f"{folder}, which another process may be writing"
-    n_parts = len(list((folder / PARTS).glob("*.json")))
+    n_parts = len(stored_parts(folder, ""))
     if n_parts and not overwrite:
         return f"{folder}, an unfinished run with {n_parts} shards, which it would go on with"
     if (folder / SUMMARY).exists():

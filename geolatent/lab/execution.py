@@ -20,8 +20,9 @@ from geolatent.files import UnfinishedError
 from geolatent.lab.config import Executor, RayOptions
 from geolatent.lab.pairs import Shards
 from geolatent.lab.printing import make_console, print_warning, work_progress
-from geolatent.lab.results import RunFolder, SolvedPairs
+from geolatent.lab.run import RunFolder
 from geolatent.lab.setup import make_device
+from geolatent.lab.solved import SolvedPairs
 
 # a shard's number, where it is known, and its pairs or what went wrong
 Outcome = tuple[int | None, SolvedPairs | str]

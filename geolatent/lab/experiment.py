@@ -35,7 +35,7 @@ from geolatent.lab.config import (
 from geolatent.lab.costs import Cost
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.printing import make_console, print_files
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import (
     Dataset,
     make_device,

@@ -22,7 +22,8 @@ from geolatent.lab.measures import ALIGNED, alignment_with, measure_along
 from geolatent.lab.pairs import Case, Pairs, check_room, worst_case_pairs
 from geolatent.lab.pairs_experiment import SourceExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
-from geolatent.lab.results import Run, SolvedPairs
+from geolatent.lab.run import Run
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import summarise
 from geolatent.metrics.base import Metric
 

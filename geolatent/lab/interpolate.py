@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_integer
 from geolatent.curves import CubicBSpline
-from geolatent.interpolations import lerp, norm_profile, slerp
+from geolatent.interpolations import lerp, slerp
 from geolatent.lab import plotting
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, Summary
@@ -38,9 +38,11 @@ from geolatent.lab.measures import (
 from geolatent.lab.pairs import Case
 from geolatent.lab.pairs_experiment import SourceExperiment
 from geolatent.lab.printing import make_table, number, print_statuses
-from geolatent.lab.results import Run, SolvedPairs
+from geolatent.lab.run import Run
+from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import groups_of, summarise
 from geolatent.metrics.base import Metric
+from geolatent.priors import norm_profile
 
 PLAIN = "geodesic"
 # the curves beside the geodesics, and what the tables call them

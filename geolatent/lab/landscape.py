@@ -18,7 +18,7 @@ from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.printing import make_table, number, working
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 

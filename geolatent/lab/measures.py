@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_codes, check_integer, check_tensor, describe, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.interpolations import log_prior, slerp_curve
+from geolatent.interpolations import slerp_curve
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.priors import log_prior
 
 # curves -> columns of the table, B values each
 Quantity = Callable[[CubicBSpline], Mapping[str, Tensor]]

@@ -19,7 +19,7 @@ from geolatent.graph import LatentGraph
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
-from geolatent.lab.results import SolvedPairs
+from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.models.checkpoint import read_tensors
 from geolatent.solve import solve_geodesic

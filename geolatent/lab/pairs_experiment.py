@@ -27,8 +27,9 @@ from geolatent.lab.pairs import (
     prior_pairs,
     read_pairs,
 )
-from geolatent.lab.results import RunFolder, SolvedPairs
+from geolatent.lab.run import RunFolder
 from geolatent.lab.setup import initial_kind, make_initial
+from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Solver

@@ -23,6 +23,8 @@ from geolatent.lab import (
     walk,
 )
 from geolatent.lab.config import Formats, check_formats
+from geolatent.lab.contents import CONFIG, POINTS, SUMMARY, run_command
+from geolatent.lab.options import SWEEP
 from geolatent.lab.printing import (
     make_console,
     make_table,
@@ -31,7 +33,7 @@ from geolatent.lab.printing import (
     print_files,
     print_warning,
 )
-from geolatent.lab.results import CONFIG, POINTS, SUMMARY, SWEEP, Run, load_run, run_command
+from geolatent.lab.run import Run, load_run
 from geolatent.lab.training_figures import draw_training
 
 # columns of a terminal that the whole table takes

@@ -17,8 +17,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from geolatent.checks import check_choice, describe, requirement
-from geolatent.files import record_files, write_file
+from geolatent.files import write_file
 from geolatent.lab.config import FORMATS, Formats, check_formats
+from geolatent.lab.contents import record_files
 
 Array = NDArray[np.float64]
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.lab import plotting
+from geolatent.lab.contents import IMAGES
 from geolatent.lab.experiment import Arrays, Experiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
 from geolatent.lab.pairs import draw_normal
 from geolatent.lab.printing import working
-from geolatent.lab.results import IMAGES, Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 
 # images that the figure shows
 _SHOWN = 40

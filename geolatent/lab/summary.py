@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from geolatent.lab.results import SolvedPairs
+from geolatent.lab.solved import SolvedPairs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # statuses that mean that the solver is sure of its result

@@ -13,6 +13,8 @@ from typing import Any, Protocol, Self
 
 from geolatent.checks import requirement
 from geolatent.files import UnfinishedError
+from geolatent.lab.contents import POINTS, SUMMARY, check_inputs, find_points
+from geolatent.lab.options import is_neutral, options_key
 from geolatent.lab.places import check_places
 from geolatent.lab.printing import (
     make_console,
@@ -21,18 +23,9 @@ from geolatent.lab.printing import (
     print_warning,
     statistics_table,
 )
-from geolatent.lab.results import (
-    POINTS,
-    SUMMARY,
-    RunFolder,
-    SolvedPairs,
-    check_inputs,
-    find_points,
-    is_neutral,
-    load_run,
-    options_key,
-)
+from geolatent.lab.run import RunFolder, load_run
 from geolatent.lab.setup import make_device
+from geolatent.lab.solved import SolvedPairs
 
 # no room on the disk: the other points would fail too
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -32,7 +32,7 @@ def train(
 ) -> None:
     """Train a variational autoencoder or a BiGAN on images; figures and losses beside it.
 
-    The folder receives model.safetensors and model.json, which other commands take as
+    The folder receives model.safetensors, which other commands take as
     --model.checkpoint, and figures of losses, reconstructions and codes. Start from a config, such
     as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
 

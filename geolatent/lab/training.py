@@ -22,8 +22,9 @@ from geolatent.checks import check_tensor, describe, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.lab.console import make_console, work_progress
+from geolatent.lab.contents import SUMMARY, run_command
 from geolatent.lab.data import load
-from geolatent.lab.results import SUMMARY, RunFolder, run_command
+from geolatent.lab.run import RunFolder
 from geolatent.lab.training_figures import draw_training
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
@@ -573,9 +574,9 @@ def train(
 ) -> TrainingSummary:
     """Train one of the package's models on a data set and write it, with figures, to a folder.
 
-    The folder is a run folder, see `geolatent.lab.results`: ``config.yaml`` and
-    ``environment.json`` stand in it from the beginning. It receives ``model.safetensors`` and
-    ``model.json`` (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
+    The folder is a run folder, see `geolatent.lab.run`: ``config.yaml`` and
+    ``environment.json`` stand in it from the beginning. It receives ``model.safetensors``
+    (for :func:`geolatent.models.load_model`), ``training.safetensors`` (some test
     images, their reconstructions and codes), ``summary.json`` and the figures ``losses.png``,
     ``reconstructions.png`` and, for a 2-d latent space, ``latent.png`` in ``figures``. Each file is
     written whole or not at all, ``summary.json`` after the model and its data, from which
@@ -633,7 +634,7 @@ def train(
     >>> files[:4]
     ['config.yaml', 'environment.json', 'figures', 'geolatent-files.json']
     >>> files[4:]
-    ['model.json', 'model.safetensors', 'summary.json', 'training.safetensors']
+    ['model.safetensors', 'summary.json', 'training.safetensors']
     """
     folder = Path(out_dir)
     state = folder / "checkpoints" / STATE_FILE

@@ -15,7 +15,7 @@ from geolatent.checks import check_integer, check_number, requirement
 from geolatent.geometry.brownian import brownian_motion
 from geolatent.geometry.integrators import DiscreteGeodesic
 from geolatent.geometry.volume import magnification_factor
-from geolatent.interpolations import great_circle, norm_profile, prior_norm, radial_walk
+from geolatent.interpolations import great_circle, radial_walk
 from geolatent.lab import plotting, plotting_statistics
 from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
 from geolatent.lab.latent_model import LatentModel
@@ -27,11 +27,12 @@ from geolatent.lab.printing import (
     print_files,
     progress_bar,
 )
-from geolatent.lab.results import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.priors import norm_profile, prior_norm
 
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12

@@ -12,6 +12,7 @@ from torch import Tensor
 from geolatent.checks import check_codes, describe, requirement
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
+from geolatent.metrics.rows import Rows
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -50,8 +51,7 @@ def _agree(graph: LatentGraph, metric: Metric) -> bool:
         return False
     nodes = graph.codes[:: -(-graph.n_nodes // _COMPARED)]
     metric.check("graph", nodes[:1])
-    with torch.no_grad():
-        tensors, own = (each._tensor(nodes).double() for each in (metric, graph.metric))
+    tensors, own = (Rows.of(each, nodes).tensor(nodes).double() for each in (metric, graph.metric))
     error = torch.finfo(nodes.dtype).eps ** 0.5
     scale = own.abs().amax((1, 2), keepdim=True)
     # not finite in the same places, or equal up to rounding

@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -110,9 +112,22 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         self.graph_ = graph or default_graph(metric, codes, self.n_nodes, random)
         self._codes = codes
-        self.classes_, self._labels = np.unique(labels, return_inverse=True)
+        # votes need distances from queries alone; of those among the codes, scikit-learn asks for
+        # some: each code's to itself
+        each = np.arange(len(labels))
+        own = csr_array((np.zeros(len(labels)), (each, each)))
+        self._voters = KNeighborsClassifier(n_neighbors, weights=self.weights, metric="precomputed")
+        self._voters.fit(own, labels)
+        self.classes_ = self._voters.classes_
         self.n_features_in_ = codes.shape[1]
         return self
+
+    def _distances(self, X: ArrayLike | Tensor) -> Floats:
+        """Return the geodesic distances of codes (n, d) to those of ``fit``, (n, m)."""
+        check_is_fitted(self)
+        codes = as_codes("X", X, self.graph_.codes)
+        matrix = graph_distance_matrix(self.graph_, codes, self._codes)
+        return finite_distances(matrix.cpu().double().numpy())
 
     def kneighbors(
         self, X: ArrayLike | Tensor, n_neighbors: int | None = None
@@ -123,27 +138,14 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         if k > self._codes.shape[0]:
             required = f"at most {self._codes.shape[0]}, the codes of `fit`"
             raise ValueError(requirement("n_neighbors", required, k))
-        codes = as_codes("X", X, self.graph_.codes)
-        matrix = graph_distance_matrix(self.graph_, codes, self._codes).cpu().double().numpy()
-        matrix = finite_distances(matrix)
-        order = np.argsort(matrix, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(matrix, order, axis=1), order
+        return self._voters.kneighbors(self._distances(X), k)
 
     def predict_proba(self, X: ArrayLike | Tensor) -> Floats:
         """Return the shares of the votes for each class, (n, classes)."""
-        distances, order = self.kneighbors(X)
-        votes = np.ones_like(distances)
-        if self.weights == "distance":
-            # codes that are met exactly outvote all others
-            exact = distances <= 1e-300
-            votes = np.where(
-                exact.any(1, keepdims=True), exact, 1.0 / np.maximum(distances, 1e-300)
-            )
-        shares = np.zeros((len(order), len(self.classes_)))
-        for number in range(len(self.classes_)):
-            shares[:, number] = (votes * (self._labels[order] == number)).sum(1)
-        return shares / shares.sum(1, keepdims=True)
+        distances = self._distances(X)
+        return self._voters.predict_proba(distances)
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[Any]:
         """Return the class with most votes, (n,), the first of equals."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        distances = self._distances(X)
+        return self._voters.predict(distances)

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot run code: weights in safetensors, the constructor's arguments in JSON."""
+"""Checkpoints that cannot run code: weights in safetensors, with the constructor's arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ from geolatent.checks import requirement
 from geolatent.files import write_file
 
 FORMAT_VERSION = 1
+# under what a safetensors file's metadata hold the description; one entry, for their order is any
+_METADATA = "geolatent_model"
+_READABLE = "a readable .safetensors, .pt or .pth file"
 
 # Only the package's own models and feature maps are built from a file's words.
 _CLASS_PATH = re.compile(r"geolatent\.models(\.[A-Za-z]\w*)+")
@@ -92,11 +95,10 @@ def build_model(
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """Save one of the package's models as ``X.safetensors`` and ``X.json``.
+    """Save one of the package's models as ``X.safetensors``.
 
-    The JSON file holds the class and the constructor's arguments, the other one all parameters and
-    buffers. Both are written under a temporary name first, so that a half-written file never
-    carries a final name.
+    The file holds all parameters and buffers, and as JSON in its metadata the class and the
+    constructor's arguments. It is written whole or not at all.
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Returns
     -------
     Path
-        The path of the safetensors file.
+        The path of the file.
 
     Raises
     ------
@@ -150,11 +152,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "class_path": class_path,
         "init_args": arguments,
     }
-    text = json.dumps(description, indent=2) + "\n"
     # As bytes, for safetensors would make its file readable by its owner alone.
-    write_file(path, save(tensors))
-    write_file(path.with_suffix(".json"), text.encode())
-    return path
+    return write_file(path, save(tensors, {_METADATA: json.dumps(description)}))
 
 
 def load_model(
@@ -167,8 +166,9 @@ def load_model(
     Parameters
     ----------
     path : path
-        The weights: ``X.safetensors``, or a state dict in ``X.pt`` or ``X.pth``, which is loaded
-        with ``weights_only=True``; nothing is unpickled. ``X.json`` lies beside it.
+        ``X.safetensors``. One without a description of its model, or a state dict in ``X.pt`` or
+        ``X.pth``, has it beside it in ``X.json``, as earlier versions wrote it. Nothing is
+        unpickled.
     device : device, optional
         Where to put the model; the CPU by default.
     dtype : dtype, optional
@@ -182,17 +182,12 @@ def load_model(
     Raises
     ------
     FileNotFoundError
-        If one of the two files is missing.
+        If there is no such file, or it lacks the description.
     ValueError
         If a file cannot be read, would have to be unpickled, or does not fit the model.
     """
     path = Path(path)
-    description_path = path.with_suffix(".json")
-    for file in (path, description_path):
-        if not file.is_file():
-            message = requirement("path", "a saved model, X.safetensors beside X.json", path)
-            raise FileNotFoundError(f"{message} There is no file {file}.")
-    model = _build(description_path)
+    model = _build(path)
     load_weights(model, path)
     return model.to(device=device, dtype=dtype).eval()
 
@@ -244,14 +239,35 @@ def _today(class_path: str) -> str:
     return f"{_MOVED.get(module, module)}.{name}" if module else name
 
 
-def _build(path: Path) -> nn.Module:
-    """Build the untrained model that a JSON file describes."""
+def _description(path: Path) -> tuple[str | bytes, Path]:
+    """Return the JSON text that describes a checkpoint's model, and the file that has it."""
+    required = "a saved model, X.safetensors as save_model writes it"
+    if not path.is_file():
+        raise FileNotFoundError(f"{requirement('path', required, path)} There is no file {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(f"{requirement('path', _READABLE, path)} {error}.") from error
+        if _METADATA in metadata:
+            return metadata[_METADATA], path
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        message = f"It does not say what its model is. There is no file {beside}."
+        raise FileNotFoundError(f"{requirement('path', required, path)} {message}")
+    return beside.read_bytes(), beside
+
+
+def _build(checkpoint: Path) -> nn.Module:
+    """Build the untrained model that a checkpoint describes."""
+    text, path = _description(checkpoint)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(text)
         version = description["format_version"]
         class_path, arguments = description["class_path"], description["init_args"]
     except (ValueError, KeyError, TypeError) as error:
-        required = "the JSON file that save_model writes"
+        required = "a file with the description that save_model writes"
         raise ValueError(f"{requirement('path', required, path)} {error!r}") from error
     if version != FORMAT_VERSION:
         raise ValueError(requirement("format_version", f"{FORMAT_VERSION} in {path}", version))
@@ -298,9 +314,8 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
         If the file cannot be read, or would have to be unpickled.
     """
     path = Path(path)
-    required = "a readable .safetensors, .pt or .pth file"
     if path.suffix not in (".safetensors", ".pt", ".pth"):
-        raise ValueError(requirement("path", required, path))
+        raise ValueError(requirement("path", _READABLE, path))
     if not path.is_file():
         raise FileNotFoundError(requirement("path", "an existing file", path))
     if path.suffix == ".safetensors":
@@ -308,7 +323,7 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
             # copies: products round by where their operands lie, and in a file they lie anyhow
             return {name: value.clone() for name, value in load_file(path).items()}
         except SafetensorError as error:
-            raise ValueError(f"{requirement('path', required, path)} {error}.") from error
+            raise ValueError(f"{requirement('path', _READABLE, path)} {error}.") from error
     try:
         with warnings.catch_warnings():
             # torch warns of other pickle protocols; what it cannot read is an error below.
@@ -318,7 +333,7 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
         required = "a file of tensors alone; other objects are not unpickled, as that can run code"
         raise ValueError(requirement("path", required, path)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{requirement('path', required, path)} {error}") from error
+        raise ValueError(f"{requirement('path', _READABLE, path)} {error}") from error
     if lone is not None and isinstance(state, Tensor):
         return {lone: state}
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import sphere
+from problems import Counted, half_plane, hill, sphere, sphere_distance
 
 import geolatent
 from geolatent import (
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def flat(z):
     return 3.0 * z
-
-
-def hill(z):
-    """A hill in the way: the straight line over its top is a geodesic, and not the shortest."""
-    return torch.cat([z, 3.0 * (-4 * z.square().sum(1, keepdim=True)).exp()], dim=1)
 
 
 def square_lattice(metric, half=1.0, resolution=21):
@@ -73,7 +68,7 @@ def test_graphs_approximate_distances_on_the_sphere():
     metric = PullbackMetric(sphere)
     codes = 2 * torch.rand(1500, 2) - 1
     start, end = torch.rand(30, 2) - 0.9, torch.rand(30, 2) - 0.1
-    distance = 2 * ((sphere(start) - sphere(end)).norm(dim=1) / 2).asin()
+    distance = sphere_distance(start, end)
     for graph in (square_lattice(metric, resolution=41), LatentGraph.from_codes(metric, codes)):
         ratio = path_lengths(graph, start, end) / distance
         # chords are shorter than arcs: by 1 - h^2 / 24 for edges of length h, here below 0.3
@@ -83,7 +78,7 @@ def test_graphs_approximate_distances_on_the_sphere():
 
 def test_a_metric_without_immersion_measures_edges_at_their_middle():
     # Poincare's metric; vertical lines are geodesics of length log(y' / y)
-    metric = TensorMetric(lambda z: torch.eye(2) / z[:, 1, None, None] ** 2, dim=2)
+    metric = TensorMetric(half_plane, dim=2)
     low, high = torch.tensor([-1.0, 0.5]), torch.tensor([1.0, 2.5])
     graph = LatentGraph.lattice(metric, low, high, resolution=41)
     start, end = torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 2.5]])
@@ -244,7 +239,7 @@ def test_graph_curve_is_close_to_the_geodesic():
     assert (spent.forward > 0).all()
     assert curve.n_control_points == 24
     assert torch.equal(curve.knots, clamped_knots(24))
-    distance = 2 * ((sphere(start) - sphere(end)).norm(dim=1) / 2).asin()
+    distance = sphere_distance(start, end)
     assert (path_length(metric, curve) / distance).max() < 1.04
 
 
@@ -319,19 +314,12 @@ def test_a_graph_that_is_not_connected_is_told():
 
 
 def test_graph_rows_are_counted():
-    rows = 0
-
-    def counted(z):
-        nonlocal rows
-        rows += len(z)
-        return flat(z)
-
-    metric = PullbackMetric(counted)
-    graph = square_lattice(metric, resolution=9)
+    counted = Counted(flat)
+    graph = square_lattice(PullbackMetric(counted), resolution=9)
     assert graph.forward_rows == 81
-    rows = 0
+    counted.rows = 0
     graph.paths(torch.rand(5, 2), torch.rand(5, 2), spent := Evaluations.zeros(5))
-    assert rows == spent.forward.sum()
+    assert counted.rows == spent.forward.sum()
 
 
 def test_float32_codes():

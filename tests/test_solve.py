@@ -1,133 +1,29 @@
-"""Geodesics against closed forms, and the promises of `solve_geodesic` pair by pair."""
-
-import math
+"""The promises of `solve_geodesic`: pair by pair, of its limits, its reports and its counts."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import half_plane, half_plane_distance, sphere, sphere_distance
+from problems import PROBLEMS, TIGHT, Counted, ball, half_plane, hill, sphere, sphere_distance
 from torch import nn
 
 from geolatent import (
     CubicBSpline,
     FirstOrderSolver,
     GaussianPullbackMetric,
+    GEORCESolver,
     LatentGraph,
     PreconditionedSolver,
     PullbackMetric,
     Status,
     TensorMetric,
-    path_energy,
     path_length,
     solve_geodesic,
 )
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TIGHT = PreconditionedSolver(tolerance=1e-8, max_control_points=67)
-
-
-# Surfaces and planes with known distances
-
-
-def disk(n):
-    radius, angle = torch.rand(n).sqrt(), 2 * math.pi * torch.rand(n)
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
-
-
-def unroll_cylinder(z):
-    """Angle and height; sheared, so that straight lines of the plane are not geodesics."""
-    return z[:, 0] + 0.4 * z[:, 1] ** 2, z[:, 1] + 0.3 * z[:, 0].sin()
-
-
-def cylinder(z):
-    angle, height = unroll_cylinder(z)
-    return torch.stack([1.5 * angle.cos(), 1.5 * angle.sin(), height], dim=1)
-
-
-def cylinder_distance(a, b):
-    # unrolled, the cylinder of radius r is the plane (r angle, height); curves that start from
-    # the straight line keep its winding, so the angle is not taken modulo 2 pi
-    (angle, height), (other_angle, other_height) = unroll_cylinder(a), unroll_cylinder(b)
-    return torch.hypot(1.5 * (angle - other_angle), height - other_height)
-
-
-def cone(z):
-    """Distance from the apex and angle, on a cone of half-angle 30 degrees."""
-    r, angle = z[:, 0], z[:, 1]
-    return torch.stack([0.5 * r * angle.cos(), 0.5 * r * angle.sin(), 0.75**0.5 * r], dim=1)
-
-
-def cone_distance(a, b):
-    # cut open, the cone is a sector of the plane in which the angle shrinks by sin(30 degrees):
-    # the law of cosines for the sides r, r' and the angle between them (below 180 degrees)
-    between = 0.5 * (a[:, 1] - b[:, 1])
-    return (a[:, 0] ** 2 + b[:, 0] ** 2 - 2 * a[:, 0] * b[:, 0] * between.cos()).sqrt()
-
-
-def fisher(z):
-    """Fisher information of N(mean, std^2) in (mean, std): (dmean^2 + 2 dstd^2) / std^2."""
-    return torch.diag(torch.tensor([1.0, 2.0])) / z[:, 1, None, None] ** 2
-
-
-def fisher_distance(a, b):
-    # with x = mean / sqrt 2 it is twice the metric of the half-plane: sqrt 2 times its distance
-    scale = torch.tensor([2.0**-0.5, 1.0])
-    return 2**0.5 * half_plane_distance(a * scale, b * scale)
-
-
-def box(low, high):
-    def sample(n):
-        return torch.tensor(low) + torch.rand(n, 2) * (torch.tensor(high) - torch.tensor(low))
-
-    return sample
-
-
-CLOSED_FORMS = {
-    "sphere": (PullbackMetric(sphere), disk, sphere_distance),
-    "cylinder": (PullbackMetric(cylinder), box([-1.2, -1.2], [1.2, 1.2]), cylinder_distance),
-    "cone": (PullbackMetric(cone), box([0.4, -1.5], [2.0, 1.5]), cone_distance),
-    "half-plane": (
-        TensorMetric(half_plane, dim=2),
-        box([-2.0, 0.3], [2.0, 3.0]),
-        half_plane_distance,
-    ),
-    "fisher": (TensorMetric(fisher, dim=2), box([-2.0, 0.3], [2.0, 3.0]), fisher_distance),
-}
-
-
-@pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_closed_forms_at_tight_tolerance(name):
-    metric, sample, distance = CLOSED_FORMS[name]
-    start, end = sample(100), sample(100)
-    solution = solve_geodesic(metric, start, end, TIGHT, length_tolerance=1e-9)
-    expected = distance(start, end)
-    assert ((solution.length - expected).abs() / expected).max() <= 1e-6
-    assert set(solution.statuses) <= {Status.CONVERGED, Status.STALLED, Status.STRAIGHT_IS_SHORTEST}
-    assert solution.predicted_improvement.max() <= 1e-6
-    # the reported numbers are those of the returned curve, which runs from start to end
-    torch.testing.assert_close(
-        path_length(metric, solution.curve, tolerance=1e-9), solution.length, rtol=1e-8, atol=0
-    )
-    torch.testing.assert_close(
-        path_energy(metric, solution.curve, tolerance=1e-9), solution.energy, rtol=1e-7, atol=0
-    )
-    # energy is least at constant speed, where it is half the squared length
-    torch.testing.assert_close(solution.energy, solution.length**2 / 2, rtol=1e-5, atol=0)
-    assert torch.equal(solution.curve.control_points[:, 0], start)
-    assert torch.equal(solution.curve.control_points[:, -1], end)
-
-
-@pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_closed_forms_at_the_default_tolerance(name):
-    metric, sample, distance = CLOSED_FORMS[name]
-    start, end = sample(100), sample(100)
-    solution = solve_geodesic(metric, start, end)
-    expected = distance(start, end)
-    assert ((solution.length - expected).abs() / expected).max() <= 1e-3
-    assert (solution.length <= solution.straight_length).all()
-    assert (solution.straight_length >= expected * (1 - 1e-4)).all()
+disk = ball(2)
 
 
 def test_geodesic_is_the_great_circle():
@@ -140,21 +36,6 @@ def test_geodesic_is_the_great_circle():
     points = sphere(curve(torch.linspace(0, 1, 33)).flatten(0, 1)).reshape(20, 33, 3)
     normal = nn.functional.normalize(torch.linalg.cross(points[:, 0], points[:, -1]), dim=1)
     assert (points @ normal.unsqueeze(2)).abs().max() < 1e-4
-
-
-def test_triangle_inequality_symmetry_and_isometry():
-    metric = PullbackMetric(sphere)
-    a, b, c = disk(5), disk(5), disk(5)
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3))
-
-    def length(metric, start, end):
-        return solve_geodesic(metric, start, end, TIGHT, length_tolerance=1e-9).length
-
-    ab, bc, ac = length(metric, a, b), length(metric, b, c), length(metric, a, c)
-    assert (ac <= (ab + bc) * (1 + 1e-6)).all()
-    torch.testing.assert_close(length(metric, b, a), ab, rtol=1e-6, atol=0)
-    turned = PullbackMetric(lambda z: sphere(z) @ rotation + 2.0)
-    torch.testing.assert_close(length(turned, a, b), ab, rtol=1e-6, atol=0)
 
 
 def test_flat_metric_keeps_the_straight_line():
@@ -206,59 +87,42 @@ def assert_same_status(found, expected, improvement):
 
 
 @pytest.mark.parametrize("kind", ["chords", "chords in 5-d", "quadrature"])
-@pytest.mark.parametrize("solver", [None, TIGHT], ids=["default", "tight"])
-def test_a_batch_gives_each_pair_what_it_gets_alone(kind, solver):
+def test_a_batch_gives_each_pair_what_it_gets_alone(kind):
     dim = 5 if kind == "chords in 5-d" else 2
     metric = PullbackMetric(Bumpy(dim))
     if kind == "quadrature":
         metric = GaussianPullbackMetric(
             Bumpy(gaussian=True), nn.Sequential(nn.Linear(10, 4), nn.Softplus())
         )
-    if kind != "chords" and solver is TIGHT:
-        pytest.skip("takes long, and shows the same")
     n = 64 if kind == "chords" else 24
     start, end = torch.randn(n, dim), torch.randn(n, dim)
-    together = solve_geodesic(metric, start, end, solver)
+    together = solve_geodesic(metric, start, end)
     assert (together.relative_improvement > 0.01).sum() > n // 4  # it is not straight lines alone
-    for k in range(0, n, n // 8 if solver is None else n // 4):
-        alone = solve_geodesic(metric, start[k], end[k], solver)
+    for k in range(0, n, n // 8):
+        alone = solve_geodesic(metric, start[k], end[k])
         assert relative_difference(alone.length[0], together.length[k]) <= 1e-6
         assert alone.status[0] == together.status[k]
         assert alone.iterations[0] == together.iterations[k]
         assert alone.control_points[0] == together.control_points[k]
-    order = torch.randperm(n)
-    permuted = solve_geodesic(metric, start[order], end[order], solver)
-    assert relative_difference(permuted.length, together.length[order]) <= 1e-6
-    improvement = together.relative_improvement[order]
-    assert_same_status(permuted.status, together.status[order], improvement)
 
 
-@pytest.mark.parametrize("solver", [PreconditionedSolver(), FirstOrderSolver(steps=5)])
-def test_a_region_of_nan_spoils_only_the_pairs_that_need_it(solver):
+def test_pairs_that_start_end_or_pass_in_a_region_of_nan():
     hole = torch.tensor([5.0, 5.0])
 
     def holed(z):
         inside = (z - hole).norm(dim=1, keepdim=True) < 1.0
         return torch.where(inside, torch.nan, sphere(z))
 
-    start, end = disk(64), disk(64)
-    lost = [3, 31, 60]
-    start[3] = hole  # starts, ends and passes there
-    end[31] = hole + 0.5
-    start[60], end[60] = hole - 2.0, hole + 2.0
-    expected = solve_geodesic(PullbackMetric(sphere), start, end, solver)
-    solution = solve_geodesic(PullbackMetric(holed), start, end, solver)
-    fine = [k for k in range(64) if k not in lost]
-    assert relative_difference(solution.length[fine], expected.length[fine]) <= 1e-6
-    improvement = expected.relative_improvement[fine]
-    assert_same_status(solution.status[fine], expected.status[fine], improvement)
-    assert torch.equal(solution.iterations[fine], expected.iterations[fine])
-    assert [solution.statuses[k] for k in lost] == [Status.NON_FINITE] * 3
-    assert solution.length[lost].isnan().all()
+    start, end = disk(4), disk(4)
+    start[1], end[2] = hole, hole + 0.5
+    start[3], end[3] = hole - 2.0, hole + 2.0
+    solution = solve_geodesic(PullbackMetric(holed), start, end)
+    assert [s is Status.NON_FINITE for s in solution.statuses] == [False, True, True, True]
+    assert solution.length.isnan().tolist() == [False, True, True, True]
     # what comes back for them is the straight line
-    line = CubicBSpline.straight(start[lost], end[lost])
+    line = CubicBSpline.straight(start[1:], end[1:])
     t = torch.linspace(0, 1, 9)
-    torch.testing.assert_close(solution.curve[lost](t), line(t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(solution.curve[[1, 2, 3]](t), line(t), rtol=1e-12, atol=1e-12)
     assert "3 NON_FINITE" in solution.summary()
 
 
@@ -295,9 +159,6 @@ def test_equal_end_points():
     assert (solution.evaluations.equivalents[[1, 4]] == 0).all()
     points = solution.curve(torch.linspace(0, 1, 7))[[1, 4]]
     torch.testing.assert_close(points, start[[1, 4], None].expand(-1, 7, -1), rtol=0, atol=1e-15)
-    others = [0, 2, 3]
-    alone = solve_geodesic(metric, start[others], end[others])
-    assert relative_difference(solution.length[others], alone.length) <= 1e-6
 
 
 def test_all_end_points_equal():
@@ -387,7 +248,7 @@ def test_limits_have_their_statuses():
 
 
 def test_predicted_improvement_is_about_what_is_left():
-    start, end = disk(40), disk(40)
+    start, end = disk(60), disk(60)
     expected = sphere_distance(start, end)
     solver = PreconditionedSolver(tolerance=1e-9, first_control_points=5, max_control_points=5)
     solution = solve_geodesic(PullbackMetric(sphere), start, end, solver, length_tolerance=1e-10)
@@ -398,20 +259,6 @@ def test_predicted_improvement_is_about_what_is_left():
     # it counts what an uneven speed costs in energy too, and so errs upwards
     assert ratio.min() > 0.5
     assert 0.8 < ratio.median() < 2.0
-
-
-def test_tighter_tolerances_give_shorter_curves():
-    start, end = disk(30), disk(30)
-    metric = PullbackMetric(sphere)
-    lengths = [
-        solve_geodesic(
-            metric, start, end, PreconditionedSolver(tolerance=tolerance), length_tolerance=1e-9
-        ).length
-        for tolerance in (1e-2, 1e-4, 1e-7)
-    ]
-    assert (lengths[1] <= lengths[0] * (1 + 1e-4)).all()
-    assert (lengths[2] <= lengths[1] * (1 + 1e-7)).all()
-    assert lengths[2].sum() < lengths[1].sum() < lengths[0].sum()
 
 
 @pytest.mark.parametrize(
@@ -540,37 +387,21 @@ def test_evaluations_are_what_was_evaluated(name, solver):
 
 
 def test_evaluations_of_a_tensor_metric():
-    rows = 0
-
-    def counted(z):
-        nonlocal rows
-        rows += len(z)
-        return half_plane(z)
-
-    metric = TensorMetric(counted, dim=2)
-    sample = CLOSED_FORMS["half-plane"][1]
-    start, end = sample(5), sample(5)
+    field = Counted(half_plane)
+    metric = TensorMetric(field, dim=2)
+    start, end = (PROBLEMS["half-plane"].sample(5) for _ in range(2))
     metric.check("start", start[:1])
-    at_the_door = rows
+    field.rows = 0
     metric.check("start", start[:1])
-    at_the_door = rows - at_the_door + len(start) + len(end)  # whose tensors must be positive
-    rows = 0
+    at_the_door = field.rows + len(start) + len(end)  # whose tensors must be positive
+    field.rows = 0
     solution = solve_geodesic(metric, start, end)
-    assert int(solution.evaluations.forward.sum()) == rows - at_the_door
+    assert int(solution.evaluations.forward.sum()) == field.rows - at_the_door
     assert at_the_door <= 16
     assert solution.evaluations.jvp.sum() == 0
 
 
 # Other ways of solving
-
-
-def test_first_order_solver_converges_on_the_sphere():
-    start, end = disk(20), disk(20)
-    expected = sphere_distance(start, end)
-    solution = solve_geodesic(PullbackMetric(sphere), start, end, FirstOrderSolver())
-    assert ((solution.length - expected) / expected).abs().max() <= 2e-3
-    assert (solution.length <= solution.straight_length).all()
-    assert solution.predicted_improvement.max() <= 2e-3
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW])
@@ -581,16 +412,6 @@ def test_first_order_solver_takes_any_optimizer(optimizer):
     expected = sphere_distance(start, end)
     left = (solution.length / expected - 1).sum()
     assert left < 0.3 * (solution.straight_length / expected - 1).sum()
-
-
-def test_the_papers_recipe():
-    start, end = disk(8), disk(8)
-    solver = FirstOrderSolver.michelis_becker()
-    solution = solve_geodesic(PullbackMetric(sphere), start, end, solver)
-    assert (solution.length <= solution.straight_length).all()
-    assert solution.relative_improvement.max() > 0
-    assert (solution.control_points[solution.status != Status.STRAIGHT_IS_SHORTEST] == 10).all()
-    assert solution.iterations.tolist() == [7 * 6 * 10] * 8
 
 
 @pytest.mark.parametrize("solver", [PreconditionedSolver(), FirstOrderSolver(steps=5)])
@@ -614,10 +435,7 @@ def test_initial_curves_and_points(solver):
 
 
 def test_initial_curve_chooses_the_side():
-    # round a hill: started above, the curve stays above; below, below
-    def hill(z):
-        return torch.cat([z, 3.0 * (-4 * z.square().sum(1, keepdim=True)).exp()], dim=1)
-
+    # round the hill: started above, the curve stays above; below, below
     start, end = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0])
     lengths = []
     for side in (1.0, -1.0):
@@ -641,14 +459,11 @@ def test_initial_geodesic_needs_no_step():
 
 @pytest.mark.parametrize("rows", [1, 50, 1000])
 def test_few_rows_at_once_change_nothing(rows):
-    for metric in (
-        PullbackMetric(Bumpy()),
-        PullbackMetric(Bumpy(4)),
-        GaussianPullbackMetric(Bumpy(gaussian=True), nn.Linear(10, 3)),
+    for metric, dim in (
+        (PullbackMetric(Bumpy()), 2),
+        (PullbackMetric(Bumpy(4)), 4),
+        (GaussianPullbackMetric(Bumpy(gaussian=True), nn.Linear(10, 3)), 2),
     ):
-        dim = (
-            4 if metric.features is None and metric.decoder.function.body[0].in_features == 4 else 2
-        )
         start, end = torch.randn(6, dim), torch.randn(6, dim)
         whole = solve_geodesic(metric, start, end)
         parts = solve_geodesic(metric, start, end, max_rows=rows)
@@ -657,7 +472,9 @@ def test_few_rows_at_once_change_nothing(rows):
         assert torch.equal(parts.evaluations.equivalents, whole.evaluations.equivalents)
 
 
-@pytest.mark.parametrize("solver", [PreconditionedSolver(), FirstOrderSolver(steps=3)])
+@pytest.mark.parametrize(
+    "solver", [PreconditionedSolver(), FirstOrderSolver(steps=3), GEORCESolver()]
+)
 def test_float32_stays_float32(solver):
     start, end = disk(20), disk(20)
     seen = set()
@@ -702,7 +519,7 @@ def test_without_gradients_enabled(mode, solver):
         (PullbackMetric(Bumpy()), 2),
         (PullbackMetric(Bumpy(5)), 5),
         (GaussianPullbackMetric(Bumpy(gaussian=True), nn.Linear(10, 3)), 2),
-        (TensorMetric(fisher, dim=2), 2),
+        (TensorMetric(half_plane, dim=2), 2),
     ):
         start, end = torch.rand(4, dim) + 0.5, torch.rand(4, dim) + 0.5
         expected = solve_geodesic(metric, start, end, solver)
@@ -730,18 +547,15 @@ def test_a_fixed_seed_is_not_needed():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", CLOSED_FORMS)
-def test_closed_forms_on_cuda(name):
-    metric, sample, distance = CLOSED_FORMS[name]
-    if isinstance(metric, TensorMetric):
-        field = metric.fn
-        metric = TensorMetric(lambda z: field(z.cpu()).to(z.device), dim=2)
-    start, end = sample(20), sample(20)
-    expected = distance(start, end)
-    solution = solve_geodesic(metric, start.cuda(), end.cuda())
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_distances_on_cuda(problem):
+    start, end = problem.sample(20), problem.sample(20)
+    expected = problem.distance(start, end)
+    solution = solve_geodesic(problem.metric, start.cuda(), end.cuda())
     assert solution.length.is_cuda
     assert solution.curve.control_points.is_cuda
-    assert ((solution.length.cpu() - expected) / expected).abs().max() <= 1e-3
+    error = ((solution.length.cpu() - expected) / expected).abs().max()
+    assert error <= (1e-2 if problem.kink else 1e-3)
 
 
 @pytest.mark.cuda

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from derivatives import LegacySine, ReverseSine, UnbatchedSine, jacobian
 from torch import nn
 
 from geolatent.metrics.map import Map, _double_backward
@@ -12,17 +13,6 @@ from geolatent.metrics.map import Map, _double_backward
 pytestmark = pytest.mark.usefixtures("float64")
 
 WEIGHT = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def naive_jacobians(function, z):
-    """Return the full Jacobian of every row by reverse mode, one row of it at a time, (n, D, d)."""
-
-    def flat(row):
-        output = function(row[None])
-        parts = output if isinstance(output, tuple) else (output,)
-        return torch.cat([part.reshape(-1) for part in parts])
-
-    return torch.stack([torch.autograd.functional.jacobian(flat, row) for row in z])
 
 
 def smooth(z):
@@ -77,7 +67,7 @@ class Decoder(nn.Module):
 def check_products(map_, function, z):
     """Compare value, products and columns with the naive Jacobian; return the warnings."""
     v = torch.randn_like(z)
-    expected = naive_jacobians(function, z)
+    expected = torch.stack([jacobian(function, row) for row in z])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         values, columns = map_.columns(z)
@@ -128,51 +118,6 @@ def test_output_shape():
     map_ = Map(two_images, "decoder", 2)
     assert map_(torch.randn(4, 3)).shape == (4, 60)
     assert map_.output_shape == (2, 5, 3)
-
-
-class LegacySine(torch.autograd.Function):
-    """Written before torch.func: no setup_context, no forward-mode rule."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (x,) = ctx.saved_tensors
-        return cotangent * x.cos()
-
-
-class ReverseSine(torch.autograd.Function):
-    """A reverse-mode rule alone."""
-
-    @staticmethod
-    def forward(x):
-        return x.sin()
-
-    @staticmethod
-    def setup_context(ctx, inputs, _output):
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (x,) = ctx.saved_tensors
-        return cotangent * x.cos()
-
-
-class UnbatchedSine(ReverseSine):
-    """Has a forward-mode rule, and no rule for vmap."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, _output):
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        (x,) = ctx.saved_tensors
-        return tangent * x.cos()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from problems import half_plane, sphere
+from problems import HALF_PLANE, SPHERE, Counted, half_plane, sphere
 from torch import nn
 
 from geolatent import (
@@ -29,9 +29,7 @@ from geolatent.metrics.rows import Rows
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-SPHERE = PullbackMetric(sphere)
 SPHERE_TENSOR = TensorMetric(SPHERE._tensor, dim=2)  # the same without an immersion
-HALF_PLANE = TensorMetric(half_plane, dim=2)
 BOTH = pytest.mark.parametrize(
     "metric", [SPHERE, SPHERE_TENSOR], ids=["immersion", "metric tensor"]
 )
@@ -360,17 +358,11 @@ def test_a_curve_without_transport_touches_no_other():
 
 
 def test_decoder_rows_on_a_smooth_decoder():
-    rows = 0
-
-    def counting(z):
-        nonlocal rows
-        rows += len(z)
-        return sphere(z)
-
+    counted = Counted(sphere)
     line = CubicBSpline.straight(torch.tensor([[-0.5, 0.3]]), torch.tensor([[0.5, 0.3]]))
-    parallel_transport(PullbackMetric(counting), line, torch.ones(1, 2))
+    parallel_transport(PullbackMetric(counted), line, torch.ones(1, 2))
     # three rows, batched over the columns, for each step; and those of the checks of the input
-    assert rows < 3 * 60 + 20
+    assert counted.rows < 3 * 60 + 20
 
 
 CURVE = CubicBSpline.straight(torch.zeros(3, 2), torch.ones(3, 2))

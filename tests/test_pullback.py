@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from derivatives import LegacySine, UnbatchedSine, check_metric, jacobian
 from rounding import assert_same_to_rounding
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -104,16 +105,6 @@ GAUSSIAN = {
 }
 
 
-def jacobian(function, row):
-    """Return the full Jacobian at one row, (D, d), in reverse mode."""
-
-    def flat(x):
-        return function(x[None]).reshape(-1)
-
-    full = torch.autograd.functional.jacobian(flat, row)
-    return full.reshape(full.shape[0], -1)
-
-
 def naive_tensor(z, decoder, features=None, gaussian=False):
     """Evaluate the design's four formulas with full matrices, row by row."""
     tensors = []
@@ -134,16 +125,6 @@ def naive_tensor(z, decoder, features=None, gaussian=False):
         diagonal = torch.diag(torch.diag(inner))
         tensors.append(of_mean.T @ inner @ of_mean + of_std.T @ diagonal @ of_std)
     return torch.stack(tensors)
-
-
-def check_metric(metric, expected, z):
-    """Compare tensor and quadratic form with the naive tensor, each to 1e-10."""
-    v = torch.randn_like(z)
-    tensor = metric.tensor(z)
-    torch.testing.assert_close(tensor, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(tensor, tensor.mT, rtol=0, atol=1e-13)
-    quadratic = torch.einsum("ni,nij,nj->n", v, expected, v)
-    torch.testing.assert_close(metric.quadratic(z, v), quadratic, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("with_features", [False, True])
@@ -267,20 +248,6 @@ def all_metrics():
     }
 
 
-class LegacySine(torch.autograd.Function):
-    """An operation without forward-mode rules."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        (x,) = ctx.saved_tensors
-        return cotangent * x.cos()
-
-
 @pytest.mark.filterwarnings("ignore:.*double backward")
 @pytest.mark.parametrize("name", list(all_metrics()))
 def test_quadratic_is_differentiable_in_code_and_tangent(name):
@@ -303,29 +270,10 @@ def test_metrics_are_positive_and_scale(name):
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"),
-    [("legacy", "has no forward-mode derivative"), ("unbatched", "cannot be batched by vmap")],
+    ("sine", "message"),
+    [(LegacySine, "has no forward-mode derivative"), (UnbatchedSine, "cannot be batched by vmap")],
 )
-def test_fallbacks_give_the_same_metric_and_warn_once(rule, message):
-    class Unbatched(torch.autograd.Function):
-        @staticmethod
-        def forward(x):
-            return x.sin()
-
-        @staticmethod
-        def setup_context(ctx, inputs, _output):
-            ctx.save_for_backward(inputs[0])
-            ctx.save_for_forward(inputs[0])
-
-        @staticmethod
-        def backward(ctx, cotangent):
-            return cotangent * ctx.saved_tensors[0].cos()
-
-        @staticmethod
-        def jvp(ctx, tangent):
-            return tangent * ctx.saved_tensors[0].cos()
-
-    sine = LegacySine if rule == "legacy" else Unbatched
+def test_fallbacks_give_the_same_metric_and_warn_once(sine, message):
     weight = torch.randn(DIM, 5)
 
     def decoder(z):
