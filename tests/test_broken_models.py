@@ -13,7 +13,7 @@ from geolatent.lab import walk
 from geolatent.lab.measures import correlation_matrices
 from geolatent.lab.results import load_run
 
-COARSE = ["--solver.max_control_points=7", "--solver.length_tolerance=0.01"]
+COARSE = ["--solver.max_control_points=7", "--length_tolerance=0.01"]
 COMMANDS = {
     "improvement": ["--pairs=encoded", "--n_pairs=4", "--initial.kind=straight", *COARSE],
     "interpolate": ["--n_pairs=4", "--n_shown=2", "--initial.kind=straight", *COARSE],

@@ -676,6 +676,18 @@ def test_train_reads_its_config(capsys, tmp_path):
     assert "MLPVAE" in capsys.readouterr().out
 
 
+def test_old_names_of_options_are_told(capsys, tmp_path):
+    words = ["train", "--model=MLPVAE", "--data.name=digits"]
+    old = tmp_path / "old.yaml"
+    old.write_text("out_dir: runs/model\n")
+    for more in (["--out_dir", tmp_path / "run"], ["--out-dir=run"], ["--config", old]):
+        assert run(*words, *more) == 2
+        assert "the folder is given by `out`, as of all commands" in capsys.readouterr().err
+    assert run(*words, "--resume") == 2
+    assert "by the same options on its folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [old]
+
+
 def advised():
     """Yield every command that the comments of the configs tell to run."""
     for path in sorted(CONFIGS.glob("*.yaml")):
@@ -810,6 +822,12 @@ def test_a_dry_run_of_a_training_refuses_what_the_training_refuses(capsys, tmp_p
         told.append(capsys.readouterr().err)
     assert "one called `summary.json` that is not of a run" in told[0]
     assert told[0] == told[1]
+    (tmp_path / "summary.json").unlink()
+    assert run(*words, "--dry-run", "--training.epochs=7") == 0
+    printed = capsys.readouterr().out
+    for text in ("Model model: MLPVAE, 2 latent", "Data: 1,347 images", "Epochs: at most 7"):
+        assert text in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_knows_a_sweep_that_it_would_go_on_with(capsys, tmp_path):

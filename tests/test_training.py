@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from rounding import assert_same_to_rounding
 from safetensors.torch import load_file
 
@@ -144,7 +145,6 @@ def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
 
 
 def test_the_packaged_description_agrees_with_the_config():
-    yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((ROOT / "configs" / "train_digits_vae.yaml").read_text())
     packaged = load_model(ROOT / "geolatent" / "models" / "digits_vae.safetensors")
     given = config["model"]["init_args"]
@@ -480,6 +480,64 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
         run(tmp_path / "part", training=options(epochs=3))
 
 
+def test_a_folder_of_before_is_gone_on_with(tmp_path, monkeypatch):
+    # its config has other names, and lacks options that came later
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            run(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    old = {name: config[name] for name in ("model", "data", "training", "precision")}
+    text = "# geolatent train --config config.yaml\n" + yaml.safe_dump({**old, "out_dir": "runs/a"})
+    (tmp_path / "config.yaml").write_text(text)
+    state = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.init_args\.latent_dim: 2 there, 3 here"):
+        run(tmp_path, lambda: MLPVAE(latent_dim=3, hidden=(16,)))
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == state
+    assert (tmp_path / "config.yaml").read_text() == text
+    assert run(tmp_path).finished
+
+
+def test_what_is_not_of_a_training_stays(tmp_path):
+    places = {
+        "model.safetensors": "`out` should be a folder without one called `model.safetensors`",
+        "model.json": "`out` should be a folder without one called `model.json`",
+        "checkpoints/last.ckpt": "`state` should be the readable state of a training",
+    }
+    for number, (place, told) in enumerate(places.items()):
+        file = tmp_path / str(number) / place
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"mine")
+        with pytest.raises((ValueError, FileExistsError), match=told):
+            run(tmp_path / str(number))
+        assert files(tmp_path / str(number)) == [place]
+        assert file.read_bytes() == b"mine"
+
+
+def test_leftovers_of_a_killed_train_are_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            run(tmp_path)
+    for left in (".model.safetensors.abc.tmp", "checkpoints/.last.ckpt.abc.tmp"):
+        (tmp_path / left).write_bytes(b"a part of it")
+    run(tmp_path)
+    assert files(tmp_path) == sorted([*WRITTEN, "figures/latent.png"])
+
+
+def test_the_test_images_may_be_others(tmp_path):
+    chosen = DataOptions("digits", split="train", per_class=3)
+    summary = run(tmp_path / "one", test_data=chosen).summary
+    assert summary["n_test"] == 30
+    images, _ = load(chosen)
+    loaded = load_model(tmp_path / "one" / "model.safetensors")
+    expected = (loaded(images)[0] - images).square().mean().item()
+    assert summary["test_error"] == pytest.approx(expected, rel=1e-5)
+    config = ["--config", str(tmp_path / "one" / "config.yaml")]
+    assert main(["train", *config, "--out", str(tmp_path / "two")]) == 0
+    assert load_run(tmp_path / "two").summary["n_test"] == 30
+
+
 def test_a_train_that_fails_at_the_end_can_be_finished(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -577,6 +635,26 @@ def test_a_full_disk_is_told_and_the_training_goes_on(tmp_path, capsys, room):
     assert f"{tmp_path / 'run'}" in told
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]
     assert main(words) == 0
+
+
+def test_a_full_disk_leaves_the_last_state(images, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    state, settings = tmp_path / "last.ckpt", options(epochs=3)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            fit_model(model(), images, settings, state=state)
+    content = state.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            fit_model(model(), images, settings, state=state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert state.read_bytes() == content
+    assert len(fit_model(model(), images, settings, state=state).train_loss) == 3
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,12 @@ class _History(Callback):
 class _WholeFiles(TorchCheckpointIO):
     """Writes checkpoints whole or not at all; Lightning does so on some file systems alone."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, **_: object) -> None:
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: Any,
+        storage_options: Any = None,  # noqa: ARG002
+    ) -> None:
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_file(path, content.getvalue())

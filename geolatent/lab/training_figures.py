@@ -144,5 +144,11 @@ def latent_codes(
     axes.set_ylabel("latent coordinate $z_2$")
     axes.set_aspect("equal")
     if labels is not None:
-        figure.legend(title="class", markerscale=2.0, loc="outside left center", fontsize=9)
+        axes.legend(
+            title="class",
+            markerscale=2.0,
+            loc="center right",
+            bbox_to_anchor=(-0.12, 0.5),
+            fontsize=9,
+        )
     return figure
