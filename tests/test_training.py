@@ -21,7 +21,7 @@ from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.lab.data import digits, load
 from geolatent.lab.results import RunFolder, load_run
 from geolatent.lab.train import Train
-from geolatent.lab.training import Batches, fit_model
+from geolatent.lab.training import Batches, VAEModule, fit_model
 from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,15 @@ def test_without_validation_the_last_epoch_is_kept(images):
     assert record.validation_loss == ()
     assert record.best_epoch == 2
     assert not trained.training
+
+
+def test_an_epoch_without_a_finite_loss_is_not_the_best(images, tmp_path, monkeypatch):
+    losses = iter((torch.nan, 3.0, 2.0, torch.inf))
+    monkeypatch.setattr(VAEModule, "validation_loss", lambda *_: torch.tensor(next(losses)))
+    trained, path = model(), tmp_path / "best.safetensors"
+    record = fit_model(trained, images, options(epochs=4), checkpoint=path)
+    assert record.best_epoch == 2
+    assert_same_tensors(trained.state_dict(), load_model(path).state_dict(), ulps=0)
 
 
 def test_early_stopping_restores_and_saves_the_best_epoch(images, tmp_path):

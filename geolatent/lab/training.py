@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import pickle
 import warnings
@@ -232,8 +233,7 @@ class _History(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, *_: object) -> None:
         losses = self.losses["validation_loss"]
         loss = float(trainer.callback_metrics["validation_loss"])
-        # A loss of NaN is never the best.
-        if loss < min(losses, default=float("inf")):
+        if loss < _least(losses):
             state = self.model.state_dict()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
             if self.checkpoint is not None:
@@ -354,6 +354,11 @@ def check_training(
             raise ValueError(requirement(name, required, repr(wanted)))
 
 
+def _least(losses: list[float]) -> float:
+    """Return the least of losses; one that is NaN is never the best."""
+    return min((loss for loss in losses if not math.isnan(loss)), default=math.inf)
+
+
 def _n_held_out(options: TrainingOptions, n_images: int) -> int:
     return round(options.validation_fraction * n_images)
 
@@ -468,15 +473,11 @@ def fit_model(
         model.load_state_dict(history.best)
     model.eval()
     losses = history.losses
-    held_out_losses = losses["validation_loss"]
     best_epoch = len(losses["train_loss"]) - 1
-    if held_out_losses:
-        best_epoch = held_out_losses.index(min(held_out_losses))
+    if history.best is not None:
+        best_epoch = losses["validation_loss"].index(_least(losses["validation_loss"]))
     return TrainingRecord(
-        tuple(losses["train_loss"]),
-        tuple(held_out_losses),
-        best_epoch,
-        tuple(losses["discriminator_loss"]),
+        best_epoch=best_epoch, **{name: tuple(values) for name, values in losses.items()}
     )
 
 
