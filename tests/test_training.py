@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from argparse import ArgumentError
@@ -293,7 +294,7 @@ class InterruptionError(Exception):
     pass
 
 
-def interrupt_after(monkeypatch, epochs):
+def interrupt_after(monkeypatch, epochs, error=InterruptionError):
     """Let the training fail in the middle of the epoch after so many whole ones."""
     original = Batches.__iter__
     begun = []
@@ -303,7 +304,7 @@ def interrupt_after(monkeypatch, epochs):
             begun.append(1)
         for index, batch in enumerate(original(self)):
             if self.order is not None and len(begun) > epochs and index == 1:
-                raise InterruptionError
+                raise error
             yield batch
 
     monkeypatch.setattr(Batches, "__iter__", failing)
@@ -489,6 +490,20 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
         run(tmp_path / "part", training=options(epochs=3))
 
 
+def test_an_interrupt_is_told_and_the_next_one_too(tmp_path, monkeypatch, capsys):
+    run(tmp_path / "one")
+    words = ["train", "--config", str(tmp_path / "one" / "config.yaml")]
+    words += ["--out", str(tmp_path / "two"), "--training.epochs=3"]
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, epochs=1, error=KeyboardInterrupt)
+            assert main(words) == 130
+        assert "same command again to go on with the training" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is before
+    assert main(words) == 0
+
+
 def test_a_folder_of_before_is_gone_on_with(tmp_path, monkeypatch):
     # its config has other names, and lacks options that came later
     with monkeypatch.context() as patch:
@@ -600,6 +615,9 @@ def test_an_interrupted_train_is_seen_as_such(tmp_path, monkeypatch, capsys):
         assert not load_run(folder).finished
         assert main(["plot", str(folder)]) == 1
         assert "interrupted" in capsys.readouterr().err
+        assert main(["train", "--config", str(folder / "config.yaml"), "--dry-run"]) == 0
+        goes_on = "an unfinished run, which it would go on with" in capsys.readouterr().out
+        assert goes_on == (epochs > 0)
     run(tmp_path / "whole")
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

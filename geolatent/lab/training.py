@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import signal
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -466,8 +467,16 @@ def fit_model(
             limit_val_batches=None if held_out else 0,
         )
         resumed = str(state) if state is not None and Path(state).is_file() else None
-        # with weights_only nothing is unpickled
-        trainer.fit(module, training, validation, ckpt_path=resumed, weights_only=True)
+        hears = signal.getsignal(signal.SIGINT)
+        try:
+            # with weights_only nothing is unpickled
+            trainer.fit(module, training, validation, ckpt_path=resumed, weights_only=True)
+        except SystemExit as stop:
+            # Lightning makes of an interrupt the process's end, and makes it deaf to the next
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, hears)
+            raise KeyboardInterrupt from stop
     model.cpu()
     if history.best is not None:
         model.load_state_dict(history.best)
