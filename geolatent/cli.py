@@ -34,7 +34,7 @@ COMMANDS = {
         "find and draw geodesics between handwritten digits",
     ),
     "train": (
-        "geolatent.lab.train:train",
+        "geolatent.lab.train:Train",
         "train a variational autoencoder or a BiGAN",
     ),
     "interpolate": (
@@ -54,7 +54,7 @@ COMMANDS = {
         "the metric of a 2-d latent space, drawn",
     ),
     "distances": (
-        "geolatent.lab.distances:distances",
+        "geolatent.lab.distances:Distances",
         "geodesic distances between all pairs of some images",
     ),
     "cluster": (
@@ -62,7 +62,7 @@ COMMANDS = {
         "k-means by geodesic distance, against Euclidean k-means",
     ),
     "walk": (
-        "geolatent.lab.walk:walk",
+        "geolatent.lab.walk:Walk",
         "Brownian motion, rays and great circles, decoded on the way",
     ),
     "sample": (

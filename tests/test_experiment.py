@@ -12,10 +12,12 @@ import geolatent as gl
 from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.distances import Distances
 from geolatent.lab.dry_run import dry_run
 from geolatent.lab.experiment import MetricExperiment, as_option
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.run import load_run
+from geolatent.lab.walk import Walk
 
 FEW = DataOptions(split="test", per_class=3)
 
@@ -103,6 +105,10 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
         Improvement(solver=gl.GEORCESolver(segments=7), pairs="codes", codes=Path("codes.npy")),
         Improvement(initial=InitialOptions("codes", n_nodes=None), max_rows=5),
         Cluster(model=ModelOptions("a.safetensors"), format=["png", "pdf"], n_clusters=3),
+        Distances(
+            solver=gl.GEORCESolver(segments=7), n_nodes=50, features=FeatureOptions("logistic")
+        ),
+        Walk(kind="circle", prior="uniform", data=FEW, max_rows=5),
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):
@@ -119,6 +125,16 @@ def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monk
     assert main([experiment.command, "--config", str(out / "config.yaml")]) == 0
     assert again == [experiment]
     assert set(experiment.options) == {field.name for field in fields(experiment)}
+
+
+def test_costs_of_distances_and_walks():
+    pairs = Distances(data=FEW, n_nodes=50)
+    cost = pairs.cost(pairs.codec)
+    assert (cost.n_geodesics, cost.rows) == (30 * 29 // 2, 50)
+    walks = [Walk(kind=kind, n_walks=2, n_steps=4, length=0.1) for kind in ("radial", "brownian")]
+    straight, random = (walk.cost(walk.codec) for walk in walks)
+    assert straight.rows == random.rows == 2 * 5 * (2 * 2.5 + 1)  # JVPs, and the image
+    assert straight.seconds == 0 < random.seconds
 
 
 def test_options_that_are_no_objects_stay_as_they_are():
