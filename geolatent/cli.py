@@ -34,7 +34,7 @@ COMMANDS = {
         "find and draw geodesics between handwritten digits",
     ),
     "train": (
-        "geolatent.lab.train:train",
+        "geolatent.lab.train:Train",
         "train a variational autoencoder or a BiGAN",
     ),
     "interpolate": (
@@ -54,7 +54,7 @@ COMMANDS = {
         "the metric of a 2-d latent space, drawn",
     ),
     "distances": (
-        "geolatent.lab.distances:distances",
+        "geolatent.lab.distances:Distances",
         "geodesic distances between all pairs of some images",
     ),
     "cluster": (
@@ -62,7 +62,7 @@ COMMANDS = {
         "k-means by geodesic distance, against Euclidean k-means",
     ),
     "walk": (
-        "geolatent.lab.walk:walk",
+        "geolatent.lab.walk:Walk",
         "Brownian motion, rays and great circles, decoded on the way",
     ),
     "sample": (
@@ -218,7 +218,9 @@ def _run(command: str, words: Sequence[str]) -> None:
     try:
         work = _work(command, target, values)
         if dry:
-            _dry_run(work, sweep or {})
+            from geolatent.lab.dry_run import dry_run
+
+            dry_run(work, sweep or {})
         elif sweep:
             points = _points(command, target, completed, kinds, sweep)
             from geolatent.lab.sweep import run_sweep
@@ -237,13 +239,6 @@ def _work(command: str, target: Callable[..., Any], values: dict[str, Any]) -> A
     from geolatent.lab.unported import Unported
 
     return Unported(command, target, values)
-
-
-def _dry_run(work: Any, sweep: dict[str, list[Any]]) -> None:
-    from geolatent.lab import dry_run, unported
-
-    module = unported if isinstance(work, unported.Unported) else dry_run
-    module.dry_run(work, sweep)
 
 
 def _points(

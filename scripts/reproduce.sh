@@ -39,9 +39,8 @@ run() {
 for model in mnist_2d mnist_16d mnist_bigan; do
     if [[ ! -f $runs/$model/summary.json ]]; then
         echo "== $model"
-        begun=$([[ -f $runs/$model/checkpoints/last.ckpt ]] && echo true || echo false)
-        geolatent train --config "configs/train_$model.yaml" --out_dir "$runs/$model" \
-            --data.per_class "${IMAGES:-890}" "${data[@]}" --resume "$begun"
+        geolatent train --config "configs/train_$model.yaml" --out "$runs/$model" \
+            --data.per_class "${IMAGES:-890}" "${data[@]}"
     fi
 done
 

@@ -285,7 +285,7 @@ def test_dashes_commas_and_flags_are_understood(words, expected, capsys):
     [
         ("geolatent imp", ["improvement"]),
         ("geolatent improvement --solver.to", ["--solver.tolerance"]),
-        ("geolatent train --out", ["--out_dir"]),
+        ("geolatent train --out", ["--out"]),
         ("geolatent report ru", []),
     ],
 )
@@ -653,7 +653,7 @@ def test_no_results_are_told(command, capsys, tmp_path):
 
 
 def test_train_needs_a_model(capsys, tmp_path):
-    assert run("train", "--out_dir", tmp_path / "model") == 2
+    assert run("train", "--out", tmp_path / "model") == 2
     assert "model" in capsys.readouterr().err
 
 
@@ -666,7 +666,7 @@ def test_train_reads_its_config(capsys, tmp_path):
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     words = ["--config", tmp_path / "config.yaml", "--training.epochs=1"]
-    words += ["--model.init_args.latent_dim=3", "--out_dir", tmp_path / "runs" / "model"]
+    words += ["--model.init_args.latent_dim=3", "--out", tmp_path / "runs" / "model"]
     assert run("train", *words) == 0
     printed = capsys.readouterr().out
     assert "200 images, 1 epochs" in printed
@@ -675,6 +675,18 @@ def test_train_reads_its_config(capsys, tmp_path):
     assert run("plot", tmp_path / "runs" / "model") == 0
     assert run("report", tmp_path / "runs") == 0
     assert "MLPVAE" in capsys.readouterr().out
+
+
+def test_old_names_of_options_are_told(capsys, tmp_path):
+    words = ["train", "--model=MLPVAE", "--data.name=digits"]
+    old = tmp_path / "old.yaml"
+    old.write_text("out_dir: runs/model\n")
+    for more in (["--out_dir", tmp_path / "run"], ["--out-dir=run"], ["--config", old]):
+        assert run(*words, *more) == 2
+        assert "the folder is given by `out`, as of all commands" in capsys.readouterr().err
+    assert run(*words, "--resume") == 2
+    assert "by the same options on its folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [old]
 
 
 def advised():
@@ -743,10 +755,9 @@ def trained(tmp_path_factory):
 def test_the_advice_of_the_configs_is_understood(words, trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     out = trained / "out"
-    place = "--out_dir" if words[0] == "train" else "--out"
     wanted = ["--print_config"] if words[0] == "sample" else ["--dry-run"]
     before = sorted(trained.rglob("*"))
-    assert run(*words, place, out, *wanted) == 0, capsys.readouterr().err
+    assert run(*words, "--out", out, *wanted) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     if words[0] != "sample":
         assert "Estimate: about" in printed
@@ -804,17 +815,20 @@ def test_a_dry_run_refuses_what_the_command_refuses(words, capsys, tmp_path):
 
 
 def test_a_dry_run_of_a_training_refuses_what_the_training_refuses(capsys, tmp_path):
-    words = ["train", "--model=MLPVAE", "--data.name=digits", "--out_dir", tmp_path]
+    words = ["train", "--model=MLPVAE", "--data.name=digits", "--out", tmp_path]
     (tmp_path / "summary.json").write_text("{}")
     told = []
     for more in (["--dry-run"], []):
         assert run(*words, *more) == 1
         told.append(capsys.readouterr().err)
-    assert "a folder without a finished training" in told[0]
+    assert "one called `summary.json` that is not of a run" in told[0]
     assert told[0] == told[1]
     (tmp_path / "summary.json").unlink()
-    assert run(*words, "--dry-run", "--resume") == 1
-    assert "the folder of an interrupted training" in capsys.readouterr().err
+    assert run(*words, "--dry-run", "--training.epochs=7") == 0
+    printed = capsys.readouterr().out
+    for text in ("Model model: MLPVAE, 2 latent", "Data: 1,347 images", "Epochs: at most 7"):
+        assert text in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_knows_a_sweep_that_it_would_go_on_with(capsys, tmp_path):
@@ -830,13 +844,13 @@ def test_a_dry_run_knows_a_sweep_that_it_would_go_on_with(capsys, tmp_path):
 def test_models_by_the_name_of_their_class_and_formats_are_understood(capsys, tmp_path):
     words = ["--model=MLPVAE", "--model.hidden=[4]", "--data.name=digits", "--format"]
     for given, kept in (("svg", "format: svg"), ("png,pdf", "format:\n- png\n- pdf")):
-        assert run("train", *words, given, "--dry-run", "--out_dir", tmp_path / "run") == 0
+        assert run("train", *words, given, "--dry-run", "--out", tmp_path / "run") == 0
         printed = capsys.readouterr().out
-        assert "model: MLPVAE" in printed
+        assert "class_path: geolatent.models.vae.MLPVAE" in printed
         assert kept in printed
-    assert run("train", *words, "[]", "--dry-run", "--out_dir", tmp_path / "run") == 1
+    assert run("train", *words, "[]", "--dry-run", "--out", tmp_path / "run") == 1
     assert "`format` should be png, pdf, svg or a list of them" in capsys.readouterr().err
-    assert run("train", *words, "jpg", "--out_dir", tmp_path / "run") == 2
+    assert run("train", *words, "jpg", "--out", tmp_path / "run") == 2
     assert "`format` should be" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

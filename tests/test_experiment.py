@@ -13,6 +13,7 @@ from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
 from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.distances import Distances
 from geolatent.lab.dry_run import dry_run
 from geolatent.lab.experiment import MetricExperiment, as_option
 from geolatent.lab.improvement import Improvement
@@ -20,6 +21,7 @@ from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
 from geolatent.lab.run import load_run
 from geolatent.lab.sample import Sample
+from geolatent.lab.walk import Walk
 
 FEW = DataOptions(split="test", per_class=3)
 
@@ -111,6 +113,10 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
         Interpolate(pairs="codes", codes=Path("codes.npy"), n_images=5),
         Landscape(features=FeatureOptions(kind="logistic"), margin=0.5),
         Sample(source="data", data=FEW),
+        Distances(
+            solver=gl.GEORCESolver(segments=7), n_nodes=50, features=FeatureOptions("logistic")
+        ),
+        Walk(kind="circle", prior="uniform", data=FEW, max_rows=5),
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):
@@ -127,6 +133,16 @@ def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monk
     assert main([experiment.command, "--config", str(out / "config.yaml")]) == 0
     assert again == [experiment]
     assert set(experiment.options) == {field.name for field in fields(experiment)}
+
+
+def test_costs_of_distances_and_walks():
+    pairs = Distances(data=FEW, n_nodes=50)
+    cost = pairs.cost(pairs.codec)
+    assert (cost.n_geodesics, cost.rows) == (30 * 29 // 2, 50)
+    walks = [Walk(kind=kind, n_walks=2, n_steps=4, length=0.1) for kind in ("radial", "brownian")]
+    straight, random = (walk.cost(walk.codec) for walk in walks)
+    assert straight.rows == random.rows == 2 * 5 * (2 * 2.5 + 1)  # JVPs, and the image
+    assert straight.seconds == 0 < random.seconds
 
 
 def test_options_that_are_no_objects_stay_as_they_are():

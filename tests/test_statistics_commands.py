@@ -19,7 +19,7 @@ def draw(run, command, folder):
 
 
 def test_distances_command(tmp_path, capsys):
-    distances.distances(
+    distances.Distances(
         out=tmp_path,
         data=DataOptions(split="test", classes=(0, 1, 2), per_class=2),
         solver=PreconditionedSolver(tolerance=1e-2),
@@ -27,7 +27,7 @@ def test_distances_command(tmp_path, capsys):
         n_nodes=1500,
         n_neighbors=12,
         device="cpu",
-    )
+    ).run()
     run = load_run(tmp_path)
     assert "geodesic" in capsys.readouterr().out
     matrices = {name: run.arrays[name] for name in ("geodesic", "graph", "straight", "latent")}
@@ -40,7 +40,7 @@ def test_distances_command(tmp_path, capsys):
     assert summary["geodesic"]["ratio"] > 1.0
     assert abs(summary["graph"]["excess"]["mean"]) < 0.1
     assert summary["straight"]["excess"]["min"] >= -1e-3
-    assert draw(run, distances, tmp_path / "again") == ["compared", "distances"]
+    assert draw(run, distances.Distances, tmp_path / "again") == ["compared", "distances"]
 
 
 def test_cluster_command(tmp_path, capsys):
@@ -57,7 +57,7 @@ def test_cluster_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["brownian", "radial", "circle"])
 def test_walk_command(kind, tmp_path, capsys):
-    walk.walk(out=tmp_path, kind=kind, n_walks=2, n_steps=6, length=2.0, device="cpu")
+    walk.Walk(out=tmp_path, kind=kind, n_walks=2, n_steps=6, length=2.0, device="cpu").run()
     run = load_run(tmp_path)
     assert "magnification" in capsys.readouterr().out
     walks = run.arrays["walks"]
@@ -69,7 +69,7 @@ def test_walk_command(kind, tmp_path, capsys):
     if kind == "circle":
         np.testing.assert_allclose(norms, norms[:, :1].repeat(7, 1), rtol=1e-5)
     assert run.summary["prior_norm"]["mean"] == pytest.approx(prior_norm(2)[0])
-    assert draw(run, walk, tmp_path / "again") == [
+    assert draw(run, walk.Walk, tmp_path / "again") == [
         "curves",
         "images",
         "outputs",
@@ -80,15 +80,15 @@ def test_walk_command(kind, tmp_path, capsys):
 def test_report_has_a_row_for_each(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")  # nothing is wrapped
     few = DataOptions(split="test", per_class=3)
-    walk.walk(out=tmp_path / "walk", kind="radial", n_walks=2, n_steps=3)
+    walk.Walk(out=tmp_path / "walk", kind="radial", n_walks=2, n_steps=3).run()
     cluster.Cluster(out=tmp_path / "cluster", data=few, n_seeds=1, n_init=1, n_nodes=1700).run()
-    distances.distances(
+    distances.Distances(
         out=tmp_path / "distances",
         data=DataOptions(split="test", classes=(0, 1), per_class=2),
         solver=PreconditionedSolver(tolerance=1e-2),
         length_tolerance=1e-2,
         n_nodes=1700,
-    )
+    ).run()
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_distances_of_images_without_classes(tmp_path, capsys):
         path = str(tmp_path / f"{n}.npy")
         chosen = DataOptions("file", split="test", path=path, low=-1.0, high=1.0)
         options = {"solver": solver, "length_tolerance": 1e-2, "n_nodes": 500, "device": "cpu"}
-        distances.distances(out=out, data=chosen, **options)
+        distances.Distances(out=out, data=chosen, **options).run()
 
     measure(tmp_path / "run", 40)
     assert "geodesic" in capsys.readouterr().out
@@ -120,13 +120,13 @@ def test_distances_of_images_without_classes(tmp_path, capsys):
 
 def test_commands_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="`n_walks`"):
-        walk.walk(out=tmp_path / "a", data=DataOptions(split="test", per_class=1), n_walks=99)
+        walk.Walk(out=tmp_path / "a", data=DataOptions(split="test", per_class=1), n_walks=99).run()
     with pytest.raises(ValueError, match="`n_clusters`"):
         cluster.Cluster(out=tmp_path / "b", n_clusters=1).run()
     (tmp_path / "c").mkdir()
-    walk.walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2)
+    walk.Walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2).run()
     with pytest.raises(FileExistsError, match="overwrite"):
-        walk.walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2)
+        walk.Walk(out=tmp_path / "c", kind="radial", n_walks=1, n_steps=2).run()
 
 
 def test_islands_are_an_error():
@@ -159,5 +159,5 @@ def test_figures_in_the_formats_that_are_asked_for(tmp_path, capsys):
     assert main(["plot", str(tmp_path), "--format=jpg"]) == 2
     # nothing is computed before a format is refused
     with pytest.raises(ValueError, match="`format`"):
-        walk.walk(out=tmp_path / "other", format="jpg")
+        walk.Walk(out=tmp_path / "other", format="jpg").run()
     assert not (tmp_path / "other").exists()

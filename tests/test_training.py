@@ -1,33 +1,28 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from argparse import ArgumentError
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from rounding import assert_same_to_rounding
 from safetensors.torch import load_file
 
 pytest.importorskip("lightning", reason="training needs the extra `train`")
 
 from geolatent.cli import main
-from geolatent.lab.data import DataOptions, digits, load
+from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.lab.data import digits, load
 from geolatent.lab.run import RunFolder, load_run
-from geolatent.lab.training import (
-    Batches,
-    PrecisionOptions,
-    TrainingOptions,
-    train,
-    train_bigan,
-    train_vae,
-)
-from geolatent.lab.training_figures import draw_training
+from geolatent.lab.train import Train
+from geolatent.lab.training import Batches, VAEModule, fit_model
 from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +75,7 @@ def test_batches_hold_every_row_once_in_a_new_order():
 
 
 def test_training_lowers_the_loss(images):
-    record = train_vae(model(), images, options(epochs=10, learning_rate=1e-2))
+    record = fit_model(model(), images, options(epochs=10, learning_rate=1e-2))
     assert len(record.train_loss) == len(record.validation_loss) == 10
     assert record.train_loss[-1] < record.train_loss[0] - 5
     assert record.validation_loss[record.best_epoch] == min(record.validation_loss)
@@ -90,21 +85,30 @@ def test_training_is_reproducible_and_leaves_random_numbers_alone(images):
     images = images.double()
     one, two, other = model().double(), model().double(), model().double()
     state = torch.random.get_rng_state()
-    record = train_vae(one, images, options(seed=3))
+    record = fit_model(one, images, options(seed=3))
     assert torch.equal(state, torch.random.get_rng_state())
     torch.rand(5)
-    assert_same_training(train_vae(two, images, options(seed=3)), record, two, one)
-    different = train_vae(other, images, options(seed=4))
+    assert_same_training(fit_model(two, images, options(seed=3)), record, two, one)
+    different = fit_model(other, images, options(seed=4))
     with pytest.raises(AssertionError):
         assert_same_training(different, record, other, one)
 
 
 def test_without_validation_the_last_epoch_is_kept(images):
     trained = model()
-    record = train_vae(trained, images, options(epochs=3, validation_fraction=0.0))
+    record = fit_model(trained, images, options(epochs=3, validation_fraction=0.0))
     assert record.validation_loss == ()
     assert record.best_epoch == 2
     assert not trained.training
+
+
+def test_an_epoch_without_a_finite_loss_is_not_the_best(images, tmp_path, monkeypatch):
+    losses = iter((torch.nan, 3.0, 2.0, torch.inf))
+    monkeypatch.setattr(VAEModule, "validation_loss", lambda *_: torch.tensor(next(losses)))
+    trained, path = model(), tmp_path / "best.safetensors"
+    record = fit_model(trained, images, options(epochs=4), checkpoint=path)
+    assert record.best_epoch == 2
+    assert_same_tensors(trained.state_dict(), load_model(path).state_dict(), ulps=0)
 
 
 def test_early_stopping_restores_and_saves_the_best_epoch(images, tmp_path):
@@ -112,7 +116,7 @@ def test_early_stopping_restores_and_saves_the_best_epoch(images, tmp_path):
     trained = model()
     path = tmp_path / "best.safetensors"
     settings = options(epochs=60, learning_rate=0.1, patience=2)
-    record = train_vae(trained, images, settings, checkpoint=path)
+    record = fit_model(trained, images, settings, checkpoint=path)
     assert len(record.train_loss) < 60
     assert record.best_epoch == len(record.validation_loss) - 3
     saved = load_model(path)
@@ -124,7 +128,7 @@ def test_beta_weighs_the_divergence(images):
     divergence = []
     for beta in (0.1, 30.0):
         trained = model()
-        train_vae(trained, images, options(epochs=10, learning_rate=1e-2, beta=beta))
+        fit_model(trained, images, options(epochs=10, learning_rate=1e-2, beta=beta))
         divergence.append(trained.elbo_terms(images)[1].mean())
     assert divergence[1] < divergence[0]
 
@@ -132,13 +136,13 @@ def test_beta_weighs_the_divergence(images):
 def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
     paths = [tmp_path / name / "model.safetensors" for name in ("one", "two")]
     for path in paths:
-        train(
-            lambda: MLPVAE(latent_dim=2, hidden=[16]),
-            DataOptions("digits"),
-            path.parent,
-            options(epochs=1, validation_fraction=0.0),
-            PrecisionOptions(n_centers=5, iterations=3),
-        )
+        Train(
+            model=lambda: MLPVAE(latent_dim=2, hidden=[16]),
+            data=DataOptions("digits"),
+            out=path.parent,
+            training=options(epochs=1, validation_fraction=0.0),
+            precision=PrecisionOptions(n_centers=5, iterations=3),
+        ).run()
     loaded = load_model(paths[0])
     assert_same_tensors(load_model(paths[1]).state_dict(), loaded.state_dict())
     assert isinstance(loaded, MLPVAE)
@@ -151,7 +155,6 @@ def test_the_digits_model_is_trained_fitted_and_saved(tmp_path):
 
 
 def test_the_packaged_description_agrees_with_the_config():
-    yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((ROOT / "configs" / "train_digits_vae.yaml").read_text())
     packaged = load_model(ROOT / "geolatent" / "models" / "digits_vae.safetensors")
     given = config["model"]["init_args"]
@@ -167,7 +170,7 @@ def test_the_script_refuses_unknown_keys(tmp_path):
     command = [sys.executable, "scripts/train_digits_vae.py", "--training.epoch", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "--out_dir", str(output)],
+        [*command, "--out", str(output)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -199,9 +202,9 @@ def test_options_refuse_bad_values(changes, message):
 
 def test_images_must_fit(images):
     with pytest.raises(ValueError, match="`images` should be a tensor of shape"):
-        train_vae(model(), images[..., :4], options())
+        fit_model(model(), images[..., :4], options())
     with pytest.raises(ValueError, match="`validation_fraction` should be a share of 2 images"):
-        train_vae(model(), images[:2], options())
+        fit_model(model(), images[:2], options())
 
 
 # Convolutional models and BiGANs
@@ -226,7 +229,7 @@ def seeded(build, **changes):
 @pytest.mark.parametrize("spectral_norm", [False, True])
 def test_a_conv_vae_learns(images, spectral_norm):
     trained = seeded(conv, spectral_norm=spectral_norm)
-    record = train_vae(trained, images, options(epochs=8, learning_rate=1e-2))
+    record = fit_model(trained, images, options(epochs=8, learning_rate=1e-2))
     assert record.train_loss[-1] < record.train_loss[0] - 5
     assert record.discriminator_loss == ()
     assert not trained.training
@@ -235,7 +238,7 @@ def test_a_conv_vae_learns(images, spectral_norm):
 def test_std_is_larger_far_from_the_data_than_near_any_code():
     images, _ = digits("train")
     trained = seeded(conv, channels=(8, 16), spectral_norm=True)
-    train_vae(trained, images, options(epochs=4, batch_size=64, learning_rate=5e-3))
+    fit_model(trained, images, options(epochs=4, batch_size=64, learning_rate=5e-3))
     trained.fit_precision(images, n_centers=8)
     with torch.no_grad():
         codes, _ = trained.encode(images)
@@ -254,7 +257,7 @@ def test_a_bigan_learns_to_reconstruct():
     images, _ = digits("train")
     trained = seeded(bigan, latent_dim=8, channels=(4, 8))
     settings = options(epochs=6, learning_rate=3e-3, reconstruction=10.0)
-    record = train_bigan(trained, images[:600], settings)
+    record = fit_model(trained, images[:600], settings)
     assert len(record.train_loss) == len(record.discriminator_loss) == 6
     assert len(record.validation_loss) == 6
     assert record.best_epoch == record.validation_loss.index(min(record.validation_loss))
@@ -271,17 +274,17 @@ def test_bigan_training_is_reproducible(images):
     images = images.double()
     one, two = seeded(bigan).double(), seeded(bigan).double()
     state = torch.random.get_rng_state()
-    record = train_bigan(one, images, options(seed=3))
+    record = fit_model(one, images, options(seed=3))
     assert torch.equal(state, torch.random.get_rng_state())
     torch.rand(5)
-    assert_same_training(train_bigan(two, images, options(seed=3)), record, two, one)
+    assert_same_training(fit_model(two, images, options(seed=3)), record, two, one)
 
 
 def test_options_of_the_other_kind_are_refused(images):
     with pytest.raises(ValueError, match="`beta` should be 1 for a BiGAN"):
-        train_bigan(seeded(bigan), images, options(beta=2.0))
+        fit_model(seeded(bigan), images, options(beta=2.0))
     with pytest.raises(ValueError, match="`reconstruction` should be 0 for a variational autoenc"):
-        train_vae(model(), images, options(reconstruction=1.0))
+        fit_model(model(), images, options(reconstruction=1.0))
 
 
 # Interrupted training
@@ -291,7 +294,7 @@ class InterruptionError(Exception):
     pass
 
 
-def interrupt_after(monkeypatch, epochs):
+def interrupt_after(monkeypatch, epochs, error=InterruptionError):
     """Let the training fail in the middle of the epoch after so many whole ones."""
     original = Batches.__iter__
     begun = []
@@ -301,7 +304,7 @@ def interrupt_after(monkeypatch, epochs):
             begun.append(1)
         for index, batch in enumerate(original(self)):
             if self.order is not None and len(begun) > epochs and index == 1:
-                raise InterruptionError
+                raise error
             yield batch
 
     monkeypatch.setattr(Batches, "__iter__", failing)
@@ -318,36 +321,35 @@ def test_a_resumed_training_ends_as_if_it_had_not_been_interrupted(
         "spectral_norm": lambda: seeded(conv, spectral_norm=True).double(),
         "bigan": lambda: seeded(bigan).double(),
     }[kind]
-    fit = train_bigan if kind == "bigan" else train_vae
     # the game of a BiGAN's networks makes a thousandfold of rounding each epoch at 1e-2
     rate = 1e-3 if kind == "bigan" else 1e-2
     settings = options(epochs=5, learning_rate=rate, patience=patience)
     whole, resumed = build(), build()
-    record = fit(whole, images, settings, state_dir=tmp_path / "whole")
+    record = fit_model(whole, images, settings, state=tmp_path / "whole" / "last.ckpt")
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=2)
         with pytest.raises(InterruptionError):
-            fit(build(), images, settings, state_dir=tmp_path / "part")
+            fit_model(build(), images, settings, state=tmp_path / "part" / "last.ckpt")
     assert [file.name for file in (tmp_path / "part").iterdir()] == ["last.ckpt"]
-    found = fit(resumed, images, settings, state_dir=tmp_path / "part")
+    found = fit_model(resumed, images, settings, state=tmp_path / "part" / "last.ckpt")
     assert_same_training(found, record, resumed, whole)
 
 
 def test_the_state_of_another_training_is_refused(images, tmp_path):
-    train_vae(model(), images, options(), state_dir=tmp_path)
+    fit_model(model(), images, options(), state=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"`beta` should be 1.0, as in the training to resume"):
-        train_vae(model(), images, options(beta=2.0), state_dir=tmp_path)
+        fit_model(model(), images, options(beta=2.0), state=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"`model` should be 'MLPVAE', as in the training"):
-        train_vae(seeded(conv), images, options(), state_dir=tmp_path)
+        fit_model(seeded(conv), images, options(), state=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"`n_images` should be 120, as in the training"):
-        train_vae(model(), images[:100], options(), state_dir=tmp_path)
+        fit_model(model(), images[:100], options(), state=tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 nor this"])
 def test_an_unreadable_state_is_refused(images, tmp_path, content):
     (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match="`state_dir` should be a folder with the readable state"):
-        train_vae(model(), images, options(), state_dir=tmp_path)
+    with pytest.raises(ValueError, match="`state` should be the readable state of a training"):
+        fit_model(model(), images, options(), state=tmp_path / "last.ckpt")
 
 
 def test_a_state_is_not_unpickled(images, tmp_path):
@@ -356,8 +358,8 @@ def test_a_state_is_not_unpickled(images, tmp_path):
             return (pytest.fail, ("A pickle was run.",))
 
     torch.save({"state_dict": Bomb()}, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match="`state_dir` should be a folder with the readable state"):
-        train_vae(model(), images, options(), state_dir=tmp_path)
+    with pytest.raises(ValueError, match="`state` should be the readable state of a training"):
+        fit_model(model(), images, options(), state=tmp_path / "last.ckpt")
 
 
 # The whole of a training, into a folder
@@ -367,11 +369,11 @@ def run(folder, build=model, precision=None, **changes):
     arguments = {
         "model": build,
         "data": DataOptions("digits", per_class=12),
-        "out_dir": folder,
+        "out": folder,
         "training": options(),
         "precision": precision,
     }
-    return train(**{**arguments, **changes})
+    return Train(**{**arguments, **changes}).run()
 
 
 def files(folder):
@@ -381,29 +383,32 @@ def files(folder):
 
 BEGUN = ["config.yaml", "environment.json"]
 WRITTEN = [
+    "arrays.safetensors",
     *BEGUN,
     "figures/losses.png",
     "figures/reconstructions.png",
     "geolatent-files.json",
     "model.safetensors",
     "summary.json",
-    "training.safetensors",
 ]
 
 
 def test_train_writes_model_figures_and_summary(tmp_path):
-    summary = run(tmp_path / "run", precision=PrecisionOptions(n_centers=5, iterations=3))
+    summary = run(tmp_path / "run", precision=PrecisionOptions(n_centers=5, iterations=3)).summary
     assert files(tmp_path / "run") == sorted([*WRITTEN, "figures/latent.png"])
     loaded = load_model(tmp_path / "run" / "model.safetensors")
     assert isinstance(loaded, MLPVAE)
     assert len(loaded.precision.centers) == 5
     stored = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert stored == json.loads(json.dumps({"command": "train", **asdict(summary)}))
-    assert summary.class_path == "geolatent.models.vae.MLPVAE"
-    assert (summary.n_train, summary.n_test) == (120, 120)
+    assert stored == summary
+    assert summary["command"] == "train"
+    assert summary["class_path"] == "geolatent.models.vae.MLPVAE"
+    assert summary["init_args"] == loaded.arguments
+    assert len(summary["train_loss"]) == len(summary["validation_loss"]) == 2
+    assert (summary["n_train"], summary["n_test"]) == (120, 120)
     images, _ = load(DataOptions("digits", split="test", per_class=12))
     expected = (loaded(images)[0] - images).square().mean().item()
-    assert summary.test_error == pytest.approx(expected, rel=1e-5)
+    assert summary["test_error"] == pytest.approx(expected, rel=1e-5)
     for name in ("losses", "reconstructions", "latent"):
         pixels = read_png(tmp_path / "run" / "figures" / f"{name}.png")
         assert min(pixels.shape[:2]) > 150
@@ -416,24 +421,37 @@ def read_png(path):
     return imread(path)
 
 
-def test_figures_are_drawn_again_from_what_is_stored(tmp_path):
+def test_figures_are_drawn_again_from_what_is_stored(tmp_path, capsys):
     run(tmp_path, precision=PrecisionOptions(n_centers=5, iterations=3))
-    before = {name: read_png(tmp_path / name) for name in files(tmp_path) if "figures" in name}
-    for name in before:
+    before = {name: read_png(tmp_path / name) for name in files(tmp_path) if "figures/" in name}
+    assert len(before) == 3
+
+    def draw_again():
+        for name in before:
+            (tmp_path / name).unlink()
+        assert main(["plot", str(tmp_path)]) == 0
+        for name, pixels in before.items():
+            assert (read_png(tmp_path / name) == pixels).all()
+
+    draw_again()
+    # trainings of before had another name for their arrays, and the first of them no config
+    (tmp_path / "arrays.safetensors").rename(tmp_path / "training.safetensors")
+    described = json.loads((tmp_path / "environment.json").read_text())
+    del described["outputs"]  # nor did they have checksums of it
+    (tmp_path / "environment.json").write_text(json.dumps(described))
+    draw_again()
+    for name in BEGUN:
         (tmp_path / name).unlink()
-    drawn = draw_training(tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in drawn) == sorted(before)
-    for name, pixels in before.items():
-        assert (read_png(tmp_path / name) == pixels).all()
-    with pytest.raises(FileNotFoundError, match="`out_dir` should be the folder of a finished"):
-        draw_training(tmp_path / "figures")
+    draw_again()
+    assert main(["plot", str(tmp_path / "figures")]) == 1
+    assert "a folder that a geolatent command wrote" in capsys.readouterr().err
 
 
 def test_train_is_reproducible(tmp_path):
     for name in ("one", "two"):
         run(tmp_path / name, lambda: conv(latent_dim=3), PrecisionOptions(iterations=3))
         torch.rand(3)
-    for name in ("model.safetensors", "training.safetensors"):
+    for name in ("model.safetensors", "arrays.safetensors"):
         assert_same_tensors(*(load_file(tmp_path / folder / name) for folder in ("two", "one")))
     # Three latent dimensions: no picture of the plane, and twelve centres.
     assert files(tmp_path / "one") == WRITTEN
@@ -442,9 +460,9 @@ def test_train_is_reproducible(tmp_path):
 
 @pytest.mark.parametrize("latent_dim", [2, 4])
 def test_train_a_bigan(tmp_path, latent_dim):
-    summary = run(tmp_path, lambda: bigan(latent_dim=latent_dim))
+    summary = run(tmp_path, lambda: bigan(latent_dim=latent_dim)).summary
     assert isinstance(load_model(tmp_path / "model.safetensors"), BiGAN)
-    assert len(summary.discriminator_loss) == 2
+    assert len(summary["discriminator_loss"]) == 2
     assert ("figures/latent.png" in files(tmp_path)) == (latent_dim == 2)
 
 
@@ -452,8 +470,8 @@ def test_train_on_a_file_without_labels(tmp_path):
     images, _ = digits("train")
     np.save(tmp_path / "own.npy", images[:80].numpy())
     data = DataOptions("file", path=str(tmp_path / "own.npy"), low=-1.0, high=1.0)
-    summary = run(tmp_path / "run", data=data)
-    assert (summary.n_train, summary.n_test) == (72, 8)
+    summary = run(tmp_path / "run", data=data).summary
+    assert (summary["n_train"], summary["n_test"]) == (72, 8)
     assert files(tmp_path / "run") == sorted([*WRITTEN, "figures/latent.png"])
 
 
@@ -464,29 +482,98 @@ def test_an_interrupted_train_is_resumed(tmp_path, monkeypatch):
         with pytest.raises(InterruptionError):
             run(tmp_path / "part", training=options(epochs=3))
     assert files(tmp_path / "part") == ["checkpoints/last.ckpt", *BEGUN]
-    with pytest.raises(FileExistsError, match="set `resume` to go on with it"):
-        run(tmp_path / "part", training=options(epochs=3))
-    run(tmp_path / "part", training=options(epochs=3), resume=True)
+    with pytest.raises(FileExistsError, match=r"training\.epochs: 3 there, 4 here"):
+        run(tmp_path / "part", training=options(epochs=4))
+    run(tmp_path / "part", training=options(epochs=3))
     part, whole = (load_file(tmp_path / n / "model.safetensors") for n in ("part", "whole"))
     assert_same_tensors(part, whole)
     assert files(tmp_path / "part") == files(tmp_path / "whole")
-    for resume in (False, True):
-        with pytest.raises(FileExistsError, match="a folder without a finished training"):
-            run(tmp_path / "part", resume=resume)
-    with pytest.raises(FileNotFoundError, match="the folder of an interrupted training"):
-        run(tmp_path / "new", resume=True)
+    with pytest.raises(FileExistsError, match=r"summary.json is in it\), or another folder"):
+        run(tmp_path / "part", training=options(epochs=3))
+
+
+def test_an_interrupt_is_told_and_the_next_one_too(tmp_path, monkeypatch, capsys):
+    run(tmp_path / "one")
+    words = ["train", "--config", str(tmp_path / "one" / "config.yaml")]
+    words += ["--out", str(tmp_path / "two"), "--training.epochs=3"]
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, epochs=1, error=KeyboardInterrupt)
+            assert main(words) == 130
+        assert "same command again to go on with the training" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is before
+    assert main(words) == 0
+
+
+def test_a_folder_of_before_is_gone_on_with(tmp_path, monkeypatch):
+    # its config has other names, and lacks options that came later
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            run(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    old = {name: config[name] for name in ("model", "data", "training", "precision")}
+    text = "# geolatent train --config config.yaml\n" + yaml.safe_dump({**old, "out_dir": "runs/a"})
+    (tmp_path / "config.yaml").write_text(text)
+    state = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.init_args\.latent_dim: 2 there, 3 here"):
+        run(tmp_path, lambda: MLPVAE(latent_dim=3, hidden=(16,)))
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == state
+    assert (tmp_path / "config.yaml").read_text() == text
+    assert run(tmp_path).finished
+
+
+def test_what_is_not_of_a_training_stays(tmp_path):
+    places = {
+        "model.safetensors": "`out` should be a folder without one called `model.safetensors`",
+        "model.json": "`out` should be a folder without one called `model.json`",
+        "checkpoints/last.ckpt": "`state` should be the readable state of a training",
+    }
+    for number, (place, told) in enumerate(places.items()):
+        file = tmp_path / str(number) / place
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"mine")
+        with pytest.raises((ValueError, FileExistsError), match=told):
+            run(tmp_path / str(number))
+        assert files(tmp_path / str(number)) == [place]
+        assert file.read_bytes() == b"mine"
+
+
+def test_leftovers_of_a_killed_train_are_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            run(tmp_path)
+    for left in (".model.safetensors.abc.tmp", "checkpoints/.last.ckpt.abc.tmp"):
+        (tmp_path / left).write_bytes(b"a part of it")
+    run(tmp_path)
+    assert files(tmp_path) == sorted([*WRITTEN, "figures/latent.png"])
+
+
+def test_the_test_images_may_be_others(tmp_path):
+    chosen = DataOptions("digits", split="train", per_class=3)
+    summary = run(tmp_path / "one", test_data=chosen).summary
+    assert summary["n_test"] == 30
+    images, _ = load(chosen)
+    loaded = load_model(tmp_path / "one" / "model.safetensors")
+    expected = (loaded(images)[0] - images).square().mean().item()
+    assert summary["test_error"] == pytest.approx(expected, rel=1e-5)
+    config = ["--config", str(tmp_path / "one" / "config.yaml")]
+    assert main(["train", *config, "--out", str(tmp_path / "two")]) == 0
+    assert load_run(tmp_path / "two").summary["n_test"] == 30
 
 
 def test_a_train_that_fails_at_the_end_can_be_finished(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "geolatent.lab.training.save_model",
+            "geolatent.lab.train.save_model",
             lambda *_: (_ for _ in ()).throw(OSError("disk full")),
         )
         with pytest.raises(OSError, match="disk full"):
             run(tmp_path)
     assert files(tmp_path) == ["checkpoints/last.ckpt", *BEGUN]
-    run(tmp_path, resume=True)
+    run(tmp_path)
     assert files(tmp_path) == sorted([*WRITTEN, "figures/latent.png"])
 
 
@@ -508,7 +595,7 @@ def test_train_says_what_was_asked_and_where_it_ran(tmp_path, capsys):
     assert read.environment["inputs"]["data.path"] == hashlib.sha256(content).hexdigest()
     # the same again
     config = ["--config", str(tmp_path / "one" / "config.yaml")]
-    assert main(["train", *config, "--out_dir", str(tmp_path / "two")]) == 0
+    assert main(["train", *config, "--out", str(tmp_path / "two")]) == 0
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, weights in one.items():
@@ -530,6 +617,9 @@ def test_an_interrupted_train_is_seen_as_such(tmp_path, monkeypatch, capsys):
         assert not load_run(folder).finished
         assert main(["plot", str(folder)]) == 1
         assert "interrupted" in capsys.readouterr().err
+        assert main(["train", "--config", str(folder / "config.yaml"), "--dry-run"]) == 0
+        goes_on = "an unfinished run, which it would go on with" in capsys.readouterr().out
+        assert goes_on == (epochs > 0)
     run(tmp_path / "whole")
     assert main(["report", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -539,7 +629,7 @@ def test_an_interrupted_train_is_seen_as_such(tmp_path, monkeypatch, capsys):
     run(tmp_path / "0", training=options(seed=3))
     assert load_run(tmp_path / "0").config["training"]["seed"] == 3
     with pytest.raises(FileExistsError, match=r"training\.seed: 0 there, 3 here"):
-        run(tmp_path / "1", training=options(seed=3), resume=True)
+        run(tmp_path / "1", training=options(seed=3))
 
 
 def test_train_leaves_other_folders_alone(tmp_path):
@@ -561,7 +651,7 @@ def test_a_full_disk_is_told_and_the_training_goes_on(tmp_path, capsys, room):
     resource = pytest.importorskip("resource")
     words = ["train", "--model=MLPVAE", "--model.hidden=[4]", "--data.name=digits"]
     words += ["--data.per_class=12", "--training.epochs=1", "--training.accelerator=cpu"]
-    words += ["--training.progress=false", "--out_dir", str(tmp_path / "run")]
+    words += ["--training.progress=false", "--out", str(tmp_path / "run")]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -576,14 +666,34 @@ def test_a_full_disk_is_told_and_the_training_goes_on(tmp_path, capsys, room):
     assert main(words) == 0
 
 
-def test_a_damaged_training_is_told(tmp_path):
+def test_a_full_disk_leaves_the_last_state(images, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    state, settings = tmp_path / "last.ckpt", options(epochs=3)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, epochs=1)
+        with pytest.raises(InterruptionError):
+            fit_model(model(), images, settings, state=state)
+    content = state.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"last\.ckpt"):
+            fit_model(model(), images, settings, state=state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert state.read_bytes() == content
+    assert len(fit_model(model(), images, settings, state=state).train_loss) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [("{}", "KeyError('train_loss')"), ("[", "summary.json is no readable")]
+)
+def test_a_damaged_training_is_told(tmp_path, capsys, content, told):
     run(tmp_path)
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"with all of its results.*KeyError\('train_loss'\)"):
-        draw_training(tmp_path)
-    (tmp_path / "summary.json").write_text("[")
-    with pytest.raises(ValueError, match=r"summary.json is no readable JSON"):
-        draw_training(tmp_path)
+    (tmp_path / "summary.json").write_text(content)
+    assert main(["plot", str(tmp_path)]) == 1
+    assert told in capsys.readouterr().err
 
 
 # Progress
@@ -602,17 +712,17 @@ def test_progress_counts_epochs_that_are_done(images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, epochs=2)
         with pytest.raises(InterruptionError):
-            train_vae(model(), images, settings, state_dir=tmp_path)
+            fit_model(model(), images, settings, state=tmp_path / "last.ckpt")
     epoch = [0.0, 0.25, 0.5, 0.75, 1.0]
     expected = [*epoch, *(1 + done for done in epoch)]
     assert told == [("epochs", 4, 0), *expected, 2.0]
     told.clear()
-    train_vae(model(), images, settings, state_dir=tmp_path)
+    fit_model(model(), images, settings, state=tmp_path / "last.ckpt")
     assert told == [("epochs", 4, 2), *(2 + done for done in epoch), *(3 + done for done in epoch)]
 
 
 def test_progress_is_printed_as_whole_epochs(images, capsys):
-    train_vae(model(), images, options(epochs=2, progress=True))
+    fit_model(model(), images, options(epochs=2, progress=True))
     assert "2 of 2 epochs" in capsys.readouterr().out
 
 
@@ -645,7 +755,7 @@ def test_configs_are_read_and_train(tmp_path, name):
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_function_arguments(train)
+    parser.add_class_arguments(Train)
     parser.add_argument("--config", action="config")
     path = str(ROOT / "configs" / f"train_{name}.yaml")
     parsed = parser.instantiate(parser.parse_args(["--config", path]))
@@ -660,9 +770,9 @@ def test_configs_are_read_and_train(tmp_path, name):
         arguments.append(f"--training.{override}")
     for override in ("image_shape=[1,8,8]", "channels=[2,3]", "hidden=8"):
         arguments.append(f"--model.{override}")
-    parsed = parser.instantiate(parser.parse_args([*arguments, f"--out_dir={tmp_path}"]))
+    parsed = parser.instantiate(parser.parse_args([*arguments, f"--out={tmp_path}"]))
     del parsed.config
-    train(**vars(parsed))
+    Train(**vars(parsed)).run()
     assert (tmp_path / "summary.json").is_file()
     for wrong, named in (
         ("--training.epoch=1", r"training\.epoch"),
@@ -681,7 +791,7 @@ def test_a_conv_vae_learns_mnist(mnist_root, latent_dim):
     images, _ = load(DataOptions("MNIST", root=str(mnist_root), per_class=40))
     trained = seeded(ConvVAE, latent_dim=latent_dim, channels=(4, 8), hidden=64)
     settings = options(epochs=8, batch_size=8, learning_rate=5e-3, beta=0.1)
-    train_vae(trained, images, settings)
+    fit_model(trained, images, settings)
     trained.fit_precision(images, iterations=5)
     assert len(trained.precision.centers) == 4 * latent_dim
     error = (trained.decode_mean(trained.encode(images)[0]) - images).square().mean()

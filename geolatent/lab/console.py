@@ -54,21 +54,16 @@ def print_warning(console: Console, text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar with a description, a share and the time."""
-    return Progress(
+@contextmanager
+def working(console: Console, what: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar while some work lasts; what is yielded may be told the share that is done."""
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
-        console=console,
     )
-
-
-@contextmanager
-def working(console: Console, what: str) -> Iterator[Callable[[float], None]]:
-    """Show a bar while some work lasts; what is yielded may be told the share that is done."""
-    with progress_bar(console) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=1.0)
         yield lambda share: progress.update(task, completed=share)
         progress.update(task, completed=1.0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +18,24 @@ from geolatent.checks import check_integer, check_number, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
 from geolatent.graph import LatentGraph
-from geolatent.lab import plotting, plotting_statistics
-from geolatent.lab.config import (
-    DataOptions,
-    Formats,
-    MetricOptions,
-    ModelOptions,
-    check_formats,
-)
-from geolatent.lab.printing import (
-    make_console,
-    make_table,
-    number,
-    print_files,
-    progress_bar,
-)
+from geolatent.lab import plotting_statistics
+from geolatent.lab.config import DataOptions
+from geolatent.lab.costs import Cost, geodesic_rows
+from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
-from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.lengths import path_length
 from geolatent.solvers.preconditioned import PreconditionedSolver
-from geolatent.solvers.problem import Progress, Solver
+from geolatent.solvers.problem import Solver
 
+_NAMES = {
+    "geodesic": "geodesic",
+    "graph": "path on the graph",
+    "straight": "straight line",
+    "latent": "Euclidean",
+}
 _UNITS = {"latent": "latent units"}
 
 
@@ -78,203 +75,174 @@ def separation(matrix: Tensor, labels: Tensor) -> dict[str, float | int]:
     }
 
 
-def distances(
-    out: Path = Path("runs/distances"),
-    model: ModelOptions = ModelOptions(),
-    data: DataOptions = DataOptions(split="test", per_class=4),
-    metric: MetricOptions = MetricOptions(),
-    solver: Solver = PreconditionedSolver(),
-    length_tolerance: float = 1e-4,
-    max_rows: int | None = None,
-    n_nodes: int = 6000,
-    n_neighbors: int = 24,
-    seed: int = 0,
-    dtype: Literal["float32", "float64"] = "float32",
-    device: str = "auto",
-    overwrite: bool = False,
-    format: Formats = "png",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Distances(MetricExperiment):
     """Measure the geodesic distances between all pairs of some images.
 
     Beside them stand the distances of the codes in the latent space, the lengths of the straight
     lines between them, and the shortest paths on the graph that the geodesics start from. A table
     tells how well each separates the classes and how it agrees with the geodesic distances.
 
-    Parameters
+    Attributes
     ----------
-    out
-        Folder for the results; it is made where it does not exist.
-    model
-        The model.
     data
         The images; n of them make n (n - 1) / 2 geodesics.
-    metric
-        How the decoder becomes a metric.
     solver
         How geodesics are found, by PreconditionedSolver, FirstOrderSolver, GEORCESolver or
         FirstOrderSolver.michelis_becker, and its settings.
     length_tolerance
         Relative tolerance of the reported lengths.
-    max_rows
-        Largest number of rows sent through the decoder at once.
     n_nodes
         Nodes of the graph of training codes.
     n_neighbors
         Neighbours of each node.
     seed
         Seed of the graph.
-    dtype
-        Floating-point type of model and codes.
-    device
-        "auto", "cpu", "cuda" or another device of torch.
-    overwrite
-        Replace the results of an earlier run in the folder.
-    format
-        Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
-    config = dict(locals())  # the options alone, as they are written to config.yaml
-    began = time.perf_counter()
-    check_formats(format)
-    check_integer("n_nodes", n_nodes, minimum=2)
-    check_number("length_tolerance", length_tolerance, above=0.0)
-    RunFolder.check(out, overwrite=overwrite)
-    place = make_device(device)
-    codec = make_model(model, dtype, place)
-    dataset = Dataset(data)
-    images, labels = dataset.chosen
-    if labels is None:
-        labels = torch.zeros(len(images), dtype=torch.int64)
-    if len(images) < 3:
-        raise ValueError(requirement("data", "three or more images", len(images)))
-    order = labels.argsort(stable=True)
-    codes, labels = codec.encode(images[order]), labels[order]
-    pulled_back = codec.metric(metric, None, seed).limited(max_rows)
-    folder = RunFolder.create(
-        out, "distances", config, seed=seed, device=place, overwrite=overwrite
-    )
-    console = make_console()
-    n = len(codes)
-    with progress_bar(console) as progress:
-        task = progress.add_task("building the graph", total=1.0)
-        graph = LatentGraph.from_codes(
-            pulled_back,
-            dataset.codes(codec),
-            n_nodes=n_nodes,
-            n_neighbors=n_neighbors,
-            seed=seed,
-        )
-        by_graph = graph_distance_matrix(graph, codes, codes)
-        by_graph.fill_diagonal_(0.0)
-        progress.update(task, completed=1.0)
-        task = progress.add_task(f"{n * (n - 1) // 2:,} geodesics", total=1.0)
 
-        def tell(state: Progress) -> None:
-            progress.update(task, completed=state.fraction)
+    out: Path = Path("runs/distances")
+    data: DataOptions = DataOptions(split="test", per_class=4)
+    solver: Solver = PreconditionedSolver()
+    length_tolerance: float = 1e-4
+    n_nodes: int = 6000
+    n_neighbors: int = 24
 
-        geodesic = pairwise_distances(
-            pulled_back,
-            codes,
-            solver=solver,
-            initial=graph,
-            length_tolerance=length_tolerance,
-            callback=tell,
-        )
-        first, last = torch.triu_indices(n, n, offset=1)
-        lines = CubicBSpline.straight(codes[first], codes[last])
-        straight = torch.zeros_like(geodesic)
-        straight[first, last] = path_length(pulled_back, lines, tolerance=length_tolerance)
-        straight = straight + straight.mT
-    matrices = {
-        "geodesic": geodesic,
-        "graph": by_graph,
-        "straight": straight,
-        "latent": torch.cdist(codes.double(), codes.double()).to(codes),
-    }
-    summary: dict[str, Any] = {"n_images": n, "distances": {}}
-    reference = geodesic[first, last].double().cpu()
-    for name, matrix in matrices.items():
-        values = matrix[first, last].double().cpu()
-        entry: dict[str, Any] = separation(matrix.cpu(), labels)
-        known = reference.isfinite() & values.isfinite()
-        entry["correlation"] = (
-            float(np.corrcoef(reference[known], values[known])[0, 1])
-            if int(known.sum()) > 1
-            else math.nan
-        )
-        if name in ("graph", "straight"):
-            entry["excess"] = statistics((values / reference - 1.0)[known])
-        summary["distances"][name] = entry
-    summary["seconds"] = round(time.perf_counter() - began, 1)
-    arrays = {name: matrix.float() for name, matrix in matrices.items()}
-    run = folder.finish(summary, {**arrays, "labels": labels, "codes": codes.float()})
-    _print(console, run)
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
+    def check(self) -> None:
+        """Raise where there are too few images, or no graph between them."""
+        check_integer("n_nodes", self.n_nodes, minimum=2)
+        check_number("length_tolerance", self.length_tolerance, above=0.0)
+        super().check()
+        n = len(self.dataset.chosen[0])
+        if n < 3:
+            raise ValueError(requirement("data", "three or more images", n))
 
+    def prepare(self) -> None:
+        """Encode the images."""
+        super().prepare()
+        _ = self.sorted_codes
 
-def _print(console: Console, run: Run) -> None:
-    table = make_table(
-        "Distances within and between classes, and against the geodesic ones",
-        [
-            "\ndistance",
-            "\nwithin",
-            "\nbetween",
-            "\nratio",
-            "nearest of\nsame class %",
-            "corre-\nlation",
-            "excess %\nmean ± std",
-        ],
-    )
-    for name, entry in (run.summary or {})["distances"].items():
-        excess = entry.get("excess")
-        text = ""
-        if excess:
-            text = " ± ".join(number(excess[key], ".2f", 100) for key in ("mean", "std"))
-        # nothing is between classes where there is one, nor within where none has two codes
-        apart = (entry[key] for key in ("within", "between", "ratio"))
-        table.add_row(
-            _NAMES[name],
-            *(number(value, ".3f") for value in apart),
-            number(entry["nearest_neighbour_accuracy"], ".1f", 100),
-            number(entry["correlation"], ".3f"),
-            text,
-        )
-    console.print(table)
-    n = (run.summary or {})["n_images"]
-    for name, entry in (run.summary or {})["distances"].items():
-        if entry["unknown"]:
-            console.print(
-                f"{_NAMES[name]}: {entry['unknown']} of {n * (n - 1) // 2} distances are not "
-                "finite and are left out.",
-                highlight=False,
+    @cached_property
+    def sorted_codes(self) -> tuple[Tensor, Tensor]:
+        """Codes of the images, (n, d), in the order of their classes, and these, (n,)."""
+        images, classes = self.dataset.chosen[0], self.dataset.classes
+        order = classes.argsort(stable=True)
+        return self.codec.encode(images[order]), classes[order]
+
+    def matrices(self, console: Console) -> dict[str, Tensor]:
+        """Return the distances between all codes, (n, n), by name."""
+        codes, _ = self.sorted_codes
+        metric, tolerance = self.pulled_back, self.length_tolerance
+        first, last = torch.triu_indices(len(codes), len(codes), offset=1)
+        with working(console, "building the graph"):
+            graph = LatentGraph.from_codes(
+                metric,
+                self.dataset.codes(self.codec),
+                n_nodes=self.n_nodes,
+                n_neighbors=self.n_neighbors,
+                seed=self.seed,
             )
+            by_graph = graph_distance_matrix(graph, codes, codes)
+            by_graph.fill_diagonal_(0.0)
+        with working(console, f"{len(first):,} geodesics") as tell:
+            geodesic = pairwise_distances(
+                metric,
+                codes,
+                solver=self.solver,
+                initial=graph,
+                length_tolerance=tolerance,
+                callback=lambda state: tell(state.fraction),
+            )
+            lines = CubicBSpline.straight(codes[first], codes[last])
+            straight = torch.zeros_like(geodesic)
+            straight[first, last] = path_length(metric, lines, tolerance=tolerance)
+        return {
+            "geodesic": geodesic,
+            "graph": by_graph,
+            "straight": straight + straight.mT,
+            "latent": torch.cdist(codes.double(), codes.double()).to(codes),
+        }
 
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
+        """Measure all distances, and compare them with the classes and with each other."""
+        matrices = self.matrices(console)
+        codes, labels = self.sorted_codes
+        first, last = torch.triu_indices(len(codes), len(codes), offset=1)
+        reference = matrices["geodesic"][first, last].double().cpu()
+        entries: dict[str, Any] = {}
+        for name, matrix in matrices.items():
+            values = matrix[first, last].double().cpu()
+            known = reference.isfinite() & values.isfinite()
+            entries[name] = separation(matrix.cpu(), labels)
+            entries[name]["correlation"] = (
+                float(np.corrcoef(reference[known], values[known])[0, 1])
+                if int(known.sum()) > 1
+                else math.nan
+            )
+            if name in ("graph", "straight"):
+                entries[name]["excess"] = statistics((values / reference - 1.0)[known])
+        arrays = {name: matrix.float() for name, matrix in matrices.items()}
+        summary = {"n_images": len(codes), "distances": entries}
+        return summary, {**arrays, "labels": labels, "codes": codes.float()}
 
-_NAMES = {
-    "geodesic": "geodesic",
-    "graph": "path on the graph",
-    "straight": "straight line",
-    "latent": "Euclidean",
-}
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Print a table of the distances, and how many are not known."""
+        table = make_table(
+            "Distances within and between classes, and against the geodesic ones",
+            [
+                "\ndistance",
+                "\nwithin",
+                "\nbetween",
+                "\nratio",
+                "nearest of\nsame class %",
+                "corre-\nlation",
+                "excess %\nmean ± std",
+            ],
+        )
+        for name, entry in summary["distances"].items():
+            excess = entry.get("excess", {})
+            # nothing is between classes where there is one, nor within where none has two codes
+            apart = (entry[key] for key in ("within", "between", "ratio"))
+            table.add_row(
+                _NAMES[name],
+                *(number(value, ".3f") for value in apart),
+                number(entry["nearest_neighbour_accuracy"], ".1f", 100),
+                number(entry["correlation"], ".3f"),
+                " ± ".join(number(excess[key], ".2f", 100) for key in ("mean", "std") if excess),
+            )
+        console.print(table)
+        n = summary["n_images"]
+        for name, entry in summary["distances"].items():
+            if entry["unknown"]:
+                console.print(
+                    f"{_NAMES[name]}: {entry['unknown']} of {n * (n - 1) // 2} distances are not "
+                    "finite and are left out.",
+                    highlight=False,
+                )
 
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what the graph and the geodesics of all pairs cost."""
+        n = len(self.dataset.chosen[0])
+        each = geodesic_rows(self.solver, model.dim, from_graph=True)
+        return Cost(n_geodesics=n * (n - 1) // 2, rows_each=each, rows=self.n_nodes)
 
-def figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures of a run from what it stored."""
-    if not run.arrays:
-        return {}
-    matrices = {
-        name: (run.arrays[name].astype(float), _UNITS.get(name, "output units")) for name in _NAMES
-    }
-    first, last = np.triu_indices(len(run.arrays["labels"]), 1)
-    return {
-        "distances": plotting_statistics.distance_matrices(
-            {_NAMES[name]: matrices[name] for name in ("geodesic", "latent")},
-            run.arrays["labels"],
-        ),
-        "compared": plotting_statistics.distances_compared(
-            matrices["geodesic"][0][first, last],
-            {
-                _NAMES[name]: (matrices[name][0][first, last], matrices[name][1])
-                for name in ("graph", "straight", "latent")
-            },
-        ),
-    }
+    @staticmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+        if not run.arrays:
+            return {}
+        matrices = {name: run.arrays[name].astype(float) for name in _NAMES}
+        units = {name: _UNITS.get(name, "output units") for name in _NAMES}
+        first, last = np.triu_indices(len(run.arrays["labels"]), 1)
+        return {
+            "distances": plotting_statistics.distance_matrices(
+                {_NAMES[name]: (matrices[name], units[name]) for name in ("geodesic", "latent")},
+                run.arrays["labels"],
+            ),
+            "compared": plotting_statistics.distances_compared(
+                matrices["geodesic"][first, last],
+                {
+                    _NAMES[name]: (matrices[name][first, last], units[name])
+                    for name in ("graph", "straight", "latent")
+                },
+            ),
+        }

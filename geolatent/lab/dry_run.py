@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from geolatent.files import LOCK
-from geolatent.lab.contents import SUMMARY
+from geolatent.lab.contents import CONFIG, SUMMARY
 from geolatent.lab.costs import Cost, seconds_a_row
 from geolatent.lab.earlier import stored_parts
-from geolatent.lab.experiment import Experiment, check_folder
+from geolatent.lab.experiment import Experiment
 from geolatent.lab.options import plain
-from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import make_console, print_last
 from geolatent.lab.sweep import sweep_points
 
@@ -42,7 +40,7 @@ def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
     config = {**experiment.options, "sweep": sweep} if sweep else experiment.options
     # whoever asks for a lock writes it
     if not (experiment.out / LOCK).exists():
-        check_folder(experiment.command, config, resumes=experiment.resumes)
+        experiment.check_folder(config)
     experiment.check()
     costs = {name: experiment.cost(model) for name, model in experiment.codecs.items()}
     print_plan(
@@ -95,20 +93,18 @@ def _plan(experiment: Experiment, n_geodesics: int) -> dict[str, str]:
         found["Data"] = f"{images:,} images of {experiment.data.name}"
     if n_geodesics:
         found["Geodesics"] = f"{n_geodesics:,}"
-    if isinstance(experiment, PairsExperiment):
-        size = experiment.batch_size
-        n_shards = math.ceil(experiment.n_pairs / size)
-        found["Shards"] = f"{n_shards:,} of {size} pairs, executor {experiment.executor}"
-    return found
+    return found | experiment.plan()
 
 
 def output(folder: Path, *, overwrite: bool) -> str:
     """Return the state of an output folder that a command would take."""
     if (folder / LOCK).exists():
         return f"{folder}, which another process may be writing"
-    n_parts = len(stored_parts(folder, ""))
-    if n_parts and not overwrite:
-        return f"{folder}, an unfinished run with {n_parts} shards, which it would go on with"
+    unfinished = (folder / CONFIG).exists() and not (folder / SUMMARY).exists()
+    if unfinished and not overwrite:
+        n_parts = len(stored_parts(folder, ""))
+        shards = f" with {n_parts} shards" if n_parts else ""
+        return f"{folder}, an unfinished run{shards}, which it would go on with"
     if (folder / SUMMARY).exists():
         return f"{folder}, whose results would be replaced"
     return f"{folder}, {'there already' if folder.exists() else 'to be made'}"

@@ -1,9 +1,9 @@
 """An experiment: a dataclass whose fields are the options of a command, and what all of them do.
 
-To add a command, write a module of this room with a subclass of `Experiment`, `MetricExperiment` or
-`PairsExperiment` (of `pairs_experiment`), and name it in `geolatent.cli.COMMANDS`; `cluster` and
-`improvement` are examples. What a subclass documents among its attributes is the help of its
-options, also of those that it inherits.
+To add a command, write a module of this room with a subclass of `ModelExperiment`,
+`MetricExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
+`geolatent.cli.COMMANDS`; `cluster` and `improvement` are examples. What a subclass documents among
+its attributes is the help of its options, also of those that it inherits.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Arrays = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(ABC):
-    """Work on a model and data, of which a run folder keeps the results.
+    """Work on data, of which a run folder keeps the results.
 
     A subclass says what is special about it in a few methods, which `run` calls in this order:
 
@@ -61,26 +61,16 @@ class Experiment(ABC):
     4. `tell` prints the summary;
     5. `figures` draws a run from its folder alone, then and for ``geolatent plot``.
 
-    A dry run calls `check` and `cost`. What is made of the options (the device, the models, the
-    data) is made when it is first asked for, and kept. The command is called as the class is, in
-    small letters.
+    A dry run calls `check`, `plan` and `cost`. What is made of the options (the device, the models,
+    the data) is made when it is first asked for, and kept. The command is called as the class is,
+    in small letters.
 
     Attributes
     ----------
     out
         Folder for the results; it is made where it does not exist.
-    model
-        The model.
     data
         The images.
-    seed
-        Seed of all that is random.
-    dtype
-        Floating-point type of model and codes.
-    device
-        "auto", "cpu", "cuda" or another device of torch.
-    overwrite
-        Replace the results of an earlier run in the folder.
     format
         Format of the figures, "png", "pdf" or "svg", or a list of them.
     """
@@ -89,12 +79,7 @@ class Experiment(ABC):
     resumes: ClassVar[bool] = False
 
     out: Path
-    model: ModelOptions = ModelOptions()
     data: DataOptions = DataOptions(split="test")
-    seed: int = 0
-    dtype: Literal["float32", "float64"] = "float32"
-    device: str = "auto"
-    overwrite: bool = False
     format: Formats = "png"
 
     # what a command says of itself
@@ -103,6 +88,26 @@ class Experiment(ABC):
         """Raise where the options, the model or the data do not allow the work."""
         check_formats(self.format)
         _ = self.place, self.codecs
+
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Seed of all that is random."""
+
+    @property
+    @abstractmethod
+    def overwrite(self) -> bool:
+        """Whether the results of an earlier run in the folder are replaced."""
+
+    @property
+    @abstractmethod
+    def place(self) -> torch.device:
+        """The device."""
+
+    @property
+    @abstractmethod
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The models by name, of which there may be several, or none."""
 
     def prepare(self) -> None:  # noqa: B027
         """Make what may fail, before anything is written."""
@@ -124,6 +129,10 @@ class Experiment(ABC):
         """Return what the work in a model costs, about, for a dry run."""
         return Cost()
 
+    def plan(self) -> dict[str, str]:
+        """Return what else a dry run tells of the work, by name."""
+        return {}
+
     # what all commands share
 
     @property
@@ -137,38 +146,23 @@ class Experiment(ABC):
         return {field.name: as_option(getattr(self, field.name)) for field in fields(self)}
 
     @cached_property
-    def place(self) -> torch.device:
-        """The device."""
-        return make_device(self.device)
-
-    @cached_property
-    def codecs(self) -> Mapping[str, LatentModel]:
-        """The models by name, of which there may be several, or none."""
-        return {"model": make_model(self.model, self.dtype, self.place)}
-
-    @property
-    def codec(self) -> LatentModel:
-        """The first model, or the only one."""
-        return next(iter(self.codecs.values()))
-
-    @cached_property
     def dataset(self) -> Dataset:
         """The images, which are loaded when they are first asked for."""
         return Dataset(self.data)
 
-    @cached_property
-    def encoded(self) -> Tensor:
-        """Codes of the images, (n, d)."""
-        return self.codec.encode(self.dataset.chosen[0])
-
-    def at(self, out: Path) -> Self:
-        """Return the same work with another folder, whose results are not replaced."""
-        return replace(self, out=out, overwrite=False)
+    def check_folder(self, options: Mapping[str, Any]) -> None:
+        """Raise where the results of options, or a sweep of them, could not be written."""
+        RunFolder.check(
+            self.out,
+            overwrite=self.overwrite,
+            command=self.command if self.resumes else "",
+            resume=options if self.resumes else None,
+        )
 
     def run(self) -> Run:
         """Do the work, store the results, and print and draw them."""
         began = time.perf_counter()
-        check_folder(self.command, self.options, resumes=self.resumes)
+        self.check_folder(self.options)
         self.check()
         self.prepare()
         console = make_console()
@@ -191,7 +185,56 @@ class Experiment(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricExperiment(Experiment):
+class ModelExperiment(Experiment):
+    """Work on a trained model.
+
+    Attributes
+    ----------
+    model
+        The model.
+    seed
+        Seed of all that is random.
+    dtype
+        Floating-point type of model and codes.
+    device
+        "auto", "cpu", "cuda" or another device of torch.
+    overwrite
+        Replace the results of an earlier run in the folder.
+    """
+
+    model: ModelOptions = ModelOptions()
+    seed: int = 0
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    overwrite: bool = False
+
+    @cached_property
+    def place(self) -> torch.device:
+        """The device."""
+        return make_device(self.device)
+
+    @cached_property
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The models by name, of which there may be several, or none."""
+        return {"model": make_model(self.model, self.dtype, self.place)}
+
+    @property
+    def codec(self) -> LatentModel:
+        """The first model, or the only one."""
+        return next(iter(self.codecs.values()))
+
+    @cached_property
+    def encoded(self) -> Tensor:
+        """Codes of the images, (n, d)."""
+        return self.codec.encode(self.dataset.chosen[0])
+
+    def at(self, out: Path) -> Self:
+        """Return the same work with another folder, whose results are not replaced."""
+        return replace(self, out=out, overwrite=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricExperiment(ModelExperiment):
     """Work under a metric.
 
     Attributes
@@ -231,16 +274,6 @@ class MetricExperiment(Experiment):
     def pulled_back(self) -> Metric:
         """The metric of the model, with the feature map if there is one."""
         return self.metric_of(self.codec, self.features_made[0])
-
-
-def check_folder(command: str, options: Mapping[str, Any], *, resumes: bool) -> None:
-    """Raise where a command could not write its results to the folder that its options name."""
-    RunFolder.check(
-        options["out"],
-        overwrite=options["overwrite"],
-        command=command if resumes else "",
-        resume=options if resumes else None,
-    )
 
 
 def as_option(value: Any) -> Any:

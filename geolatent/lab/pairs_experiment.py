@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,6 +132,11 @@ class PairsExperiment(MetricExperiment):
             **self.summarise(solved),
         }
         return summary, self.arrays(solved)
+
+    def plan(self) -> dict[str, str]:
+        """Return how the pairs are cut into shards."""
+        n_shards = math.ceil(self.n_pairs / self.batch_size)
+        return {"Shards": f"{n_shards:,} of {self.batch_size} pairs, executor {self.executor}"}
 
     def cost(self, model: LatentModel) -> Cost:
         """Return what the pairs cost in a model, and the graph that their curves start from."""

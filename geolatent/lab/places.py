@@ -27,9 +27,8 @@ def check_places(values: Mapping[str, Any]) -> None:
     NotADirectoryError, PermissionError
         If the results cannot be written where they are to go.
     """
-    for name in ("out", "out_dir"):
-        if name in values:
-            check_output(name, Path(values[name]))
+    if "out" in values:
+        check_output("out", Path(values["out"]))
     for name, checkpoint in _checkpoints(values):
         check_checkpoint(name, checkpoint)
     codes = values.get("codes")

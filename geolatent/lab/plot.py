@@ -20,6 +20,7 @@ from geolatent.lab import (
     landscape,
     plotting,
     sample,
+    train,
     walk,
 )
 from geolatent.lab.config import Formats, check_formats
@@ -34,7 +35,6 @@ from geolatent.lab.printing import (
     print_warning,
 )
 from geolatent.lab.run import Run, load_run
-from geolatent.lab.training_figures import draw_training
 
 # columns of a terminal that the whole table takes
 _WIDE = 120
@@ -42,12 +42,13 @@ _WIDE = 120
 FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
     "cluster": cluster.Cluster.figures,
     "compare": compare.Compare.figures,
-    "distances": distances.figures,
+    "distances": distances.Distances.figures,
     "improvement": improvement.Improvement.figures,
     "interpolate": interpolate.Interpolate.figures,
     "landscape": landscape.Landscape.figures,
     "sample": sample.Sample.figures,
-    "walk": walk.figures,
+    "train": train.Train.figures,
+    "walk": walk.Walk.figures,
 }
 
 
@@ -65,18 +66,14 @@ def plot(run_dir: Path, format: Formats = "png") -> None:
     if not run_dir.is_dir():
         raise FileNotFoundError(requirement("run_dir", "an existing folder", run_dir))
     console = make_console()
-    # a training of before they had one has no config
     if (run_dir / SUMMARY).is_file() and not (run_dir / CONFIG).is_file():
-        print_files(console, run_dir, draw_training(run_dir, format))
-        return
-    run = load_run(run_dir)
-    if run.finished and run.command == "train":
-        print_files(console, run_dir, draw_training(run_dir, format))
-        return
+        # a training of before they had a config
+        run = Run(run_dir, "train", {}, {}, None, {}, read_json(run_dir / SUMMARY))
+    else:
+        run = load_run(run_dir)
     if not run.finished:
         n_pairs = len(run.pairs) if run.pairs is not None else 0
-        again = "train with --resume true" if run.command == "train" else "run the same command"
-        required = f"a finished run; {again} again to finish it"
+        required = "a finished run; run the same command again to finish it"
         found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
         raise ValueError(requirement("run_dir", required, found))
     if SWEEP in (run.summary or {}):

@@ -18,7 +18,6 @@ from geolatent.lab.console import (
     part_of_a_command,
     print_last,
     print_warning,
-    progress_bar,
     work_progress,
     working,
 )
@@ -35,7 +34,6 @@ __all__ = [
     "print_last",
     "print_statuses",
     "print_warning",
-    "progress_bar",
     "statistics_table",
     "work_progress",
     "working",

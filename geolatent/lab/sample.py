@@ -19,7 +19,7 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.lab import plotting
 from geolatent.lab.contents import IMAGES
-from geolatent.lab.experiment import Arrays, Experiment, Summary
+from geolatent.lab.experiment import Arrays, ModelExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
 from geolatent.lab.pairs import draw_normal
@@ -62,7 +62,7 @@ def png_bytes(image: Tensor) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Experiment):
+class Sample(ModelExperiment):
     """Write decoded samples, reconstructions or images of the data as PNG files.
 
     The files lie in the folder's `images`, alone, as tools for the Frechet inception distance

@@ -1,70 +1,284 @@
-"""The command that trains a model."""
+"""Training a model: what is asked, what a run folder keeps of it, and what stands beside that.
 
-# ruff: noqa: B008 - the defaults are frozen dataclasses
+Beside the files of every run (see `geolatent.lab.run`) a training writes the model,
+``model.safetensors`` and ``model.json``, for `geolatent.models.load_model`. While it trains,
+``checkpoints/last.ckpt`` holds its state after the last whole epoch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from geolatent.lab.config import (
-    DataOptions,
-    Format,
-    Formats,
-    PrecisionOptions,
-    TrainingOptions,
-    check_formats,
-)
-from geolatent.lab.printing import make_console, print_last
-from geolatent.lab.training import train as train_model
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import Tensor, nn
+
+from geolatent.checks import describe, requirement
+from geolatent.files import remove_leftovers
+from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
+from geolatent.lab.contents import SUMMARY, run_command
+from geolatent.lab.costs import Cost, seconds_a_row
+from geolatent.lab.experiment import Arrays, Experiment, Summary
+from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.run import Run, RunFolder
+from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
 from geolatent.models import VAE, BiGAN
+from geolatent.models.checkpoint import read_tensors, save_model
+
+MODEL = "model.safetensors"
+# where trainings stored their arrays before all runs did so in one place
+OLD_ARRAYS = "training.safetensors"
+# images whose reconstructions are shown
+_SHOWN = 20
+# points of a grid of standard deviations along each axis
+_GRID = 100
+# a step costs three forward passes of the model, and its encoder as much again
+_PASSES = 6
 
 
-def train(
-    model: Callable[[], VAE | BiGAN],
-    out_dir: Path = Path("runs/model"),
-    data: DataOptions = DataOptions(name="MNIST"),
-    training: TrainingOptions = TrainingOptions(),
-    precision: PrecisionOptions | None = None,
-    resume: bool = False,
-    format: Formats = "png",
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Train(Experiment):
     """Train a variational autoencoder or a BiGAN on images; figures and losses beside it.
 
     The folder receives model.safetensors, which other commands take as
     --model.checkpoint, and figures of losses, reconstructions and codes. Start from a config, such
     as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
 
-    Parameters
+    Attributes
     ----------
+    out
+        Folder for the model; it must not hold a finished training. The same options on the folder
+        of one that was interrupted go on with it.
     model
         The model: class_path (ConvVAE, MLPVAE or BiGAN of geolatent.models) and init_args.
-    out_dir
-        Folder for the model; it must not hold an earlier training.
     data
-        The training images; their test split serves the figures.
+        The training images.
     training
         How to train.
     precision
         How to fit the decoder's standard deviation (an RBF network) after training;
         without it the standard deviation is one number.
-    resume
-        Go on with an interrupted training of the same options.
-    format
-        Format of the figures, "png", "pdf" or "svg", or a list of them; PNG files are
-        always written.
+    test_data
+        The images for the figures and the test error; null takes the test split of `data`.
     """
-    others: list[Format] = [each for each in check_formats(format) if each != "png"]
-    summary = train_model(model, data, out_dir, training, precision, resume=resume)
-    console = make_console()
-    console.print(
-        f"{summary.n_train} images, {len(summary.train_loss)} epochs, {summary.seconds:.0f} s. "
-        f"Mean squared error of {summary.n_test} test images: {summary.test_error:.4f} "
-        f"(their mean image instead: {summary.test_variance:.4f})."
-    )
-    if others:
-        draw_training(out_dir, others)
-    for file in sorted((out_dir / "figures").iterdir()):
-        console.print(f"Figure: {file}", soft_wrap=True)
-    print_last(console, f"Model: {out_dir / 'model.safetensors'}")
+
+    resumes = True
+
+    out: Path = Path("runs/model")
+    model: Callable[[], VAE | BiGAN]
+    data: DataOptions = DataOptions(name="MNIST")
+    training: TrainingOptions = TrainingOptions()
+    precision: PrecisionOptions | None = None
+    test_data: DataOptions | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields by name, the model with all arguments of its class."""
+        network = self.untrained()
+        described = {"class_path": _class_path(network), "init_args": network.arguments}
+        return {**super().options, "model": described}
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initial weights and of the training."""
+        return self.training.seed
+
+    @property
+    def state(self) -> Path:
+        """The file of the training's state."""
+        return self.out / "checkpoints" / "last.ckpt"
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether the folder is of a training that was interrupted in its first epoch."""
+        begun = run_command(self.out) == self.command and not (self.out / SUMMARY).exists()
+        return begun and not self.state.exists()
+
+    @property
+    def place(self) -> torch.device:
+        """The device that Lightning chooses."""
+        on_gpu = self.training.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda" if on_gpu else "cpu")
+
+    @cached_property
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The model without its training."""
+        return {"model": LatentModel(self.untrained().eval().requires_grad_(False))}
+
+    @cached_property
+    def test_dataset(self) -> Dataset:
+        """The images that are not trained on."""
+        return Dataset(self.test_data or replace(self.data, split="test"))
+
+    def untrained(self) -> VAE | BiGAN:
+        """Build the model to train, with seeded initial weights."""
+        required = (
+            "a callable that returns a variational autoencoder or a BiGAN of geolatent.models"
+        )
+        if not callable(self.model) or isinstance(self.model, nn.Module):
+            raise TypeError(requirement("model", required, describe(self.model)))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self.model()
+        # others could not be saved, which had better be known before the training
+        if not isinstance(network, VAE | BiGAN) or not _class_path(network).startswith(
+            "geolatent.models."
+        ):
+            raise TypeError(requirement("model", required, f"one returning {describe(network)}"))
+        if self.precision is not None and isinstance(network, BiGAN):
+            required = "None for a BiGAN, whose decoder has no standard deviation"
+            raise ValueError(requirement("precision", required, self.precision))
+        if isinstance(network, VAE) and network.precision is not None:
+            required = "a model without RBF centres, which are placed after training: `n_centers` 0"
+            raise ValueError(requirement("model", required, describe(network)))
+        return network
+
+    def check(self) -> None:
+        """Raise where model, images and options do not fit together, or the folder has a model."""
+        # the module needs an extra
+        from geolatent.lab.training import check_training
+
+        super().check()
+        network = self.untrained()
+        for name, dataset in (("data", self.dataset), ("test_data", self.test_dataset)):
+            images, _ = dataset.chosen
+            if images.shape[1:] != network.image_shape:
+                required = f"images of the model's shape, {network.image_shape}"
+                raise ValueError(requirement(name, required, describe(images)))
+        for file in _model_files(self.out):
+            if file.exists() and run_command(self.out) is None:
+                required = f"a folder without one called `{file.name}` that is not of a run"
+                raise FileExistsError(requirement("out", required, self.out))
+        images, _ = self.dataset.chosen
+        check_training(network, images, self.training, self.state)
+
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
+        """Train the model and save it.
+
+        Returns
+        -------
+        summary : dict
+            The class of the model and its constructor's arguments; the numbers of images, those
+            held out during training among ``n_train``; what `TrainingRecord` says; and the mean
+            squared error of the test images' reconstructions, in pixel units squared, and of the
+            training images' mean in their place.
+        arrays : dict of Tensor
+            What the figures show.
+        """
+        from geolatent.lab.training import fit_model
+
+        for file in (*_model_files(folder.path), self.state):
+            remove_leftovers(file.parent, file.name.__eq__)
+        images, _ = self.dataset.chosen
+        test_images, test_labels = self.test_dataset.chosen
+        network = self.untrained()
+        try:
+            record = fit_model(network, images, self.training, state=self.state)
+            if isinstance(network, VAE) and self.precision is not None:
+                network.fit_precision(images, seed=self.seed, **asdict(self.precision))
+            arrays, test_error = reconstruct(network, test_images, test_labels)
+            save_model(network, folder.path / MODEL)
+        except (OSError, KeyboardInterrupt) as error:
+            again = "Run the same command again to go on with the training in"
+            error.add_note(f"{again} {folder.path}.")
+            raise
+        summary = {
+            "class_path": _class_path(network),
+            "init_args": network.arguments,
+            "n_train": len(images),
+            "n_test": len(test_images),
+            **asdict(record),
+            "test_error": test_error,
+            "test_variance": float((test_images - images.mean(0)).square().mean()),
+        }
+        return summary, arrays
+
+    def run(self) -> Run:
+        """Do the work; once all is stored the state of the training goes."""
+        run = super().run()
+        self.state.unlink(missing_ok=True)
+        if self.state.parent.is_dir() and not any(self.state.parent.iterdir()):
+            self.state.parent.rmdir()
+        return run
+
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Print how long it took, and how far off reconstructions are."""
+        console.print(
+            f"{summary['n_train']} images, {len(summary['train_loss'])} epochs, "
+            f"{summary['seconds']:.0f} s. Mean squared error of {summary['n_test']} test images: "
+            f"{summary['test_error']:.4f} "
+            f"(their mean image instead: {summary['test_variance']:.4f})."
+        )
+        console.print(f"Model: {self.out / MODEL}", soft_wrap=True)
+
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what all epochs take."""
+        passes = _PASSES * len(self.dataset.chosen[0]) * self.training.epochs
+        return Cost(seconds=passes * seconds_a_row(model))
+
+    def plan(self) -> dict[str, str]:
+        """Return how long the training may become."""
+        return {"Epochs": f"at most {self.training.epochs}"}
+
+    @staticmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+        arrays = run.arrays
+        if not arrays:
+            stored = read_tensors(run.path / OLD_ARRAYS)
+            arrays = {name: value.numpy() for name, value in stored.items()}
+        return draw_training(
+            run.summary or {}, {name: value.astype(float) for name, value in arrays.items()}
+        )
+
+
+@torch.no_grad()
+def reconstruct(
+    network: VAE | BiGAN, images: Tensor, labels: Tensor | None = None
+) -> tuple[Arrays, float]:
+    """Return what the figures show, and the mean squared error of all reconstructions.
+
+    Shown are some images, those of all classes in turn, and their reconstructions; all codes; and
+    of a decoder of two dimensions with a standard deviation its mean on a grid around the codes.
+    """
+    model = LatentModel(network)
+    codes = model.encode(images)
+    error = float((model.images(codes) - images).square().mean(dtype=torch.float64))
+    rows = torch.arange(min(_SHOWN, len(images)))
+    if labels is not None:
+        # the first of each class, the second of each class, and so on
+        ranks = torch.zeros_like(labels)
+        for label in labels.unique():
+            members = labels == label
+            ranks[members] = torch.arange(int(members.sum()))
+        rows = (ranks * (int(labels.max()) + 1) + labels).argsort()[:_SHOWN]
+    shown = {"images": images[rows], "reconstructions": model.images(codes[rows]), "codes": codes}
+    if labels is not None:
+        shown["labels"] = labels
+    if isinstance(network, VAE) and network.precision is not None and model.dim == 2:
+        low, high = codes.min(0).values, codes.max(0).values
+        margin = 0.25 * (high - low)
+        sides = [
+            torch.linspace(float(a), float(b), _GRID)
+            for a, b in zip(low - margin, high + margin, strict=True)
+        ]
+        second, first = torch.meshgrid(sides[1], sides[0], indexing="ij")
+        grid = torch.stack([first.flatten(), second.flatten()], dim=1)
+        std = [network.decode(part)[1].flatten(1).mean(1) for part in grid.split(1024)]
+        shown["std"] = torch.cat(std).reshape(_GRID, _GRID)
+        shown["std_extent"] = torch.stack([side[index] for side in sides for index in (0, -1)])
+    return shown, error
+
+
+def _class_path(network: object) -> str:
+    return f"{type(network).__module__}.{type(network).__qualname__}"
+
+
+def _model_files(folder: Path) -> tuple[Path, Path]:
+    return folder / MODEL, (folder / MODEL).with_suffix(".json")

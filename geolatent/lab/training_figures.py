@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,93 +10,51 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geolatent.checks import requirement
-from geolatent.files import read_json
-from geolatent.lab.config import Formats
-from geolatent.lab.plotting import COLORS, save_figures
+from geolatent.lab.plotting import COLORS
 from geolatent.lab.plotting_statistics import scatter_classes
-from geolatent.models.checkpoint import read_tensors
 
 Array = NDArray[np.float64]
 
 
-def draw_training(out_dir: str | os.PathLike[str], formats: Formats = "png") -> list[Path]:
-    """Draw a training run's figures again from ``summary.json`` and ``training.safetensors``.
+def draw_training(summary: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Figure]:
+    """Draw the losses, test images above their reconstructions and, of a plane, their codes.
 
     Parameters
     ----------
-    out_dir
-        The folder that :func:`geolatent.lab.training.train` wrote.
-    formats
-        ``"png"``, ``"pdf"`` or ``"svg"``, or a list of them.
-
-    Returns
-    -------
-    list of Path
-        The files in ``out_dir/figures``: the losses, test images above their reconstructions
-        and, for a 2-d latent space, the test images' codes.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished training run.
-    ValueError
-        If one of its files is damaged.
+    summary, arrays
+        What the command stored; see `geolatent.lab.train`.
     """
-    folder = Path(out_dir)
-    summary_path = folder / "summary.json"
-    if not summary_path.is_file():
-        required = "the folder of a finished training run, with summary.json"
-        raise FileNotFoundError(requirement("out_dir", required, folder))
-    summary = read_json(summary_path)
-    stored = {
-        name: value.double().numpy()
-        for name, value in read_tensors(folder / "training.safetensors").items()
-    }
-    try:
-        figures = _figures(summary, stored)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        required = "the folder of a training with all of its results"
-        raise ValueError(f"{requirement('out_dir', required, folder)} {error!r}") from error
-    return save_figures(figures, folder, formats)
-
-
-def _figures(summary: dict[str, Any], stored: dict[str, Array]) -> dict[str, Figure]:
-    for name in ("train_loss", "validation_loss", "discriminator_loss"):
-        # JSON has no NaN
-        summary[name] = [np.nan if loss is None else loss for loss in summary[name]]
     figures = {
         "losses": loss_curves(summary),
-        "reconstructions": reconstructions(stored["images"], stored["reconstructions"]),
+        "reconstructions": reconstructions(arrays["images"], arrays["reconstructions"]),
     }
-    if stored["codes"].shape[1] == 2:
+    if arrays["codes"].shape[1] == 2:
         figures["latent"] = latent_codes(
-            stored["codes"],
-            stored.get("labels"),
-            stored.get("std"),
-            stored.get("std_extent"),
+            arrays["codes"], arrays.get("labels"), arrays.get("std"), arrays.get("std_extent")
         )
     return figures
 
 
-def loss_curves(summary: dict[str, Any]) -> Figure:
+def loss_curves(summary: Mapping[str, Any]) -> Figure:
     """Draw the losses of every epoch; a BiGAN's two players and its reconstructions apart."""
-    adversarial = bool(summary["discriminator_loss"])
-    held_out = summary["validation_loss"]
-    n_panels = 2 if adversarial and held_out else 1
+    # JSON has no NaN: a loss of None becomes one
+    names = ("train_loss", "discriminator_loss", "validation_loss")
+    losses, of_discriminator, held_out = (np.array(summary[name], dtype=float) for name in names)
+    adversarial = len(of_discriminator) > 0
+    n_panels = 2 if adversarial and len(held_out) else 1
     figure = Figure(figsize=(6.2 * n_panels, 4.0), layout="constrained")
     panels = figure.subplots(1, n_panels, squeeze=False)[0]
-    epochs = np.arange(1, len(summary["train_loss"]) + 1)
+    epochs = np.arange(1, len(losses) + 1)
     first: Axes = panels[0]
     if adversarial:
-        first.plot(epochs, summary["train_loss"], label="generator and encoder")
-        first.plot(epochs, summary["discriminator_loss"], label="discriminator")
+        first.plot(epochs, losses, label="generator and encoder")
+        first.plot(epochs, of_discriminator, label="discriminator")
         first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label="undecided, 2 log 2")
         first.set_ylabel("loss (nats)")
     else:
-        first.plot(epochs, summary["train_loss"], label="training images")
+        first.plot(epochs, losses, label="training images")
         first.set_ylabel(r"$\beta$ KL $-$ log-likelihood (nats per image)")
-    if held_out:
+    if len(held_out):
         last: Axes = panels[-1]
         label = "held-out images"
         last.plot(np.arange(1, len(held_out) + 1), held_out, label=label, color=COLORS[1])
@@ -187,5 +144,11 @@ def latent_codes(
     axes.set_ylabel("latent coordinate $z_2$")
     axes.set_aspect("equal")
     if labels is not None:
-        figure.legend(title="class", markerscale=2.0, loc="outside left center", fontsize=9)
+        axes.legend(
+            title="class",
+            markerscale=2.0,
+            loc="center right",
+            bbox_to_anchor=(-0.12, 0.5),
+            fontsize=9,
+        )
     return figure

@@ -1,33 +1,14 @@
-"""Commands that are functions still, and what dry runs of them would do.
-
-This module goes when the last of them is an `Experiment`.
-"""
+"""Commands that are functions."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from geolatent.files import LOCK
-from geolatent.lab.config import check_formats
-from geolatent.lab.costs import JVP, geodesic_rows, seconds_a_row, seconds_of
-from geolatent.lab.dry_run import output, print_plan
-from geolatent.lab.experiment import as_option, check_folder
-from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.setup import Dataset, make_device, make_model
-from geolatent.lab.walk import walk_codes
-
-# a step of a training costs three forward passes of the model, and its encoder as much again
-_TRAINING = 6
-_OVERHEAD = 2e-5
-# steps of a timed walk
-_STEPS = 2
+from geolatent.lab.experiment import as_option
 
 
 @dataclass(frozen=True)
@@ -52,113 +33,3 @@ class Unported:
     def run(self) -> None:
         """Call the function."""
         self.function(**self.values)
-
-
-def dry_run(work: Unported, sweep: Mapping[str, Sequence[Any]]) -> None:
-    """Print what a command would do and what it would cost; nothing is written."""
-    command, values = work.command, work.values
-    check_formats(values["format"])
-    options = work.options
-    if command == "train":
-        options["model"] = _described(values["model"])
-    config = {**values, "sweep": sweep} if sweep else values
-    print_plan(command, options, _plan(command, config), _cost(command, values), sweep)
-
-
-def _described(model: Callable[[], Any]) -> str:
-    return type(model()).__name__
-
-
-def _model(values: Mapping[str, Any]) -> LatentModel:
-    return make_model(values["model"], values["dtype"], make_device(values["device"]))
-
-
-def _plan(command: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what would be used and made, by name."""
-    if command == "train":
-        images, _ = Dataset(values["data"]).chosen
-        return {
-            "Output": _output(values["out_dir"], command, values),
-            "Device": f"Lightning's {values['training'].accelerator}",
-            "Data": f"{len(images):,} images of {values['data'].name}",
-            "Epochs": f"at most {values['training'].epochs}",
-        }
-    plan = {
-        "Output": _output(values["out"], command, values),
-        "Device": str(make_device(values["device"])),
-    }
-    model = _model(values)
-    plan["Model model"] = f"{type(model.module).__name__}, {model.dim} latent dimensions"
-    images, _ = Dataset(values["data"]).chosen
-    plan["Data"] = f"{len(images):,} images of {values['data'].name}"
-    n_curves = _n_curves(command, values)
-    if n_curves:
-        plan["Geodesics"] = f"{n_curves:,}"
-    return plan
-
-
-def _output(folder: Path, command: str, values: Mapping[str, Any]) -> str:
-    """Return the state of an output folder; raise where the command would not take it."""
-    if (folder / LOCK).exists():
-        return f"{folder}, which another process may be writing"
-    if command == "train":
-        names = ("model", "data", "out_dir", "training", "precision", "resume")
-        # the module needs an extra
-        from geolatent.lab.training import check_training
-
-        check_training(**{name: values[name] for name in names})
-        if values["resume"]:
-            return f"{folder}, an unfinished training, which it would go on with"
-        return f"{folder}, {'there already' if folder.exists() else 'to be made'}"
-    options = {name: as_option(value) for name, value in values.items()}
-    check_folder(command, options, resumes="executor" in values)
-    return output(folder, overwrite=values["overwrite"])
-
-
-def _n_curves(command: str, values: Mapping[str, Any]) -> int:
-    """Return how many geodesics a command solves for."""
-    if command != "distances":
-        return 0
-    n = len(Dataset(values["data"]).chosen[0])
-    return n * (n - 1) // 2
-
-
-def _cost(command: str, values: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the decoder rows and the seconds that a command would take, about."""
-    if command == "train":
-        return _training_cost(values)
-    model = _model(values)
-    n_curves = _n_curves(command, values)
-    solved = 0.0
-    if n_curves:
-        solved = n_curves * geodesic_rows(values["solver"], model.dim, from_graph=True)
-    rows = _rows_once(command, values, model) + solved
-    seconds = rows * seconds_a_row(model) + _OVERHEAD * solved
-    if command == "walk" and values["kind"] == "brownian":
-        seconds += _walk_seconds(values, model)
-    return rows, seconds
-
-
-def _rows_once(command: str, values: Mapping[str, Any], model: LatentModel) -> float:
-    """Return the rows of a graph, or of metric tensors."""
-    if command == "walk":
-        return values["n_walks"] * (values["n_steps"] + 1) * (model.dim * JVP + 1)
-    return values["n_nodes"]
-
-
-def _walk_seconds(values: Mapping[str, Any], model: LatentModel) -> float:
-    metric = model.metric(values["metric"], None, values["seed"])
-    start = torch.zeros(values["n_walks"], model.dim).to(model.like)
-
-    def walk() -> object:
-        length = values["length"] * math.sqrt(_STEPS / values["n_steps"])
-        return walk_codes("brownian", metric, start, length=length, n_steps=_STEPS)
-
-    return seconds_of(walk) / _STEPS * values["n_steps"]
-
-
-def _training_cost(values: Mapping[str, Any]) -> tuple[float, float]:
-    images, _ = Dataset(values["data"]).chosen
-    model = LatentModel(values["model"]().eval().requires_grad_(False))
-    passes = _TRAINING * len(images) * values["training"].epochs
-    return 0.0, passes * seconds_a_row(model)

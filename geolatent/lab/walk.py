@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, requirement
@@ -17,18 +18,12 @@ from geolatent.geometry.integrators import DiscreteGeodesic
 from geolatent.geometry.volume import magnification_factor
 from geolatent.interpolations import great_circle, radial_walk
 from geolatent.lab import plotting, plotting_statistics
-from geolatent.lab.config import DataOptions, Formats, MetricOptions, ModelOptions, check_formats
+from geolatent.lab.costs import JVP, Cost, seconds_of
+from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
-from geolatent.lab.printing import (
-    make_console,
-    make_table,
-    number,
-    print_files,
-    progress_bar,
-)
+from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
-from geolatent.lab.setup import Dataset, make_device, make_model
 from geolatent.lab.summary import statistics
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
@@ -37,6 +32,18 @@ from geolatent.priors import norm_profile, prior_norm
 # images of a strip, and pixels whose values are drawn
 _IMAGES = 12
 _OUTPUTS = 12
+# steps of a walk that is timed
+_TIMED = 2
+_NAMES = {
+    "norm": "norm of the code (latent units)",
+    "magnification": plotting.MAGNIFICATION,
+    "brightness": "mean of the decoded image",
+}
+_PARAMETERS = {
+    "brownian": "time (squared output units)",
+    "radial": "distance from the origin (latent units)",
+    "circle": "turns",
+}
 
 
 def walk_codes(
@@ -99,142 +106,7 @@ def endings(metric: Metric, walks: Tensor) -> dict[str, int]:
     return {reason: count for reason, count in reasons.items() if count}
 
 
-def walk(
-    out: Path = Path("runs/walk"),
-    kind: Literal["brownian", "radial", "circle"] = "brownian",
-    model: ModelOptions = ModelOptions(),
-    data: DataOptions = DataOptions(split="test"),
-    metric: MetricOptions = MetricOptions(),
-    n_walks: int = 6,
-    n_steps: int = 200,
-    length: float = 10.0,
-    prior: Literal["normal", "uniform"] = "normal",
-    seed: int = 0,
-    dtype: Literal["float32", "float64"] = "float32",
-    device: str = "auto",
-    overwrite: bool = False,
-    format: Formats = "png",
-) -> None:
-    """Walk through the latent space from the codes of images, and decode on the way.
-
-    Brownian motion under the metric, rays from the origin, or great circles around it. Along the
-    walks are drawn: the norm of the code beside the norms of codes from the prior, the
-    magnification factor, the mean of the decoded image, the pixels that change most, and images.
-
-    Parameters
-    ----------
-    out
-        Folder for the results; it is made where it does not exist.
-    kind
-        "brownian", "radial" or "circle".
-    model
-        The model.
-    data
-        The images whose codes walks start from, or go through.
-    metric
-        How the decoder becomes a metric.
-    n_walks
-        Number of walks.
-    n_steps
-        Steps of each.
-    length
-        Of Brownian motion, the root mean squared distance in output units that it would
-        have in flat space; of rays, the end in latent units.
-    prior
-        Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
-    seed
-        Seed of the choice of images and of Brownian motion.
-    dtype
-        Floating-point type of model and codes.
-    device
-        "auto", "cpu", "cuda" or another device of torch.
-    overwrite
-        Replace the results of an earlier run in the folder.
-    format
-        Format of the figures, "png", "pdf" or "svg", or a list of them.
-    """
-    config = dict(locals())  # the options alone, as they are written to config.yaml
-    began = time.perf_counter()
-    check_formats(format)
-    check_integer("n_walks", n_walks, minimum=2 if kind == "circle" else 1)
-    check_integer("n_steps", n_steps)
-    # codes in two dimensions at least, and what is measured at them
-    check_memory("n_steps", n_steps, 4 * n_walks * n_steps * (2 + 3 + _OUTPUTS))
-    check_number("length", length, above=0.0)
-    RunFolder.check(out, overwrite=overwrite)
-    place = make_device(device)
-    codec = make_model(model, dtype, place)
-    dataset = Dataset(data)
-    images, labels = dataset.chosen
-    if len(images) < n_walks:
-        raise ValueError(requirement("n_walks", f"at most {len(images)}, the images", n_walks))
-    generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
-    chosen = torch.randperm(len(images), generator=generator)[:n_walks]
-    codes = codec.encode(images)
-    pulled_back = codec.metric(metric, None, seed)
-    folder = RunFolder.create(out, "walk", config, seed=seed, device=place, overwrite=overwrite)
-    console = make_console()
-    with progress_bar(console) as progress:
-        task = progress.add_task(f"{n_walks} walks", total=1.0)
-        walks, parameter = walk_codes(
-            kind,
-            pulled_back,
-            codes[chosen.to(codes.device)],
-            length=length,
-            n_steps=n_steps,
-            seed=seed,
-        )
-        arrays = _measure(codec, pulled_back, walks, prior)
-        progress.update(task, completed=1.0)
-    arrays |= {
-        "parameter": parameter.float(),
-        "walks": walks.float(),
-        "codes": codes.float(),
-        "labels": labels if labels is not None else torch.zeros(len(codes), dtype=torch.int64),
-    }
-    lost = int(arrays.pop("lost"))
-    mean, deviation = prior_norm(codec.dim, prior)
-    summary: dict[str, Any] = {
-        "kind": kind,
-        "n_walks": n_walks,
-        "ended": endings(pulled_back, walks),
-        "images_not_finite": lost,
-        "prior_norm": {"mean": mean, "std": deviation},
-        "quantities": {
-            name: statistics(arrays[name].flatten().cpu()) for name in _NAMES if name in arrays
-        },
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-    run = folder.finish(summary, arrays)
-    table = make_table(
-        f"Along {n_walks} walks (prior's norms: {mean:.2f} ± {deviation:.2f})",
-        ["quantity", "mean", "min", "max"],
-    )
-    for name, entry in (run.summary or {})["quantities"].items():
-        table.add_row(
-            _NAMES[name].replace(" (", "\n("),
-            *(number(entry[key], ".4g") for key in ("mean", "min", "max")),
-        )
-    console.print(table)
-    for reason, count in summary["ended"].items():
-        console.print(f"{count} of {n_walks} walks ended early: {reason}.", soft_wrap=True)
-    if lost:
-        console.print(
-            f"The decoded image is not finite at {lost} of the {parameter.numel() * n_walks} "
-            "places of the walks.",
-            soft_wrap=True,
-        )
-    print_files(console, folder.path, plotting.save_figures(figures(run), folder.path, format))
-
-
-_NAMES = {
-    "norm": "norm of the code (latent units)",
-    "magnification": plotting.MAGNIFICATION,
-    "brightness": "mean of the decoded image",
-}
-
-
-def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> dict[str, Tensor]:
+def along_walks(model: LatentModel, metric: Metric, walks: Tensor, prior: str) -> dict[str, Tensor]:
     """Return what is drawn along walks (B, T, d); NaN where a walk has ended.
 
     ``lost`` is the number of places that walks reach and whose images are not finite.
@@ -246,7 +118,7 @@ def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> d
     norm, brightness = magnification.clone(), magnification.clone()
     magnification[known] = magnification_factor(metric, flat[known])
     norm[known] = norm_profile(flat[known], prior).norms
-    images = codec.images(flat[known])
+    images = model.images(flat[known])
     pixels = images.flatten(1)
     brightness[known] = pixels.mean(1)
     finite = pixels.isfinite().all(1)
@@ -268,44 +140,161 @@ def _measure(codec: LatentModel, metric: Metric, walks: Tensor, prior: str) -> d
     }
 
 
-_PARAMETERS = {
-    "brownian": "time (squared output units)",
-    "radial": "distance from the origin (latent units)",
-    "circle": "turns",
-}
+@dataclass(frozen=True, kw_only=True)
+class Walk(MetricExperiment):
+    """Walk through the latent space from the codes of images, and decode on the way.
 
+    Brownian motion under the metric, rays from the origin, or great circles around it. Along the
+    walks are drawn: the norm of the code beside the norms of codes from the prior, the
+    magnification factor, the mean of the decoded image, the pixels that change most, and images.
 
-def figures(run: Run) -> dict[str, Figure]:
-    """Draw the figures of a run from what it stored."""
-    if not run.arrays or run.summary is None:
-        return {}
-    arrays, summary = run.arrays, run.summary
-    prior = summary["prior_norm"]
-    names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
-    place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
-    frames = plotting.grey_or_colour(arrays["images"].astype(float))
-    # as `_measure` chooses them
-    shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
-    strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
-    drawn = {
-        "curves": plotting_statistics.walk_curves(
-            place,
-            place_name,
-            {text: arrays[name].astype(float) for name, text in _NAMES.items()},
-            (prior["mean"], prior["std"]),
-            names,
-        ),
-        "outputs": plotting_statistics.output_curves(
-            place, place_name, arrays["outputs"].astype(float), "pixel values"
-        ),
-        "images": plotting.image_strips(
-            strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
-        ),
-    }
-    if arrays["walks"].shape[2] == 2:
-        drawn["plane"] = plotting_statistics.walks_in_the_plane(
-            arrays["codes"].astype(float),
-            arrays["labels"].astype(np.int64),
-            arrays["walks"].astype(float),
+    Attributes
+    ----------
+    kind
+        "brownian", "radial" or "circle".
+    data
+        The images whose codes walks start from, or go through.
+    n_walks
+        Number of walks.
+    n_steps
+        Steps of each.
+    length
+        Of Brownian motion, the root mean squared distance in output units that it would
+        have in flat space; of rays, the end in latent units.
+    prior
+        Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
+    seed
+        Seed of the choice of images and of Brownian motion.
+    """
+
+    out: Path = Path("runs/walk")
+    kind: Literal["brownian", "radial", "circle"] = "brownian"
+    n_walks: int = 6
+    n_steps: int = 200
+    length: float = 10.0
+    prior: Literal["normal", "uniform"] = "normal"
+
+    def check(self) -> None:
+        """Raise where there are too few images, or too many steps for the memory."""
+        check_integer("n_walks", self.n_walks, minimum=2 if self.kind == "circle" else 1)
+        check_integer("n_steps", self.n_steps)
+        # codes in two dimensions at least, and what is measured at them
+        check_memory("n_steps", self.n_steps, 4 * self.n_walks * self.n_steps * (2 + 3 + _OUTPUTS))
+        check_number("length", self.length, above=0.0)
+        check_integer("seed", self.seed, minimum=0)
+        super().check()
+        n = len(self.dataset.chosen[0])
+        if n < self.n_walks:
+            raise ValueError(requirement("n_walks", f"at most {n}, the images", self.n_walks))
+
+    def prepare(self) -> None:
+        """Encode the images."""
+        super().prepare()
+        _ = self.encoded
+
+    def walks(self) -> tuple[Tensor, Tensor]:
+        """Return the walks, (n_walks, n_steps + 1, d), and the parameter along them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(self.encoded), generator=generator)[: self.n_walks]
+        return walk_codes(
+            self.kind,
+            self.pulled_back,
+            self.encoded[chosen.to(self.encoded.device)],
+            length=self.length,
+            n_steps=self.n_steps,
+            seed=self.seed,
         )
-    return drawn
+
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
+        """Walk, and measure along the walks."""
+        with working(console, f"{self.n_walks} walks"):
+            walks, parameter = self.walks()
+            arrays = along_walks(self.codec, self.pulled_back, walks, self.prior)
+        mean, deviation = prior_norm(self.codec.dim, self.prior)
+        summary = {
+            "kind": self.kind,
+            "n_walks": self.n_walks,
+            "ended": endings(self.pulled_back, walks),
+            "images_not_finite": int(arrays.pop("lost")),
+            "prior_norm": {"mean": mean, "std": deviation},
+            "quantities": {name: statistics(arrays[name].flatten().cpu()) for name in _NAMES},
+        }
+        arrays |= {
+            "parameter": parameter.float(),
+            "walks": walks.float(),
+            "codes": self.encoded.float(),
+            "labels": self.dataset.classes,
+        }
+        return summary, arrays
+
+    def tell(self, console: Console, summary: Summary) -> None:
+        """Print a table of what was measured, and which walks and images there are not."""
+        n, prior = summary["n_walks"], summary["prior_norm"]
+        table = make_table(
+            f"Along {n} walks (prior's norms: {prior['mean']:.2f} ± {prior['std']:.2f})",
+            ["quantity", "mean", "min", "max"],
+        )
+        for name, entry in summary["quantities"].items():
+            table.add_row(
+                _NAMES[name].replace(" (", "\n("),
+                *(number(entry[key], ".4g") for key in ("mean", "min", "max")),
+            )
+        console.print(table)
+        for reason, count in summary["ended"].items():
+            console.print(f"{count} of {n} walks ended early: {reason}.", soft_wrap=True)
+        if summary["images_not_finite"]:
+            console.print(
+                f"The decoded image is not finite at {summary['images_not_finite']} of the "
+                f"{(self.n_steps + 1) * n} places of the walks.",
+                soft_wrap=True,
+            )
+
+    def cost(self, model: LatentModel) -> Cost:
+        """Return what is measured along the walks, and the time of a short Brownian motion."""
+        rows = self.n_walks * (self.n_steps + 1) * (model.dim * JVP + 1)
+        if self.kind != "brownian":
+            return Cost(rows=rows)
+        metric = self.metric_of(model, None)
+        start = torch.zeros(self.n_walks, model.dim).to(model.like)
+        length = self.length * (_TIMED / self.n_steps) ** 0.5
+
+        def walk() -> object:
+            return walk_codes("brownian", metric, start, length=length, n_steps=_TIMED)
+
+        return Cost(rows=rows, seconds=seconds_of(walk) / _TIMED * self.n_steps)
+
+    @staticmethod
+    def figures(run: Run) -> dict[str, Figure]:
+        """Draw the figures of a run from what it stored."""
+        if not run.arrays or run.summary is None:
+            return {}
+        arrays, summary = run.arrays, run.summary
+        prior = summary["prior_norm"]
+        names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
+        place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
+        frames = plotting.grey_or_colour(arrays["images"].astype(float))
+        # as `along_walks` chooses them
+        shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
+        strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
+        drawn = {
+            "curves": plotting_statistics.walk_curves(
+                place,
+                place_name,
+                {text: arrays[name].astype(float) for name, text in _NAMES.items()},
+                (prior["mean"], prior["std"]),
+                names,
+            ),
+            "outputs": plotting_statistics.output_curves(
+                place, place_name, arrays["outputs"].astype(float), "pixel values"
+            ),
+            "images": plotting.image_strips(
+                strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
+            ),
+        }
+        if arrays["walks"].shape[2] == 2:
+            drawn["plane"] = plotting_statistics.walks_in_the_plane(
+                arrays["codes"].astype(float),
+                arrays["labels"].astype(np.int64),
+                arrays["walks"].astype(float),
+            )
+        return drawn

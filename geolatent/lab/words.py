@@ -21,6 +21,8 @@ _MOVED = {
     "solver.length_tolerance": "it is `length_tolerance`, an option of the command",
     "solver.batch_size": "it is `batch_size`, an option of the command",
     "solver.max_rows": "it is `max_rows`, an option of the command",
+    "out_dir": "the folder is given by `out`, as of all commands: out: FOLDER, or --out FOLDER",
+    "resume": "an interrupted training is gone on with by the same options on its folder",
 }
 # letters of a wrong value that are told
 _LONGEST = 100
@@ -137,20 +139,16 @@ def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | No
     inside = "Problem with given class_path" in message
     unknown = re.search(r"Option '([^']+)' is not accepted", message)
     if unknown and inside:
-        name = f"{outer}.{unknown[1]}"
-        if name in _MOVED:
-            return f"no option `{name}`: {_MOVED[name]}.", None
-        return f"no option `{name}`.", name
+        return _no_option(f"{outer}.{unknown[1]}")
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         word = unknown[1].partition("=")[0]
         if not word.startswith("-"):
             return f"no option takes the word `{word}`; options begin with --.", None
-        return f"no option `{word}`.", word.lstrip("-")
+        return _no_option(word.lstrip("-"), word)
     unknown = re.search(r"(?:Group '(.+)' does not accept option|Option) '([^']+)'", message)
     if unknown:
-        name = ".".join(part for part in unknown.groups() if part)
-        return f"no option `{name}`.", name
+        return _no_option(".".join(part for part in unknown.groups() if part))
     wrong = re.search(r'Parser key "([^"]+)"', message)
     key = outer if inside else wrong[1] if wrong else ""
     value = re.search(r".*(?:Given|Got) value: (.*)", message, re.DOTALL)
@@ -158,6 +156,14 @@ def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | No
         found = textwrap.shorten(value[1], _LONGEST, placeholder=" ...")[:_LONGEST]
         return requirement(key, in_words(kinds[key]), found), None
     return re.sub(r'Parser key ("[^"]+")', r"option \1", " ".join(message.split())), None
+
+
+def _no_option(name: str, word: str | None = None) -> tuple[str, str | None]:
+    """Say that there is no option of a name, and what takes the place of one that there was."""
+    moved = _MOVED.get(name.replace("-", "_"))
+    if moved:
+        return f"no option `{word or name}`: {moved}.", None
+    return f"no option `{word or name}`.", name
 
 
 def in_words(kind: Any) -> str:
