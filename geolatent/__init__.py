@@ -35,243 +35,38 @@ the ridge:
 torch.Size([2, 5, 2])
 """
 
+import ast
 import importlib
-from typing import TYPE_CHECKING, Any
+import importlib.util
+from pathlib import Path
+from typing import Any
 
-from geolatent._version import __version__
+from geolatent._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from geolatent import models
-    from geolatent.curves import CubicBSpline
-    from geolatent.geometry.acceleration import geodesic_residual
-    from geolatent.geometry.brownian import brownian_motion
-    from geolatent.geometry.curvature import gaussian_curvature, sectional_curvature
-    from geolatent.geometry.distances import distance, graph_distances, pairwise_distances
-    from geolatent.geometry.exponential import Trajectory, exp_map, shoot
-    from geolatent.geometry.extrapolation import extrapolate
-    from geolatent.geometry.integrators import DiscreteGeodesic, Integrator, RungeKutta
-    from geolatent.geometry.means import FrechetMean, frechet_mean
-    from geolatent.geometry.ode import TrajectoryStatus
-    from geolatent.geometry.shooting import Shooting, log_map, shoot_to
-    from geolatent.geometry.transport import parallel_transport
-    from geolatent.geometry.volume import condition_number, magnification_factor, sample_volume
-    from geolatent.graph import LatentGraph
-    from geolatent.graph_files import load_graph, save_graph
-    from geolatent.interpolations import (
-        great_circle,
-        lerp,
-        radial_walk,
-        slerp,
-        spherical_spiral,
-        through_points,
-    )
-    from geolatent.lab import data
-    from geolatent.learn.kmeans import GeodesicKMeans
-    from geolatent.learn.land import LandMixture
-    from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
-    from geolatent.lengths import path_energy, path_length
-    from geolatent.metrics.base import Metric
-    from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
-    from geolatent.metrics.information import (
-        BernoulliPullbackMetric,
-        CategoricalPullbackMetric,
-        DivergenceMetric,
-        GaussianFisherRaoMetric,
-    )
-    from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
-    from geolatent.metrics.tensor import TensorMetric
-    from geolatent.priors import log_prior, norm_profile
-    from geolatent.solution import Evaluations, GeodesicSolution, Status
-    from geolatent.solve import solve_geodesic
-    from geolatent.solvers.first_order import FirstOrderSolver
-    from geolatent.solvers.georce import GEORCESolver
-    from geolatent.solvers.lbfgs import LBFGS
-    from geolatent.solvers.preconditioned import PreconditionedSolver
-    from geolatent.solvers.problem import Progress, Solver
 
-__all__ = [
-    "LBFGS",
-    "BernoulliPullbackMetric",
-    "CategoricalPullbackMetric",
-    "ConformalMetric",
-    "CubicBSpline",
-    "DiscreteGeodesic",
-    "DivergenceMetric",
-    "EnsembleMetric",
-    "Evaluations",
-    "FirstOrderSolver",
-    "FrechetMean",
-    "GEORCESolver",
-    "GaussianFisherRaoMetric",
-    "GaussianPullbackMetric",
-    "GeodesicKMeans",
-    "GeodesicKNeighborsClassifier",
-    "GeodesicSolution",
-    "Integrator",
-    "LandMixture",
-    "LatentGraph",
-    "LocalVarianceMetric",
-    "Metric",
-    "PreconditionedSolver",
-    "Progress",
-    "PullbackMetric",
-    "RungeKutta",
-    "Shooting",
-    "Solver",
-    "Status",
-    "TensorMetric",
-    "Trajectory",
-    "TrajectoryStatus",
-    "__version__",
-    "brownian_motion",
-    "condition_number",
-    "data",
-    "distance",
-    "exp_map",
-    "extrapolate",
-    "frechet_mean",
-    "gaussian_curvature",
-    "geodesic_residual",
-    "graph_distances",
-    "great_circle",
-    "lerp",
-    "load_graph",
-    "log_map",
-    "log_prior",
-    "magnification_factor",
-    "models",
-    "norm_profile",
-    "pairwise_distances",
-    "parallel_transport",
-    "path_energy",
-    "path_length",
-    "radial_walk",
-    "sample_volume",
-    "save_graph",
-    "sectional_curvature",
-    "shoot",
-    "shoot_to",
-    "slerp",
-    "solve_geodesic",
-    "spherical_spiral",
-    "through_points",
-]
+def _places() -> dict[str, str]:
+    """Return the module of each public name; the stub beside this file is what lists them."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    statements = (found for found in stub.body if isinstance(found, ast.ImportFrom))
+    return {alias.name: str(found.module) for found in statements for alias in found.names}
 
-# where each name comes from
-_MODULES = {
-    "curves": ("CubicBSpline",),
-    "solvers.first_order": ("FirstOrderSolver",),
-    "solvers.georce": ("GEORCESolver",),
-    "graph_files": (
-        "load_graph",
-        "save_graph",
-    ),
-    "graph": ("LatentGraph",),
-    "geometry.acceleration": ("geodesic_residual",),
-    "geometry.brownian": ("brownian_motion",),
-    "geometry.curvature": (
-        "gaussian_curvature",
-        "sectional_curvature",
-    ),
-    "geometry.distances": (
-        "distance",
-        "graph_distances",
-        "pairwise_distances",
-    ),
-    "geometry.exponential": (
-        "Trajectory",
-        "exp_map",
-        "shoot",
-    ),
-    "geometry.extrapolation": ("extrapolate",),
-    "geometry.integrators": (
-        "DiscreteGeodesic",
-        "Integrator",
-        "RungeKutta",
-    ),
-    "geometry.means": (
-        "FrechetMean",
-        "frechet_mean",
-    ),
-    "geometry.ode": ("TrajectoryStatus",),
-    "geometry.shooting": (
-        "Shooting",
-        "log_map",
-        "shoot_to",
-    ),
-    "geometry.transport": ("parallel_transport",),
-    "geometry.volume": (
-        "condition_number",
-        "magnification_factor",
-        "sample_volume",
-    ),
-    "interpolations": (
-        "great_circle",
-        "lerp",
-        "radial_walk",
-        "slerp",
-        "spherical_spiral",
-        "through_points",
-    ),
-    "learn.kmeans": ("GeodesicKMeans",),
-    "learn.land": ("LandMixture",),
-    "learn.neighbors": ("GeodesicKNeighborsClassifier",),
-    "lengths": (
-        "path_energy",
-        "path_length",
-    ),
-    "metrics.base": ("Metric",),
-    "metrics.composite": (
-        "ConformalMetric",
-        "EnsembleMetric",
-        "LocalVarianceMetric",
-    ),
-    "metrics.information": (
-        "BernoulliPullbackMetric",
-        "CategoricalPullbackMetric",
-        "DivergenceMetric",
-        "GaussianFisherRaoMetric",
-    ),
-    "metrics.pullback": (
-        "GaussianPullbackMetric",
-        "PullbackMetric",
-    ),
-    "metrics.tensor": ("TensorMetric",),
-    "priors": (
-        "log_prior",
-        "norm_profile",
-    ),
-    "solvers.lbfgs": ("LBFGS",),
-    "solvers.preconditioned": ("PreconditionedSolver",),
-    "solvers.problem": (
-        "Progress",
-        "Solver",
-    ),
-    "solution": (
-        "Evaluations",
-        "GeodesicSolution",
-        "Status",
-    ),
-    "solve": ("solve_geodesic",),
-}
-_PLACES = {name: module for module, names in _MODULES.items() for name in names}
-# modules of a room that are public by name
-_INSIDE = {"data": "lab.data"}
+
+_PLACES = _places()
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, or a module of the package, when it is first used."""
-    place = _PLACES.get(name) or _INSIDE.get(name, name)
-    if not name.startswith("_"):
-        try:
-            found = importlib.import_module(f"{__name__}.{place}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__name__}.{place}":
-                raise
-        else:
-            globals()[name] = getattr(found, name) if name in _PLACES else found
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = _PLACES.get(name, __name__)
+    if place != __name__:
+        # what `from place import name` finds, which may be a module too
+        found = getattr(__import__(place, fromlist=[name]), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"{place}.{name}"):
+        found = importlib.import_module(f"{place}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
