@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +14,20 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from geolatent.callables import modules_behind
 from geolatent.requirements import (
+    check_boolean,
     check_choice,
     check_integer,
     check_number,
+    check_sizes,
     describe,
     requirement,
 )
 
 __all__ = [
     "check_alike",
+    "check_batch",
+    "check_boolean",
+    "check_box",
     "check_choice",
     "check_codes",
     "check_function",
@@ -29,26 +35,25 @@ __all__ = [
     "check_number",
     "check_pairs",
     "check_placement",
+    "check_sizes",
     "check_tensor",
     "describe",
     "requirement",
 ]
 
 
-def check_tensor(
-    name: str, value: object, shape: str, ndims: tuple[int, ...], *, empty: bool = False
-) -> Tensor:
-    """Return ``value``, a finite floating-point tensor with one of the given numbers of dimensions.
+def check_tensor(name: str, value: object, shape: str, *, empty: bool = False) -> Tensor:
+    """Return ``value``, a finite floating-point tensor of a shape such as "(d,) or (B, 3)".
 
-    ``shape`` is the required shape in words, for the message; ``empty`` says whether the batch may
-    be.
+    Letters stand for any size but 0, "..." for any number of axes; ``empty`` says whether the batch
+    may be.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
-    if not value.is_floating_point():
-        raise TypeError(requirement(name, f"a floating-point tensor {shape}", describe(value)))
-    if value.ndim not in ndims or 0 in value.shape[int(empty) :]:
-        raise ValueError(requirement(name, f"a tensor {shape}", describe(value)))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        required = f"a floating-point tensor of shape {shape}"
+        raise TypeError(requirement(name, required, describe(value)))
+    fits = any(_fits(value.shape, each) for each in shape.split(" or "))
+    if not fits or 0 in value.shape[int(empty) :]:
+        raise ValueError(requirement(name, f"a tensor of shape {shape}", describe(value)))
     if not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         found = f"{describe(value)} with {bad} values that are NaN or infinite"
@@ -56,13 +61,27 @@ def check_tensor(
     return value
 
 
+def _fits(found: torch.Size, shape: str) -> bool:
+    """Return whether a tensor's shape is a required one, as `check_tensor` has it in words."""
+    pattern = ""
+    for size in shape.strip("()").replace(" ", "").rstrip(",").split(","):
+        if size == "...":
+            pattern += r"(\d+,)*"
+        else:
+            pattern += (size if size.isdigit() else r"\d+") + ","
+    return re.fullmatch(pattern, "".join(f"{size}," for size in found)) is not None
+
+
 def check_codes(name: str, value: object, dim: int | None = None) -> Tensor:
     """Return ``value``, latent codes of shape (n, d)."""
-    wanted = "d" if dim is None else str(dim)
-    codes = check_tensor(name, value, f"of shape (n, {wanted})", (2,))
-    if dim is not None and codes.shape[1] != dim:
-        raise ValueError(requirement(name, f"a tensor of shape (n, {wanted})", describe(codes)))
-    return codes
+    return check_tensor(name, value, f"(n, {'d' if dim is None else dim})")
+
+
+def check_batch(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise where a tensor within a computation is not of shape (n, *shape)."""
+    if value.ndim == 0 or value.shape[1:] != shape:
+        required = f"a tensor of shape (n, {', '.join(map(str, shape))})"
+        raise ValueError(requirement(name, required, describe(value)))
 
 
 def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -77,30 +96,44 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         )
 
 
-def check_pairs(start: object, end: object, dim: int | None = None) -> tuple[Tensor, Tensor]:
+def check_pairs(
+    start: object,
+    end: object,
+    dim: int | None = None,
+    names: tuple[str, str] = ("start", "end"),
+) -> tuple[Tensor, Tensor]:
     """Return the end points of curves as two tensors of one shape (B, d), broadcast together."""
-    wanted = "d" if dim is None else str(dim)
-    pair = []
-    for name, value in (("start", start), ("end", end)):
-        shape = f"of shape ({wanted},) or (B, {wanted})"
-        codes = check_tensor(name, value, shape, (1, 2))
-        if dim is not None and codes.shape[-1] != dim:
-            raise ValueError(requirement(name, f"a tensor {shape}", describe(codes)))
-        pair.append(torch.atleast_2d(codes))
-    first, last = pair
-    check_alike("end", last, "start", first)
+    d = "d" if dim is None else dim
+    first, last = (
+        torch.atleast_2d(check_tensor(name, value, f"({d},) or (B, {d})"))
+        for name, value in zip(names, (start, end), strict=True)
+    )
+    check_alike(names[1], last, names[0], first)
     sizes = {first.shape[0], last.shape[0]} - {1}
     if first.shape[1] != last.shape[1] or len(sizes) > 1:
-        required = f"a tensor that broadcasts with `start`, of shape {tuple(first.shape)}"
-        raise ValueError(requirement("end", required, describe(last)))
+        required = f"a tensor that broadcasts with `{names[0]}`, of shape {tuple(first.shape)}"
+        raise ValueError(requirement(names[1], required, describe(last)))
     first, last = torch.broadcast_tensors(first, last)
     return first.detach().clone(), last.detach().clone()
 
 
-def _drops_out(module: nn.Module) -> bool:
-    """Return whether a recurrent or attention layer drops activations in training."""
-    kinds = (nn.RNNBase, nn.MultiheadAttention)
-    return isinstance(module, kinds) and float(module.dropout) > 0.0
+def check_box(low: object, high: object, dim: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the corners of a box in the latent space, (d,) each."""
+    first = check_tensor("low", low, f"({'d' if dim is None else dim},)").detach()
+    last = check_tensor("high", high, f"({first.numel()},)").detach()
+    check_alike("high", last, "low", first)
+    if not bool((last > first).all()):
+        required = f"above `low` ({first.tolist()}) in every dimension"
+        raise ValueError(requirement("high", required, last.tolist()))
+    return first, last
+
+
+def _mixes_rows_or_is_random(module: nn.Module) -> bool:
+    """Return whether a layer in training mode is not a function of each row by itself."""
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return float(module.dropout) > 0.0
+    counting = isinstance(module, _NormBase) and module.track_running_stats
+    return counting or isinstance(module, _BatchNorm | _DropoutNd | nn.RReLU)
 
 
 def check_function(name: str, function: object) -> Callable[..., Any]:
@@ -118,11 +151,7 @@ def check_function(name: str, function: object) -> Callable[..., Any]:
             if isinstance(part, _BatchNorm) and not training and part.running_mean is None:
                 required = "free of BatchNorm without running statistics, which mixes the rows"
                 raise ValueError(requirement(name, required, label))
-            if training and isinstance(part, _NormBase) and part.track_running_stats:
-                required = f"in evaluation mode: call `{name}.eval()` first"
-                raise ValueError(requirement(name, required, f"{label} in training mode"))
-            random = isinstance(part, _BatchNorm | _DropoutNd | nn.RReLU)
-            if training and (random or _drops_out(part)):
+            if training and _mixes_rows_or_is_random(part):
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
     return function

@@ -249,10 +249,8 @@ class CubicBSpline:
     knots: Tensor
 
     def __post_init__(self) -> None:
-        points = check_tensor(
-            "control_points", self.control_points, "of shape (B, n, d)", (3,), empty=True
-        )
-        knots = check_tensor("knots", self.knots, "of shape (n + 4,)", (1,)).double()
+        points = check_tensor("control_points", self.control_points, "(B, n, d)", empty=True)
+        knots = check_tensor("knots", self.knots, "(n + 4,)").double()
         n = points.shape[1]
         if n < DEGREE + 1:
             required = "a tensor of shape (B, n, d) with n at least 4"

@@ -16,11 +16,10 @@ from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
 from geolatent.checks import (
-    check_alike,
+    check_box,
     check_codes,
     check_integer,
     check_number,
-    check_tensor,
     describe,
     requirement,
 )
@@ -181,7 +180,7 @@ class LatentGraph:
         metric
             The metric.
         codes
-            Codes where the model has data, (n, d), such as the training set's.
+            Codes where the model has data, (n, d), n at least 2, such as the training set's.
         n_neighbors
             Neighbours of each node.
         n_nodes
@@ -192,11 +191,6 @@ class LatentGraph:
         seed
             Seed of the noise.
 
-        Raises
-        ------
-        TypeError, ValueError
-            Where the codes are not finite and of shape (n, d), n at least 2, or a number is out of
-            its range.
         """
         from sklearn.neighbors import NearestNeighbors
 
@@ -242,19 +236,10 @@ class LatentGraph:
         resolution
             Points along each axis.
 
-        Raises
-        ------
-        TypeError, ValueError
-            Where the corners are not in order, or there are more than three dimensions.
         """
         check_metric(metric)
-        low = check_tensor("low", low, "of shape (d,)", (1,)).detach()
-        high = check_tensor("high", high, f"of shape {tuple(low.shape)}", (1,)).detach()
-        check_alike("high", high, "low", low)
+        low, high = check_box(low, high)
         d = low.numel()
-        if high.shape != low.shape or not bool((high > low).all()):
-            required = f"above `low` ({low.tolist()}) in every dimension"
-            raise ValueError(requirement("high", required, high.tolist()))
         if d > 3 or (metric.dim is not None and d != metric.dim):
             required = "of shape (d,) with d the latent dimension, at most 3 (use from_codes above)"
             raise ValueError(requirement("low", required, describe(low)))

@@ -43,6 +43,12 @@ def _result(points: Tensor, like: Tensor, is_number: bool) -> Tensor:
     return points[:, 0] if is_number else points
 
 
+def _meeting_ends(points: Tensor, start: Tensor, end: Tensor, s: Tensor) -> Tensor:
+    """Return points (B, T, d) with the ends themselves, free of rounding, where s is 0 or 1."""
+    points = torch.where(s == 0.0, start[:, None], points)
+    return torch.where(s == 1.0, end[:, None], points)
+
+
 def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     """Interpolate linearly, z(t) = (1 - t) a + t b.
 
@@ -57,11 +63,6 @@ def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     -------
     Tensor
         Shape (B, T, d); (B, d) where ``t`` is a number. Exactly ``start`` at 0 and ``end`` at 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device, or not finite.
 
     Examples
     --------
@@ -108,11 +109,6 @@ def slerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     Tensor
         Shape (B, T, d); (B, d) where ``t`` is a number. Exactly ``start`` at 0 and ``end`` at 1.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, shape, dtype or device, or not finite.
-
     References
     ----------
     Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985. White, "Sampling
@@ -139,9 +135,12 @@ def slerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     points = radius * (turn.cos() * u[:, None] + turn.sin() * e[:, None])
     if first.shape[1] == 1:  # two opposite numbers: a circle needs a plane
         points = torch.where(angle[:, None] > 1.0, torch.lerp(a[:, None], b[:, None], s), points)
-    points = torch.where(s == 0.0, a[:, None], points)
-    points = torch.where(s == 1.0, b[:, None], points)
-    return _result(points, first, is_number)
+    return _result(_meeting_ends(points, a, b, s), first, is_number)
+
+
+def _check_nonzero(name: str, vectors: Tensor) -> None:
+    if bool((vectors == 0).all(1).any()):
+        raise ValueError(requirement(name, "nonzero in every row", "a zero vector"))
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -197,8 +196,8 @@ def great_circle(start: Tensor, toward: Tensor, t: Tensor | float) -> Tensor:
 
     Raises
     ------
-    TypeError, ValueError
-        As for `slerp`, and where a code is zero or the two are parallel: they span no plane.
+    ValueError
+        Where a code is zero or the two are parallel: they span no plane.
 
     Examples
     --------
@@ -206,14 +205,13 @@ def great_circle(start: Tensor, toward: Tensor, t: Tensor | float) -> Tensor:
     >>> walk.round(decimals=5).abs()
     tensor([[0., 2.]])
     """
-    first, last = check_pairs(start, toward)
+    first, last = check_pairs(start, toward, names=("start", "toward"))
     times, is_number = _check_times(t, first.shape[0], first)
     a, b = first.double(), last.double()
     if a.shape[1] < 2:
         raise ValueError(requirement("start", "of dimension 2 or more", describe(start)))
-    for name, value in (("start", a), ("toward", b)):
-        if bool((value == 0).all(1).any()):
-            raise ValueError(requirement(name, "nonzero in every row", "a zero vector"))
+    _check_nonzero("start", a)
+    _check_nonzero("toward", b)
     e, angle = _frame(_unit(a), _unit(b))
     if bool((e == 0).all(1).any()) or bool((angle == 0).any()):
         raise ValueError(requirement("toward", "not parallel to `start`", "a parallel vector"))
@@ -234,7 +232,7 @@ def spherical_coordinates(z: Tensor) -> tuple[Tensor, Tensor]:
     >>> print(float(radius), [round(float(angle), 4) for angle in angles])
     2.0 [1.5708, 1.5708]
     """
-    z = check_tensor("z", z, "of shape (..., d), d at least 2", tuple(range(1, 9)))
+    z = check_tensor("z", z, "(..., d)")
     if z.shape[-1] < 2:
         raise ValueError(requirement("z", "a tensor of shape (..., d), d >= 2", describe(z)))
     # norms of the tails z_k, ..., z_d
@@ -278,11 +276,6 @@ def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: in
     Tensor
         Shape (B, T, d); (B, d) where ``t`` is a number.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `slerp`.
-
     Examples
     --------
     >>> spherical_spiral(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]), 0.5)
@@ -306,9 +299,7 @@ def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: in
     s = times[..., None]
     radius = (1.0 - times) * radius_a[:, None] + times * radius_b[:, None]
     points = from_spherical_coordinates(radius, angles_a[:, None] + s * change[:, None])
-    points = torch.where(s == 0.0, first.double()[:, None], points)
-    points = torch.where(s == 1.0, last.double()[:, None], points)
-    return _result(points, first, is_number)
+    return _result(_meeting_ends(points, first.double(), last.double(), s), first, is_number)
 
 
 def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
@@ -326,24 +317,16 @@ def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
     Tensor
         Shape (B, T, d).
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or shape or not finite, or a direction is zero.
-
     Examples
     --------
     >>> radial_walk(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 10.0]))
     tensor([[[0., 0.],
              [6., 8.]]])
     """
-    codes = torch.atleast_2d(
-        check_tensor("direction", direction, "of shape (d,) or (B, d)", (1, 2))
-    )
-    radii = check_tensor("radii", radii, "of shape (T,)", (1,))
+    codes = torch.atleast_2d(check_tensor("direction", direction, "(d,) or (B, d)"))
+    radii = check_tensor("radii", radii, "(T,)")
     check_alike("radii", radii, "direction", codes)
-    if bool((codes == 0).all(1).any()):
-        raise ValueError(requirement("direction", "nonzero in every row", "a zero vector"))
+    _check_nonzero("direction", codes)
     points = radii.double()[None, :, None] * _unit(codes.double())[:, None]
     return points.to(codes.dtype)
 
@@ -364,19 +347,13 @@ def through_points(
         (K - 1, S), giving (K - 1, S, d): `lerp`, `slerp`, `spherical_spiral`, or for a geodesic
         path ``lambda a, b, s: solve_geodesic(metric, a, b).curve(s)``.
     lengths
-        Lengths of the legs, (K - 1,), by which t is shared out; the distances in the latent space
-        by default.
+        Lengths of the legs, (K - 1,), not negative, by which t is shared out; the distances in the
+        latent space by default.
 
     Returns
     -------
     Tensor
         Shape (T, d).
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind or shape or not finite, a length is negative or ``t``
-        is not in [0, 1].
 
     Examples
     --------
@@ -390,16 +367,15 @@ def through_points(
     points = check_codes("points", points)
     if points.shape[0] < 2:
         raise ValueError(requirement("points", "at least two codes", describe(points)))
-    t = check_tensor("t", t, "of shape (T,)", (1,))
+    t = check_tensor("t", t, "(T,)")
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(requirement("t", "in [0, 1]", f"{float(t.min())} to {float(t.max())}"))
     n_legs = points.shape[0] - 1
     if lengths is None:
         lengths = points.double().diff(dim=0).norm(dim=1)
-    lengths = check_tensor("lengths", lengths, f"of shape ({n_legs},)", (1,))
-    if lengths.numel() != n_legs or bool((lengths < 0).any()):
-        required = f"{n_legs} numbers that are not negative"
-        raise ValueError(requirement("lengths", required, lengths.tolist()))
+    lengths = check_tensor("lengths", lengths, f"({n_legs},)")
+    if bool((lengths < 0).any()):
+        raise ValueError(requirement("lengths", "not negative", lengths.tolist()))
     lengths = lengths.detach().to(device=points.device, dtype=torch.float64)
     if float(lengths.sum()) == 0.0:
         lengths = torch.ones_like(lengths)
@@ -440,18 +416,13 @@ def spline_through_points(points: Tensor) -> CubicBSpline:
     CubicBSpline
         Batch size B, with max(K, 2) + 2 control points.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where ``points`` is not finite and of that shape.
-
     Examples
     --------
     >>> curve = spline_through_points(torch.tensor([[0.0], [2.0], [1.0]]))
     >>> curve(torch.tensor([0.0, 0.5, 1.0])).flatten()
     tensor([0., 2., 1.])
     """
-    codes = check_tensor("points", points, "of shape (K, d) or (B, K, d)", (2, 3)).detach()
+    codes = check_tensor("points", points, "(K, d) or (B, K, d)").detach()
     codes = codes if codes.ndim == 3 else codes[None]
     k = codes.shape[1]
     if k < 2:

@@ -55,11 +55,6 @@ def norm_profile(points: Tensor, prior: str = "normal") -> NormProfile:
     NormProfile
         Norms of the points, mean and standard deviation of the prior's norms.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where the points are not a finite floating-point tensor or the prior is not known.
-
     References
     ----------
     White, "Sampling Generative Networks", 2016, https://arxiv.org/abs/1609.04468.
@@ -70,7 +65,7 @@ def norm_profile(points: Tensor, prior: str = "normal") -> NormProfile:
     >>> print(f"{profile.mean:.1f} +- {profile.standard_deviation:.1f}, {profile.norms[0]:.2f}")
     10.0 +- 0.7, 7.07
     """
-    points = check_tensor("points", points, "of shape (..., T, d)", tuple(range(2, 9)))
+    points = check_tensor("points", points, "(..., T, d)")
     mean, deviation = prior_norm(points.shape[-1], prior)
     return NormProfile(points.double().norm(dim=-1).to(points.dtype), mean, deviation)
 
@@ -142,7 +137,7 @@ def log_prior(points: Tensor, prior: str = "normal") -> Tensor:
     >>> log_prior(torch.zeros(1, 2))
     tensor([-1.8379])
     """
-    points = check_tensor("points", points, "of shape (..., d)", tuple(range(1, 9)))
+    points = check_tensor("points", points, "(..., d)")
     dim = points.shape[-1]
     if check_choice("prior", prior, _PRIORS) == "normal":
         return -0.5 * (dim * math.log(2.0 * math.pi) + points.square().sum(-1))

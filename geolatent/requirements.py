@@ -54,13 +54,9 @@ def check_number(
     at_most: float | None = None,
 ) -> float:
     """Return ``value`` as a finite float within the given bounds."""
-    bounds = [
-        f"above {above}" if above is not None else "",
-        f"at least {at_least}" if at_least is not None else "",
-        f"at most {at_most}" if at_most is not None else "",
-    ]
-    required = "a finite number " + " and ".join(bound for bound in bounds if bound)
-    required = required.strip()
+    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
+    words = [f"{word} {bound}" for word, bound in bounds if bound is not None]
+    required = f"a finite number {' and '.join(words)}".strip()
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(requirement(name, required, describe(value)))
     number = float(value)
@@ -79,6 +75,20 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(requirement(name, f"one of {', '.join(choices)}", describe(value)))
     return value
+
+
+def check_boolean(name: str, value: object) -> bool:
+    """Return ``value``, true or false."""
+    if not isinstance(value, bool):
+        raise TypeError(requirement(name, "true or false", describe(value)))
+    return value
+
+
+def check_sizes(name: str, values: object) -> tuple[int, ...]:
+    """Return ``values``, positive integers, one at least."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise ValueError(requirement(name, "a sequence of positive integers", describe(values)))
+    return tuple(check_integer(name, value) for value in values)
 
 
 def check_selection(classes: Sequence[int] | None, per_class: int | None, seed: int) -> None:

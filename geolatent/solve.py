@@ -163,7 +163,7 @@ def check_initial(
         check_alike("initial", initial.codes, "start", start)
         return initial
     if isinstance(initial, Tensor):
-        points = check_tensor("initial", initial, "of shape (B, T, d) or (T, d)", (2, 3)).detach()
+        points = check_tensor("initial", initial, "(B, T, d) or (T, d)").detach()
         points = points if points.ndim == 3 else points[None]
     elif isinstance(initial, CubicBSpline):
         points = initial.control_points.detach()

@@ -555,9 +555,26 @@ def test_lattice_of_another_dimension_than_the_metric():
     check_refused(call, ValueError, "low", "latent dimension", "(3,)")
 
 
+@pytest.mark.parametrize(
+    ("shape", "fitting", "others"),
+    [
+        ("(T,)", [(3,)], [(), (3, 1), (0,)]),
+        ("(2,) or (B, 2)", [(2,), (5, 2)], [(3,), (2, 3), (12,), (1, 5, 2)]),
+        ("(..., d)", [(3,), (2, 3), (1, 2, 3)], [()]),
+        ("(B, T, ...)", [(2, 3), (2, 3, 4, 5)], [(2,)]),
+    ],
+)
+def test_shapes(shape, fitting, others):
+    for size in fitting:
+        assert check_tensor("x", torch.zeros(size), shape).shape == size
+    for size in others:
+        call = functools.partial(check_tensor, "x", torch.zeros(size), shape)
+        check_refused(call, ValueError, "x", f"a tensor of shape {shape}", f"{size}")
+
+
 def test_messages_count_bad_values():
     value = torch.tensor([1.0, torch.nan, torch.inf])
-    call = functools.partial(check_tensor, "x", value, "of shape (n,)", (1,))
+    call = functools.partial(check_tensor, "x", value, "(n,)")
     check_refused(call, ValueError, "x", "finite", "with 2 values that are NaN or infinite")
 
 

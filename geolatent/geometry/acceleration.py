@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_codes, check_tensor, describe, requirement
+from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
-from geolatent.geometry.exponential import check_tangents
+from geolatent.geometry.exponential import check_curve, check_tangents
 from geolatent.geometry.flow import solve_metric
-from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
 
@@ -42,7 +42,6 @@ def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
     >>> geodesic_acceleration(half_plane, torch.tensor([0.0, 2.0]), torch.tensor([0.0, 2.0]))
     tensor([[0., 2.]])
     """
-    check_metric(metric)
     codes, vectors = check_tangents(metric, z, v)
     return acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype)
 
@@ -112,14 +111,10 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
     True
     """
-    check_metric(metric)
-    if not isinstance(curve, CubicBSpline):
-        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
-    check_codes("curve", curve.control_points[:, 0], metric.dim)
-    metric.check("curve", curve.control_points[:1, 0])
+    check_curve(metric, curve)
     if t is None:
         t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
-    t = check_tensor("t", t, "of shape (T,)", (1,)).detach().to(curve.knots)
+    t = check_tensor("t", t, "(T,)").detach().to(curve.knots)
     z, v = curve(t), curve.derivative(t)
     b, n, d = z.shape
     rows = Rows.of(metric, z[:, 0])

@@ -67,7 +67,7 @@ def brownian_motion(
     (4, 11, 2)
     """
     metric = check_metric(metric)
-    codes = torch.atleast_2d(check_tensor("start", start, "of shape (d,) or (B, d)", (1, 2)))
+    codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)"))
     codes = codes.detach()
     metric.check("start", codes[:1])
     time = check_number("time", time, above=0.0)
@@ -91,12 +91,8 @@ def brownian_motion(
         alive, z, v = alive[good], z[good], v[good]
         if not alive.numel():
             break
-        way = shoot(
-            metric,
-            z.to(codes.dtype),
-            (deviation * v).to(codes.dtype),
-            integrator=integrator,
-        )
+        v = (deviation * v).to(codes.dtype)
+        way = shoot(metric, z.to(codes.dtype), v, integrator=integrator)
         z = way.points[:, -1].double()
         good = z.isfinite().all(1)
         alive, z = alive[good], z[good]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_alike, check_codes, check_tensor, describe, requirement
+from geolatent.checks import check_codes, check_pairs, check_tensor, describe, requirement
+from geolatent.curves import CubicBSpline
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.metrics.base import Metric, check_metric
@@ -52,19 +53,19 @@ class Trajectory:
 
 def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor]:
     """Return codes and tangent vectors as two tensors of one shape (B, d), broadcast together."""
-    wanted = "d" if metric.dim is None else str(metric.dim)
-    shape = f"of shape ({wanted},) or (B, {wanted})"
-    codes = torch.atleast_2d(check_tensor("z", z, shape, (1, 2)))
-    check_codes("z", codes, metric.dim)
-    vectors = torch.atleast_2d(check_tensor("v", v, shape, (1, 2)))
-    check_alike("v", vectors, "z", codes)
-    sizes = {codes.shape[0], vectors.shape[0]} - {1}
-    if vectors.shape[1] != codes.shape[1] or len(sizes) > 1:
-        required = f"a tensor that broadcasts with `z`, of shape {tuple(codes.shape)}"
-        raise ValueError(requirement("v", required, describe(vectors)))
-    codes, vectors = torch.broadcast_tensors(codes.detach(), vectors.detach())
+    codes, vectors = check_pairs(z, v, check_metric(metric).dim, names=("z", "v"))
     metric.check("z", codes[:1])
     return codes, vectors
+
+
+def check_curve(metric: Metric, curve: object) -> Tensor:
+    """Return where curves in the latent space of a metric start, (B, d), without gradients."""
+    check_metric(metric)
+    if not isinstance(curve, CubicBSpline):
+        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
+    codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
+    metric.check("curve", codes[:1])
+    return codes
 
 
 def shoot(
@@ -114,11 +115,10 @@ def shoot(
     >>> print(f"{way.points[0, -1, 1].item():.3f}, {way.statuses[0].name}")
     2.718, FINISHED
     """
-    check_metric(metric)
     codes, vectors = check_tangents(metric, z, v)
     if t is None:
         t = torch.ones(1, dtype=torch.float64)
-    times = check_tensor("t", t, "of shape (T,)", (1,)).detach().to(codes.device, torch.float64)
+    times = check_tensor("t", t, "(T,)").detach().to(codes.device, torch.float64)
     if bool((times < 0).any()) or bool((times.diff() < 0).any()):
         required = "ascending and not negative"
         raise ValueError(requirement("t", required, times.tolist()))

@@ -7,12 +7,12 @@ import warnings
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_tensor, describe, requirement
+from geolatent.checks import check_tensor
 from geolatent.curves import CubicBSpline
-from geolatent.geometry.exponential import shoot
+from geolatent.geometry.exponential import check_curve, shoot
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.ode import TrajectoryStatus
-from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.base import Metric
 
 
 def extrapolate(
@@ -49,10 +49,8 @@ def extrapolate(
     >>> extrapolate(plane, line, torch.tensor([-1.0, 0.5, 3.0])).flatten().round(decimals=4)
     tensor([-1.0000,  0.5000,  3.0000])
     """
-    check_metric(metric)
-    if not isinstance(curve, CubicBSpline):
-        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
-    t = check_tensor("t", t, "of shape (T,)", (1,)).detach()
+    check_curve(metric, curve)
+    t = check_tensor("t", t, "(T,)").detach()
     points = curve.control_points
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=points.device)
     slopes = curve.derivative(ends)
@@ -68,13 +66,7 @@ def extrapolate(
         if not bool(outside.any()):
             continue
         times, order = past[outside].sort()
-        way = shoot(
-            metric,
-            start,
-            slope,
-            times,
-            integrator=integrator,
-        )
+        way = shoot(metric, start, slope, times, integrator=integrator)
         failed += int((way.status != TrajectoryStatus.FINISHED).sum())
         result[:, outside.nonzero()[:, 0][order]] = way.points
     if failed:

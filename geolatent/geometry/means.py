@@ -133,13 +133,8 @@ def frechet_mean(
     if start is None:
         means = shares @ points.double()
     else:
-        begin = torch.atleast_2d(
-            check_tensor("start", start, f"of shape ({d},) or ({k}, {d})", (1, 2))
-        )
+        begin = torch.atleast_2d(check_tensor("start", start, f"({d},) or (1, {d}) or ({k}, {d})"))
         check_alike("start", begin, "points", points)
-        if begin.shape not in ((1, d), (k, d)):
-            required = f"a tensor of shape ({d},) or ({k}, {d})"
-            raise ValueError(requirement("start", required, describe(begin)))
         means = begin.detach().double().expand(k, d).clone()
     tolerance = check_number("tolerance", tolerance, above=0.0)
     max_iterations = check_integer("max_iterations", max_iterations)
@@ -210,10 +205,7 @@ def _check_weights(weights: object, n: int, points: Tensor) -> Tensor:
     """Return weights as float64 of shape (K, n), each row of sum 1."""
     if weights is None:
         return torch.full((1, n), 1.0 / n, dtype=torch.float64, device=points.device)
-    shape = f"of shape ({n},) or (K, {n})"
-    values = torch.atleast_2d(check_tensor("weights", weights, shape, (1, 2)).detach())
-    if values.shape[1] != n:
-        raise ValueError(requirement("weights", f"a tensor {shape}", describe(values)))
+    values = torch.atleast_2d(check_tensor("weights", weights, f"({n},) or (K, {n})").detach())
     if values.device != points.device:
         required = f"on the device of `points`, {points.device}"
         raise ValueError(requirement("weights", required, describe(values)))

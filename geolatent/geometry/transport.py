@@ -10,16 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import (
-    check_alike,
-    check_codes,
-    check_number,
-    check_tensor,
-    describe,
-    requirement,
-)
+from geolatent.checks import check_alike, check_number, check_tensor, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
-from geolatent.metrics.base import Metric, check_metric
+from geolatent.geometry.exponential import check_curve
+from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
 # equal intervals of t, each of which is halved by itself
@@ -118,26 +112,18 @@ def parallel_transport(
     >>> bool(torch.allclose(moved, torch.tensor([[0.0, -1.0]]), atol=1e-4))
     True
     """
-    check_metric(metric)
-    if not isinstance(curve, CubicBSpline):
-        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
-    codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
+    codes = check_curve(metric, curve)
     b, d = codes.shape
-    shape = f"of shape ({b}, {d}) or ({b}, k, {d})"
-    v = check_tensor("vectors", vectors, shape, (2, 3)).detach()
+    v = check_tensor("vectors", vectors, f"({b}, {d}) or ({b}, k, {d})").detach()
     check_alike("vectors", v, "curve", codes)
-    if v.shape[0] != b or v.shape[-1] != d:
-        raise ValueError(requirement("vectors", f"a tensor {shape}", describe(v)))
     times = torch.ones(1, dtype=torch.float64, device=v.device)
     if t is not None:
-        times = check_tensor("t", t, "of shape (T,)", (1,)).detach().double()
+        times = check_tensor("t", t, "(T,)").detach().double()
         if not bool(((times >= 0.0) & (times <= 1.0)).all()):
             found = f"{float(times.min())} to {float(times.max())}"
             raise ValueError(requirement("t", "in [0, 1]", found))
         times = times.to(v.device)
     tolerance = check_number("tolerance", tolerance, above=0.0)
-    metric.check("curve", codes[:1])
-
     matrices = _transports(Rows.of(metric, codes), curve, times, tolerance)
     moved = torch.einsum("btij,bkj->btki", matrices, v.reshape(b, -1, d).double()).to(v.dtype)
     moved = moved if v.ndim == 3 else moved[:, :, 0]

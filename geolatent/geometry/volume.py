@@ -9,14 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import (
-    check_alike,
-    check_codes,
-    check_integer,
-    check_tensor,
-    describe,
-    requirement,
-)
+from geolatent.checks import check_box, check_codes, check_integer, describe, requirement
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 
@@ -168,14 +161,7 @@ def sample_volume(
     ((100, 2), 9.0, 1.0)
     """
     metric = check_metric(metric)
-    low = check_tensor("low", low, "of shape (d,)", (1,)).detach()
-    high = check_tensor("high", high, f"of shape {tuple(low.shape)}", (1,)).detach()
-    check_alike("high", high, "low", low)
-    if high.shape != low.shape or not bool((high > low).all()):
-        required = f"above `low` ({low.tolist()}) in every dimension"
-        raise ValueError(requirement("high", required, high.tolist()))
-    if metric.dim is not None and low.numel() != metric.dim:
-        raise ValueError(requirement("low", f"of shape ({metric.dim},)", describe(low)))
+    low, high = check_box(low, high, metric.dim)
     n = check_integer("n", n)
     max_proposals = check_integer("max_proposals", max_proposals)
     metric.check("low", low[None])

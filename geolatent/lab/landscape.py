@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
+from geolatent.checks import check_box, check_integer, check_number, requirement
 from geolatent.lab import plotting
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
@@ -92,12 +92,7 @@ def measure_grid(
         If the corners are not in order or not of the plane.
     """
     check_integer("resolution", resolution, minimum=2)
-    for name, corner in (("low", low), ("high", high)):
-        check_tensor(name, corner, "of shape (2,)", (1,))
-        if corner.numel() != 2:
-            raise ValueError(requirement(name, "a tensor of shape (2,)", describe(corner)))
-    if not bool((high > low).all()):
-        raise ValueError(requirement("high", f"above `low`, {low.tolist()}", high.tolist()))
+    low, high = check_box(low, high, 2)
     first, second = (
         torch.linspace(float(a), float(b), resolution, dtype=torch.float64)
         for a, b in zip(low, high, strict=True)

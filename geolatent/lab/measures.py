@@ -322,7 +322,7 @@ def correlation_matrices(images: Tensor) -> Tensor:
     """
     known = images.flatten(2).isfinite().all(2)
     images = torch.where(images.isfinite(), images, 0.0)
-    check_tensor("images", images, "of shape (B, T, ...)", (3, 4, 5))
+    check_tensor("images", images, "(B, T, D, ...)")
     if images.shape[1] < 2:
         raise ValueError(requirement("images", "sequences of two or more", describe(images)))
     flat = images.flatten(2).double()

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from geolatent.checks import check_integer, check_tensor, describe, requirement
+from geolatent.checks import check_integer, check_tensor, requirement
 from geolatent.lab import plotting
 from geolatent.lab.contents import IMAGES
 from geolatent.lab.experiment import Arrays, ModelExperiment, Summary
@@ -50,10 +50,7 @@ def png_bytes(image: Tensor) -> bytes:
     >>> png_bytes(torch.zeros(1, 8, 8))[1:4]
     b'PNG'
     """
-    check_tensor("image", image, "of shape (1 or 3, height, width)", (3,))
-    if image.shape[0] not in (1, 3):
-        required = "a tensor of shape (1 or 3, height, width)"
-        raise ValueError(requirement("image", required, describe(image)))
+    check_tensor("image", image, "(1, height, width) or (3, height, width)")
     pixels = (255.0 * (image.detach().cpu().double() + 1.0) / 2.0).round().clamp(0.0, 255.0)
     array = pixels.to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()

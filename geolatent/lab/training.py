@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from geolatent.checks import check_tensor, describe, requirement
+from geolatent.checks import check_tensor, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import TrainingOptions
 from geolatent.lab.console import make_console, work_progress
@@ -326,10 +326,7 @@ def check_training(
     if isinstance(model, VAE) and options.reconstruction != 0.0:
         required = "0 for a variational autoencoder, whose likelihood is its reconstruction term"
         raise ValueError(requirement("reconstruction", required, options.reconstruction))
-    required = f"of shape (n, *{model.image_shape})"
-    check_tensor("images", images, required, (4,))
-    if images.shape[1:] != model.image_shape:
-        raise ValueError(requirement("images", f"a tensor {required}", describe(images)))
+    check_tensor("images", images, f"(n, {', '.join(map(str, model.image_shape))})")
     held_out = _n_held_out(options, len(images))
     if held_out == len(images) or (options.validation_fraction > 0 and held_out == 0):
         required = f"a share of {len(images)} images that leaves some on either side"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from geolatent.checks import check_integer, describe, requirement
+from geolatent.checks import check_batch, check_boolean, check_integer
 from geolatent.models.conv import (
     check_convolutions,
     convolutional_decoder,
@@ -26,29 +26,23 @@ class BiGAN(nn.Module):
 
     whose optimum has E and G inverse to one another. Generator and encoder use batch
     normalisation (off: ``batch_norm=False``): in training mode the rows of a batch depend on one
-    another, so call ``eval()`` before a metric is made of :meth:`decode`. The discriminator's
+    another, so call ``eval()`` before a metric is made of `decode`. The discriminator's
     weights are spectrally normalised instead, which keeps its two opponents' gradients bounded.
 
     Parameters
     ----------
-    latent_dim : int
+    latent_dim
         Latent dimension d.
-    channels : sequence of int
-        Channels after each halving of the image, as in :class:`ConvVAE`.
-    hidden : int
+    channels
+        Channels after each halving of the image, as in `ConvVAE`.
+    hidden
         Width of the fully connected layers.
-    image_shape : sequence of int
+    image_shape
         (channels, height, width); height and width divisible by 2 ** len(channels).
-    activation : {"elu", "gelu", "silu", "softplus", "tanh", "leaky_relu", "relu"}
-        Activation of generator and encoder; the discriminator has leaky ReLUs.
-    batch_norm : bool
+    activation
+        Activation of generator and encoder, as in `ConvVAE`; the discriminator has leaky ReLUs.
+    batch_norm
         Normalise generator and encoder.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is not a positive integer, the image cannot be halved so often, or the activation
-        is unknown.
 
     References
     ----------
@@ -76,8 +70,7 @@ class BiGAN(nn.Module):
         super().__init__()
         check_integer("latent_dim", latent_dim)
         check_convolutions(image_shape, channels, hidden, activation)
-        if not isinstance(batch_norm, bool):
-            raise TypeError(requirement("batch_norm", "true or false", describe(batch_norm)))
+        check_boolean("batch_norm", batch_norm)
         self.latent_dim = latent_dim
         self.image_shape = tuple(image_shape)
         self.encoder = convolutional_encoder(
@@ -102,29 +95,13 @@ class BiGAN(nn.Module):
         return dict(self._arguments)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the codes of images, (n, *image_shape) -> (n, d).
-
-        Raises
-        ------
-        ValueError
-            If the images do not have the model's shape.
-        """
-        if images.ndim != 1 + len(self.image_shape) or images.shape[1:] != self.image_shape:
-            required = f"a tensor of shape (n, {', '.join(map(str, self.image_shape))})"
-            raise ValueError(requirement("images", required, describe(images)))
+        """Return the codes of images, (n, *image_shape) -> (n, d)."""
+        check_batch("images", images, self.image_shape)
         return self.encoder(images)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the images of codes, in [-1, 1], (n, d) -> (n, *image_shape).
-
-        Raises
-        ------
-        ValueError
-            If the codes do not have the latent dimension.
-        """
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            required = f"a tensor of shape (n, {self.latent_dim})"
-            raise ValueError(requirement("z", required, describe(z)))
+        """Return the images of codes, in [-1, 1], (n, d) -> (n, *image_shape)."""
+        check_batch("z", z, (self.latent_dim,))
         return torch.tanh(self.generator(z))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -153,7 +130,7 @@ class BiGAN(nn.Module):
 
         Parameters
         ----------
-        encoded, generated : pair of Tensor
+        encoded, generated
             Images (n, *image_shape) and codes (n, d).
         """
         softplus = nn.functional.softplus

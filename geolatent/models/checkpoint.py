@@ -44,12 +44,12 @@ def build_model(
 
     Parameters
     ----------
-    class_path : str
+    class_path
         "package.module.Name" of an ``nn.Module``, importable from where Python runs; a name
         without dots is one of ``geolatent.models``.
-    init_args : mapping, optional
+    init_args
         The constructor's arguments by name.
-    checkpoint : path, optional
+    checkpoint
         A state dict in ``X.safetensors``, ``X.pt`` or ``X.pth``, whose names and shapes have to be
         the model's; without one the constructor's weights are kept.
 
@@ -61,10 +61,10 @@ def build_model(
     Raises
     ------
     FileNotFoundError
-        If the checkpoint is missing.
+        Where the checkpoint is missing.
     ValueError
-        If there is no such class, it is no ``nn.Module``, the arguments are not the constructor's,
-        or the checkpoint cannot be read or does not fit.
+        Where there is no such class, it is no ``nn.Module``, the arguments are not the
+        constructor's, or the checkpoint cannot be read or does not fit.
 
     Examples
     --------
@@ -74,13 +74,12 @@ def build_model(
     3
     """
     name = _today(str(class_path))
-    module, _, attribute = (name if "." in name else f"geolatent.models.{name}").rpartition(".")
     required = "the importable path of an nn.Module, package.module.Name, or a model's bare name"
     try:
-        cls = getattr(importlib.import_module(module), attribute, None)
+        cls = _imported(name if "." in name else f"geolatent.models.{name}")
     except ImportError as error:
         raise ValueError(f"{requirement('class_path', required, name)} {error}.") from error
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if cls is None:
         raise ValueError(requirement("class_path", required, name))
     arguments = dict(init_args or {})
     try:
@@ -102,23 +101,17 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
     Parameters
     ----------
-    model : Module
+    model
         A model of ``geolatent.models``, or one of its feature maps, that has ``arguments``, the
         constructor's arguments.
-    path : path
-        Where to write, with or without the ending ``.safetensors``. Missing folders are made.
+    path
+        Where to write, with or without the ending ``.safetensors``, with no other. Missing folders
+        are made.
 
     Returns
     -------
     Path
         The path of the file.
-
-    Raises
-    ------
-    TypeError
-        If the model is not one of the package's, or has no ``arguments``.
-    ValueError
-        If ``path`` ends in .pt, .pth or .json.
 
     Examples
     --------
@@ -161,17 +154,17 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Load a model that :func:`save_model` wrote, in evaluation mode.
+    """Load a model that `save_model` wrote, in evaluation mode.
 
     Parameters
     ----------
-    path : path
+    path
         ``X.safetensors``. One without a description of its model, or a state dict in ``X.pt`` or
         ``X.pth``, has it beside it in ``X.json``, as earlier versions wrote it. Nothing is
         unpickled.
-    device : device, optional
+    device
         Where to put the model; the CPU by default.
-    dtype : dtype, optional
+    dtype
         Floating-point type to convert to; by default the one that was saved.
 
     Returns
@@ -182,9 +175,9 @@ def load_model(
     Raises
     ------
     FileNotFoundError
-        If there is no such file, or it lacks the description.
+        Where there is no such file, or it lacks the description.
     ValueError
-        If a file cannot be read, would have to be unpickled, or does not fit the model.
+        Where a file cannot be read, would have to be unpickled, or does not fit the model.
     """
     path = Path(path)
     model = _build(path)
@@ -199,20 +192,27 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    model : Module
+    model
         A model whose parameters and buffers have the file's names and shapes.
-    path : path
+    path
         ``X.safetensors``, or a state dict in ``X.pt`` or ``X.pth``.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        Where there is no such file.
     ValueError
-        If the file cannot be read, would have to be unpickled, or does not fit the model.
+        Where the file cannot be read, would have to be unpickled, or does not fit the model.
     """
-    path = Path(path)
-    state = read_tensors(path)
+    message = requirement("path", f"the weights of a {type(model).__name__}", path)
+    assign_tensors(model, read_tensors(path), message)
+
+
+def assign_tensors(model: nn.Module, state: Mapping[str, Tensor], message: str) -> None:
+    """Put tensors in the place of a model's; where they do not fit, raise a ValueError.
+
+    It says ``message``, and which names or shapes are not the model's.
+    """
     expected = model.state_dict()
     problems = [
         f"{label}: {', '.join(sorted(names))}"
@@ -227,8 +227,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if name in state and state[name].shape != value.shape
     ]
     if problems:
-        required = f"the weights of a {type(model).__name__}"
-        raise ValueError(f"{requirement('path', required, path)} {'; '.join(problems)}.")
+        raise ValueError(f"{message} {'; '.join(problems)}.")
     # Assigned, not copied: the dtype of the file wins over torch's current default.
     model.load_state_dict(state, assign=True)
 
@@ -237,6 +236,13 @@ def _today(class_path: str) -> str:
     """Return where a class is now that a file may name by where it was."""
     module, _, name = class_path.rpartition(".")
     return f"{_MOVED.get(module, module)}.{name}" if module else name
+
+
+def _imported(class_path: str) -> type[nn.Module] | None:
+    """Import a class of modules; None where its module has none of that name."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
 def _description(path: Path) -> tuple[str | bytes, Path]:
@@ -272,14 +278,11 @@ def _build(checkpoint: Path) -> nn.Module:
     if version != FORMAT_VERSION:
         raise ValueError(requirement("format_version", f"{FORMAT_VERSION} in {path}", version))
     name = _today(str(class_path))
-    cls: Any = None
-    if _CLASS_PATH.fullmatch(name):
-        module, _, attribute = name.rpartition(".")
-        try:
-            cls = getattr(importlib.import_module(module), attribute, None)
-        except ModuleNotFoundError:
-            cls = None
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    try:
+        cls = _imported(name) if _CLASS_PATH.fullmatch(name) else None
+    except ModuleNotFoundError:
+        cls = None
+    if cls is None:
         raise ValueError(requirement("class_path", f"a model of geolatent.models in {path}", name))
     try:
         # The random initial weights are replaced: leave the caller's random numbers alone.
@@ -295,23 +298,23 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
 
     Parameters
     ----------
-    path : path
+    path
         A safetensors file, or a dictionary of names and tensors saved by torch.
-    lone : str, optional
+    lone
         What to call the only tensor of a file that holds no dictionary; by default such a file is
         refused.
 
     Returns
     -------
-    dict of str and Tensor
-        On the CPU.
+    dict
+        The tensors by name, on the CPU.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        Where there is no such file.
     ValueError
-        If the file cannot be read, or would have to be unpickled.
+        Where the file cannot be read, or would have to be unpickled.
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from geolatent.checks import check_choice, check_integer, describe, requirement
+from geolatent.checks import check_boolean, check_choice, check_integer, check_sizes, requirement
 from geolatent.models.vae import VAE
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -29,7 +29,7 @@ class ConvVAE(VAE):
 
     The encoder halves height and width once for every entry of ``channels`` (4 x 4 kernels of
     stride 2), then has one fully connected hidden layer; the decoder is its mirror image. The
-    standard deviation is one learnt number until :meth:`VAE.fit_precision` replaces it by an RBF
+    standard deviation is one learnt number until `VAE.fit_precision` replaces it by an RBF
     network, by default of 4 d centres.
 
     Spectral normalisation divides the weights of every layer but the last, in encoder and decoder,
@@ -39,27 +39,22 @@ class ConvVAE(VAE):
 
     Parameters
     ----------
-    latent_dim : int
+    latent_dim
         Latent dimension d.
-    channels : sequence of int
+    channels
         Channels after each halving, from the image inwards.
-    hidden : int
+    hidden
         Width of the fully connected layer between the convolutions and the code.
-    image_shape : sequence of int
+    image_shape
         (channels, height, width); height and width divisible by 2 ** len(channels).
-    activation : {"elu", "gelu", "silu", "softplus", "tanh", "leaky_relu", "relu"}
-        Under the last two the metric jumps where a unit switches; the others keep it continuous.
-    spectral_norm : bool
+    activation
+        "elu", "gelu", "silu", "softplus", "tanh", "leaky_relu" or "relu". Under the last two the
+        metric jumps where a unit switches; the others keep it continuous.
+    spectral_norm
         Normalise the weights.
-    n_centers : int
+    n_centers
         Centres of the RBF precision network; 0 for a constant standard deviation. Leave it 0 and
-        call :meth:`VAE.fit_precision`, unless the parameters come from a checkpoint.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is not a positive integer, the image cannot be halved so often, or the activation
-        is unknown.
+        call `VAE.fit_precision`, unless the parameters come from a checkpoint.
 
     References
     ----------
@@ -87,9 +82,7 @@ class ConvVAE(VAE):
         n_centers: int = 0,
     ) -> None:
         check_integer("latent_dim", latent_dim)
-        if not isinstance(spectral_norm, bool):
-            found = describe(spectral_norm)
-            raise TypeError(requirement("spectral_norm", "true or false", found))
+        check_boolean("spectral_norm", spectral_norm)
         check_convolutions(image_shape, channels, hidden, activation)
         encoder = convolutional_encoder(image_shape, channels, hidden, 2 * latent_dim, activation)
         decoder = convolutional_decoder(latent_dim, hidden, channels, image_shape, activation)
@@ -121,20 +114,9 @@ class ConvVAE(VAE):
 def check_convolutions(
     image_shape: Sequence[int], channels: Sequence[int], hidden: int, activation: str
 ) -> None:
-    """Raise where no convolutional networks of these sizes can be built.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is not a positive integer, height or width is not divisible by
-        2 ** len(channels), or the activation is unknown.
-    """
-    for name, sizes in (("channels", channels), ("image_shape", image_shape)):
-        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
-            required = "a sequence of positive integers"
-            raise ValueError(requirement(name, required, describe(sizes)))
-        for size in sizes:
-            check_integer(name, size)
+    """Raise where no convolutional networks of these sizes can be built."""
+    check_sizes("channels", channels)
+    check_sizes("image_shape", image_shape)
     check_integer("hidden", hidden)
     check_choice("activation", activation, tuple(ACTIVATIONS))
     factor = 2 ** len(channels)
@@ -154,7 +136,7 @@ def convolutional_encoder(
     activation: str,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """Return a network (n, *image_shape) -> (n, n_outputs); see :class:`ConvVAE`."""
+    """Return a network (n, *image_shape) -> (n, n_outputs); see `ConvVAE`."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise([image_shape[0], *channels]):
         layers.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))

@@ -15,13 +15,13 @@ def digits_vae(dtype: torch.dtype = torch.float32, device: torch.device | str = 
 
     Fully connected, with ELU and a tanh mean in [-1, 1]; the decoder's standard deviation is an
     RBF precision network of 64 centres. It was trained on the training split of
-    :func:`geolatent.data.digits` by ``scripts/train_digits_vae.py``.
+    `geolatent.data.digits` by ``scripts/train_digits_vae.py``.
 
     Parameters
     ----------
-    dtype : dtype
+    dtype
         Floating-point type of the parameters.
-    device : device
+    device
         Where to put the model.
 
     Returns

@@ -12,8 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from geolatent.checks import check_integer, check_number, check_tensor, describe, requirement
-from geolatent.models.checkpoint import read_tensors
+from geolatent.checks import (
+    check_batch,
+    check_integer,
+    check_number,
+    check_sizes,
+    check_tensor,
+    describe,
+    requirement,
+)
+from geolatent.models.checkpoint import assign_tensors, read_tensors
 
 # Mean and standard deviation of ImageNet's pixels in [0, 1], which torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,19 +34,14 @@ class LogisticRegression(nn.Module):
         h(x) = log softmax(W x + b),    x flattened, W of shape (K, D).
 
     As the feature map of a metric it measures how far a curve changes the class, whatever else
-    changes in the image. :func:`fit_logistic_regression` sets the weights.
+    changes in the image. `fit_logistic_regression` sets the weights.
 
     Parameters
     ----------
-    classes : sequence of int
+    classes
         The labels of the K classes, in the order of the outputs.
-    image_shape : sequence of int
+    image_shape
         (channels, height, width); D is their product.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there are fewer than two classes, or a size is not a positive integer.
 
     Examples
     --------
@@ -52,7 +55,7 @@ class LogisticRegression(nn.Module):
         if len(classes) < 2 or len(set(classes)) != len(classes):
             raise ValueError(requirement("classes", "two or more different labels", classes))
         self.classes = tuple(check_integer("classes", label, minimum=0) for label in classes)
-        self.image_shape = tuple(check_integer("image_shape", size) for size in image_shape)
+        self.image_shape = check_sizes("image_shape", image_shape)
         self.linear = nn.Linear(math.prod(self.image_shape), len(self.classes))
 
     @property
@@ -61,16 +64,8 @@ class LogisticRegression(nn.Module):
         return {"classes": list(self.classes), "image_shape": list(self.image_shape)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return log-probabilities, (n, *image_shape) -> (n, K).
-
-        Raises
-        ------
-        ValueError
-            If the images do not have the fitted shape.
-        """
-        if images.ndim != 1 + len(self.image_shape) or images.shape[1:] != self.image_shape:
-            required = f"a tensor of shape (n, {', '.join(map(str, self.image_shape))})"
-            raise ValueError(requirement("images", required, describe(images)))
+        """Return log-probabilities, (n, *image_shape) -> (n, K)."""
+        check_batch("images", images, self.image_shape)
         return torch.log_softmax(self.linear(images.flatten(1)), dim=1)
 
     def predict(self, images: Tensor) -> Tensor:
@@ -96,16 +91,16 @@ def fit_logistic_regression(
 
     Parameters
     ----------
-    images : Tensor (n, channels, height, width)
-        Images in [-1, 1].
-    labels : Tensor (n,), integers
-        Two classes or more.
-    inverse_penalty : float
+    images
+        Images in [-1, 1], (n, channels, height, width).
+    labels
+        Integers, (n,), of two classes or more.
+    inverse_penalty
         scikit-learn's C, one over the strength of the penalty on the squared weights. The default
         suits thousands of images of hundreds of pixels.
-    tolerance : float
+    tolerance
         Largest entry of the gradient at which the optimiser stops.
-    max_iterations : int
+    max_iterations
         Limit of the optimiser's iterations; scikit-learn warns where it is reached.
 
     Returns
@@ -113,11 +108,6 @@ def fit_logistic_regression(
     LogisticRegression
         In evaluation mode, with the dtype and device of the images, and parameters that do not
         require gradients. In float64 it equals scikit-learn's ``predict_log_proba`` to rounding.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a shape or a number does not fit, or there is one class only.
 
     Examples
     --------
@@ -130,7 +120,7 @@ def fit_logistic_regression(
     from sklearn import linear_model
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    check_tensor("images", images, "of shape (n, channels, height, width)", (4,))
+    check_tensor("images", images, "(n, channels, height, width)")
     check_number("inverse_penalty", inverse_penalty, above=0.0)
     check_number("tolerance", tolerance, above=0.0)
     check_integer("max_iterations", max_iterations)
@@ -176,26 +166,24 @@ class VGGFeatures(nn.Module):
 
     Parameters
     ----------
-    layer : str
+    layer
         The layer, by torchvision's name: "features.0" (the first convolution) to "features.36" (the
         last pooling), "avgpool", "classifier.0" to "classifier.6" (the logits). Each of the five
         poolings halves the image, so that the last needs 32 pixels a side; see ``resize``.
-    weights : "published", path or None
+    weights
         "published" downloads torchvision's weights trained on ImageNet (550 MB, once); a path is
         a state dict of VGG-19 in .safetensors, .pt or .pth; None draws random weights.
-    resize : int or None
+    resize
         Resize images to this height and width first, bilinearly; None keeps their size.
-    seed : int
+    seed
         Seed of the random weights.
 
     Raises
     ------
     ConnectionError
-        If the published weights are not there and cannot be downloaded.
+        Where the published weights are not there and cannot be downloaded.
     FileNotFoundError
-        If there is no file of weights.
-    ValueError
-        If there is no such layer, or the file does not hold the weights of VGG-19.
+        Where there is no file of weights.
 
     References
     ----------
@@ -259,16 +247,9 @@ class VGGFeatures(nn.Module):
             return
         state = _published_weights() if weights == "published" else read_tensors(weights)
         wanted = self.network.state_dict()
-        problems = [f"{name} is missing" for name in wanted if name not in state] + [
-            f"{name} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
-            for name, value in wanted.items()
-            if name in state and state[name].shape != value.shape
-        ]
-        if problems:
-            required = "a state dict of torchvision's vgg19"
-            message = requirement("weights", required, weights)
-            raise ValueError(f"{message} {'; '.join(problems[:3])}.")
-        self.network.load_state_dict({name: state[name] for name in wanted}, assign=True)
+        own = {name: value for name, value in state.items() if name in wanted}
+        message = requirement("weights", "a state dict of torchvision's vgg19", weights)
+        assign_tensors(self.network, own, message)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the activations, (n, 1 or 3, height, width) -> (n, ...).
@@ -276,7 +257,7 @@ class VGGFeatures(nn.Module):
         Raises
         ------
         ValueError
-            If the images have another number of channels, or are too small for the layer.
+            Where the images are too small for the layer.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             required = "a tensor of shape (n, 1, height, width) or (n, 3, height, width)"

@@ -13,7 +13,6 @@ from geolatent.checks import (
     check_integer,
     check_number,
     check_tensor,
-    describe,
     requirement,
 )
 
@@ -32,19 +31,14 @@ class RBFPrecision(nn.Module):
 
     Parameters
     ----------
-    centers : Tensor (K, d)
-        The centres c_k, in latent space.
-    bandwidths : Tensor (K,)
-        The positive lambda_k, one over latent units squared.
-    output_dim : int
+    centers
+        The centres c_k in latent space, (K, d).
+    bandwidths
+        The positive lambda_k, (K,), one over latent units squared.
+    output_dim
         Number of outputs D.
-    floor : float or Tensor (D,)
-        The positive zeta, one over output units squared.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a shape does not fit, or a bandwidth or the floor is not positive.
+    floor
+        The positive zeta, a number or (D,), one over output units squared.
 
     References
     ----------
@@ -68,11 +62,8 @@ class RBFPrecision(nn.Module):
     ) -> None:
         super().__init__()
         check_codes("centers", centers)
-        check_tensor("bandwidths", bandwidths, f"of shape ({len(centers)},)", (1,))
+        check_tensor("bandwidths", bandwidths, f"({len(centers)},)")
         check_integer("output_dim", output_dim)
-        if len(bandwidths) != len(centers):
-            required = f"a tensor of shape ({len(centers)},), one value a centre"
-            raise ValueError(requirement("bandwidths", required, tuple(bandwidths.shape)))
         if not isinstance(floor, Tensor):
             check_number("floor", floor, above=0.0)
             floor = torch.full((output_dim,), floor, dtype=centers.dtype, device=centers.device)
@@ -110,28 +101,28 @@ class RBFPrecision(nn.Module):
 
         Parameters
         ----------
-        codes : Tensor (n, d)
-            Latent codes of the training data.
-        n_centers : int
+        codes
+            Latent codes of the training data, (n, d).
+        n_centers
             Number of centres K; fewer than there are distinct codes.
-        output_dim : int
+        output_dim
             Number of outputs D.
-        scale : float
+        scale
             Width of the bumps in mean distances within a cluster.
-        floor : float or Tensor (D,)
-            The positive zeta.
-        seed : int
+        floor
+            The positive zeta, a number or (D,).
+        seed
             Seed of k-means.
 
         Returns
         -------
         RBFPrecision
-            With weights 1: call :meth:`fit` next.
+            With weights 1: call `fit` next.
 
         Raises
         ------
         ValueError
-            If there are not more distinct codes than centres.
+            Where there are not more distinct codes than centres.
 
         Examples
         --------
@@ -198,23 +189,18 @@ class RBFPrecision(nn.Module):
 
         Parameters
         ----------
-        codes : Tensor (n, d)
-            Latent codes z_n.
-        squared_residuals : Tensor (n, D)
-            The squared errors r_nj^2 of the decoder's mean; positive, for a residual of zero
-            would ask for an infinite precision.
-        iterations : int
+        codes
+            Latent codes z_n, (n, d).
+        squared_residuals
+            The squared errors r_nj^2 of the decoder's mean, (n, D); positive, for a residual of
+            zero would ask for an infinite precision.
+        iterations
             Number of updates.
 
         Returns
         -------
-        Tensor (iterations,)
-            F per code before each update; it decreases.
-
-        Raises
-        ------
-        ValueError
-            If a shape does not fit or a squared residual is not positive.
+        Tensor
+            F per code before each update, (iterations,); it decreases.
 
         Examples
         --------
@@ -225,13 +211,8 @@ class RBFPrecision(nn.Module):
         """
         check_codes("codes", codes, self.centers.shape[1])
         check_integer("iterations", iterations)
-        shape = (len(codes), len(self.floor))
-        check_tensor("squared_residuals", squared_residuals, f"of shape {shape}", (2,))
-        if squared_residuals.shape != shape:
-            required = f"a tensor of shape {shape}"
-            raise ValueError(
-                requirement("squared_residuals", required, describe(squared_residuals))
-            )
+        shape = f"({len(codes)}, {len(self.floor)})"
+        check_tensor("squared_residuals", squared_residuals, shape)
         if not bool((squared_residuals > 0).all()):
             smallest_found = float(squared_residuals.min())
             raise ValueError(requirement("squared_residuals", "positive", smallest_found))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geolatent.checks import check_codes, check_integer, check_number, describe, requirement
+from geolatent.checks import check_batch, check_codes, check_integer, check_number, check_sizes
 from geolatent.models.rbf import RBFPrecision
 
 
@@ -20,22 +20,22 @@ class VAE(nn.Module):
         q(z|x) = N(m(x), diag s(x)^2),    p(x|z) = N(mu(z), diag sigma(z)^2),    p(z) = N(0, I).
 
     While the model trains, sigma is one learnt number (``log_std``). Afterwards
-    :meth:`fit_precision` replaces it by an RBF precision network, whose uncertainty grows away
+    `fit_precision` replaces it by an RBF precision network, whose uncertainty grows away
     from the codes of the data.
 
     Parameters
     ----------
-    encoder : Module
+    encoder
         (n, *image_shape) -> (n, 2 d): the mean and the logarithm of the standard deviation.
-    decoder : Module
+    decoder
         (n, d) -> (n, *image_shape) or (n, D), before the tanh that bounds the mean to [-1, 1].
-    latent_dim : int
+    latent_dim
         Latent dimension d.
-    image_shape : sequence of int
+    image_shape
         (channels, height, width); D is their product.
-    arguments : dict
+    arguments
         What the subclass's constructor was called with, as JSON would hold it.
-    n_centers : int
+    n_centers
         Centres of the RBF precision network; 0 for none. Any other number makes room for the
         weights of a saved model.
 
@@ -79,40 +79,18 @@ class VAE(nn.Module):
         return {**self._arguments, "n_centers": n_centers}
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of q(z|x), (n, *image_shape) -> (n, d) each.
-
-        Raises
-        ------
-        ValueError
-            If the images do not have the model's shape.
-        """
-        if images.ndim != 1 + len(self.image_shape) or images.shape[1:] != self.image_shape:
-            required = f"a tensor of shape (n, {', '.join(map(str, self.image_shape))})"
-            raise ValueError(requirement("images", required, describe(images)))
+        """Return mean and standard deviation of q(z|x), (n, *image_shape) -> (n, d) each."""
+        check_batch("images", images, self.image_shape)
         mean, log_std = self.encoder(images).chunk(2, dim=-1)
         return mean, log_std.exp()
 
     def decode_mean(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x|z), in [-1, 1], (n, d) -> (n, *image_shape).
-
-        Raises
-        ------
-        ValueError
-            If the codes do not have the latent dimension.
-        """
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            required = f"a tensor of shape (n, {self.latent_dim})"
-            raise ValueError(requirement("z", required, describe(z)))
+        """Return the mean of p(x|z), in [-1, 1], (n, d) -> (n, *image_shape)."""
+        check_batch("z", z, (self.latent_dim,))
         return torch.tanh(self.decoder(z)).reshape(len(z), *self.image_shape)
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of p(x|z), (n, d) -> (n, *image_shape) each.
-
-        Raises
-        ------
-        ValueError
-            If the codes do not have the latent dimension.
-        """
+        """Return mean and standard deviation of p(x|z), (n, d) -> (n, *image_shape) each."""
         mean = self.decode_mean(z)
         if self.precision is None:
             return mean, self.log_std.exp().expand_as(mean)
@@ -153,36 +131,37 @@ class VAE(nn.Module):
         """Replace the decoder's standard deviation by an RBF precision network fitted to images.
 
         Centres and bandwidths come from the images' mean codes, weights from maximum likelihood
-        with the decoder's mean held fixed; see :class:`RBFPrecision`. Fitting is done in float64.
+        with the decoder's mean held fixed; see `RBFPrecision`. Fitting is done in float64.
 
         Parameters
         ----------
-        images : Tensor (n, *image_shape)
-            Training images.
-        n_centers : int, optional
+        images
+            Training images, (n, *image_shape).
+        n_centers
             Number of centres; by default four for every latent dimension.
-        scale : float
+        scale
             Width of the bumps in mean distances within a cluster.
-        floor : float
+        floor
             Precision far from the data; the standard deviation there is ``floor ** -0.5``.
-        min_std : float
+        min_std
             Noise added in quadrature to the residuals, in output units: about the smallest
             standard deviation that the network can reach. A pixel that never changes would
             otherwise ask for an infinite precision.
-        iterations : int
+        iterations
             Updates of the weights.
-        seed : int
+        seed
             Seed of k-means.
 
         Returns
         -------
-        Tensor (iterations,)
-            The negative log-likelihood per image, up to a constant, before each update.
+        Tensor
+            The negative log-likelihood per image, up to a constant, before each update,
+            (iterations,).
 
         Raises
         ------
         ValueError
-            If a parameter is out of its range, or the codes do not suffice for the centres.
+            Where there are not more distinct codes than centres.
         """
         check_number("min_std", min_std, above=0.0)
         if n_centers is None:
@@ -208,20 +187,15 @@ class MLPVAE(VAE):
 
     Parameters
     ----------
-    latent_dim : int
+    latent_dim
         Latent dimension d.
-    hidden : sequence of int
+    hidden
         Widths of the encoder's hidden layers; the decoder has them in reverse order.
-    image_shape : sequence of int
+    image_shape
         (channels, height, width).
-    n_centers : int
+    n_centers
         Centres of the RBF precision network; 0 for a constant standard deviation. Leave it 0 and
-        call :meth:`VAE.fit_precision`, unless the parameters come from a checkpoint.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a size is not a positive integer.
+        call `VAE.fit_precision`, unless the parameters come from a checkpoint.
 
     Examples
     --------
@@ -239,11 +213,8 @@ class MLPVAE(VAE):
         n_centers: int = 0,
     ) -> None:
         check_integer("latent_dim", latent_dim)
-        for name, sizes in (("hidden", hidden), ("image_shape", image_shape)):
-            if not sizes:
-                raise ValueError(requirement(name, "a sequence of positive integers", sizes))
-            for size in sizes:
-                check_integer(name, size)
+        check_sizes("hidden", hidden)
+        check_sizes("image_shape", image_shape)
         pixels = math.prod(image_shape)
         widths = [pixels, *hidden]
         super().__init__(
