@@ -278,9 +278,8 @@ class LatentGraph:
         low, high = pairs // n, pairs % n
         rows = Rows.of(metric, codes, Evaluations.zeros(1, codes.device))
         if rows.chords is None:
-            start, end = codes[None, low], codes[None, high]
-            squares = rows.quadratic((start + end) / 2.0, end - start)[0]
-            weights = squares.double().sqrt().cpu().numpy()
+            ends = (torch.from_numpy(each).to(codes.device) for each in (low, high))
+            weights = segment_lengths(rows, codes[None], *ends)[0]
         else:
             weights = _chord_lengths(rows, codes, low, high)
         spent = int(rows.spent.forward + rows.spent.jvp)
@@ -337,27 +336,38 @@ class LatentGraph:
         Each pair's end points are joined to their nearest nodes for that pair alone, so that a
         pair's path does not depend on the others'. The cost is added to the counts ``spent``.
         """
-        b, n = start.shape[0], self.n_nodes
         ends = torch.cat([start, end])
-        pairs = torch.arange(b, device=start.device).repeat(2)
-        near, links = self.links(ends, pairs, spent)
-        k = near.shape[1]
+        pairs = torch.arange(len(start), device=start.device).repeat(2)
+        graph = self.joined(ends, len(start), pairs, spent)
+        return self._search(graph, ends.double().cpu().numpy())
 
-        # starts have edges out of them, ends into them: neither can be passed through
-        terminals = np.repeat(np.arange(2 * b), k) + n
+    def joined(
+        self,
+        codes: Tensor,
+        n_starts: int,
+        pairs: Tensor | None = None,
+        spent: Evaluations | None = None,
+    ) -> csr_array:
+        """Return the matrix of edges with codes (m, d) after the nodes, joined to their nearest.
+
+        The first ``n_starts`` have edges out of them, the others into them: none can be passed
+        through. Costs are counted as those of `links`.
+        """
+        near, links = self.links(codes, pairs, spent)
+        size = self.n_nodes + len(codes)
+        terminals = np.repeat(np.arange(self.n_nodes, size), near.shape[1])
         usable = np.isfinite(links).ravel()
-        into = terminals >= n + b
+        into = terminals >= self.n_nodes + n_starts
         rows = np.where(into, near.ravel(), terminals)[usable]
         columns = np.where(into, terminals, near.ravel())[usable]
         base = self.adjacency.tocoo()
-        graph = coo_array(
+        return coo_array(
             (
                 np.concatenate([base.data, links.ravel()[usable]]),
                 (np.concatenate([base.row, rows]), np.concatenate([base.col, columns])),
             ),
-            shape=(n + 2 * b, n + 2 * b),
+            shape=(size, size),
         ).tocsr()
-        return self._search(graph, ends.double().cpu().numpy())
 
     def links(
         self, codes: Tensor, pairs: Tensor | None = None, spent: Evaluations | None = None
@@ -397,6 +407,13 @@ class LatentGraph:
                 chain.reverse()
                 paths.append(Path(points[chain], distance[chain]))
         return paths
+
+
+def check_graph(value: object) -> LatentGraph:
+    """Return ``value``, a graph."""
+    if not isinstance(value, LatentGraph):
+        raise TypeError(requirement("graph", "a geolatent LatentGraph", describe(value)))
+    return value
 
 
 def _chord_lengths(

@@ -8,7 +8,7 @@ from torch import Tensor
 from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.geometry.exponential import check_curve, check_tangents
-from geolatent.geometry.flow import solve_metric
+from geolatent.geometry.flow import norms, solve_metric
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
@@ -61,20 +61,26 @@ def _force(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
         square = rows.differentiable_quadratic(point, velocity)
         if not square.requires_grad:
             return torch.zeros_like(z)
-        # 2 G v as a function of z, and the vector-Jacobian product of that
         by_z, by_v = torch.autograd.grad(
             square.sum(), (point, velocity), create_graph=True, materialize_grads=True
         )
-        along = torch.zeros_like(by_z)
-        if by_v.requires_grad:
+    return force(by_z, by_v, point, velocity)
+
+
+def force(by_z: Tensor, by_v: Tensor, z: Tensor, v: Tensor) -> Tensor:
+    """Return 1/2 grad_z (v^T G v) - (D_v G) v, the lowered -G Gamma(v, v), (n, d).
+
+    From the gradients of v^T G v by z and by v; the latter, 2 G v, as a function of z.
+    """
+    along = torch.zeros_like(by_z)
+    if by_v.requires_grad:
+        with torch.enable_grad():
             cotangent = torch.zeros_like(by_v, requires_grad=True)
             (pulled,) = torch.autograd.grad(
-                by_v, point, cotangent, create_graph=True, materialize_grads=True
+                by_v, z, cotangent, create_graph=True, materialize_grads=True
             )
-            if pulled.requires_grad:
-                (along,) = torch.autograd.grad(
-                    pulled, cotangent, velocity.detach(), materialize_grads=True
-                )
+        if pulled.requires_grad:
+            (along,) = torch.autograd.grad(pulled, cotangent, v.detach(), materialize_grads=True)
     return 0.5 * (by_z.detach() - along)
 
 
@@ -122,10 +128,9 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     geodesic = acceleration(rows, flat_z, flat_v)
     excess = second_derivative(curve, t).reshape(-1, d) - geodesic
     tensors = rows.tensor(flat_z).double()
-    size = torch.einsum("ni,nij,nj->n", excess, tensors, excess).clamp_min(0.0).sqrt()
-    speeds = torch.einsum("ni,nij,nj->n", flat_v.double(), tensors, flat_v.double())
-    length = speeds.clamp_min(0.0).sqrt().reshape(b, n).mean(1, keepdim=True)
-    residual = size.reshape(b, n) / torch.where(length > 0, length, 1.0)
+    length = norms(tensors, flat_v.double()).reshape(b, n).mean(1, keepdim=True)
+    size = norms(tensors, excess).reshape(b, n)
+    residual = size / torch.where(length > 0, length, 1.0)
     return residual.to(z.dtype)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_tensor
-from geolatent.geometry.exponential import shoot
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
@@ -73,12 +72,11 @@ def brownian_motion(
     time = check_number("time", time, above=0.0)
     n_steps = check_integer("n_steps", n_steps)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
-    integrator = RungeKutta(tolerance=1e-4) if integrator is None else integrator
-    check_integrator(integrator)
+    integrator = check_integrator(RungeKutta(tolerance=1e-4) if integrator is None else integrator)
     rows = Rows.of(metric, codes)
     deviation = (time / n_steps) ** 0.5
     b, d = codes.shape
-    z = codes.double()
+    z, one = codes.double(), torch.ones(1, dtype=torch.float64, device=codes.device)
     walk = z.new_full((b, n_steps + 1, d), torch.nan)
     walk[:, 0] = z
     alive = torch.arange(b, device=codes.device)
@@ -91,9 +89,8 @@ def brownian_motion(
         alive, z, v = alive[good], z[good], v[good]
         if not alive.numel():
             break
-        v = (deviation * v).to(codes.dtype)
-        way = shoot(metric, z.to(codes.dtype), v, integrator=integrator)
-        z = way.points[:, -1].double()
+        v = deviation * v
+        z = integrator.follow(rows.counting(len(z)), z[:, None], v[:, None], one).points[:, 0, 0]
         good = z.isfinite().all(1)
         alive, z = alive[good], z[good]
         walk[alive, step] = z

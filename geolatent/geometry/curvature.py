@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_alike, check_codes, describe, requirement
+from geolatent.geometry.acceleration import force
 from geolatent.geometry.volume import check_at
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
@@ -118,16 +119,7 @@ def _sectional_part(rows: Rows, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
                 pair: _along((by_z * a).sum(), point, b)
                 for pair, (a, b) in {"uu": (u, u), "uv": (u, v), "vv": (v, v)}.items()
             }
-            # the lowered G Gamma(w, w) = (D_w G) w - grad |w|^2 / 2, where by_w = 2 G w
-            turned = torch.zeros_like(by_z)
-            if by_w.requires_grad:
-                cotangent = torch.zeros_like(by_w, requires_grad=True)
-                (pulled,) = _gradients((by_w * cotangent).sum(), (point,))
-                if pulled.requires_grad:
-                    (turned,) = torch.autograd.grad(
-                        (pulled * w.detach()).sum(), cotangent, materialize_grads=True
-                    )
-        lowered[name] = 0.5 * (turned - by_z.detach()).double()
+        lowered[name] = -force(by_z, by_w, point, vector).double()
     # polarisation: 2 b(u, v) = q(u + v) - q(u) - q(v)
     inner = 0.5 * (squares["both"] - squares["u"] - squares["v"])
     mixed = 0.5 * (bent["both"]["uv"] - bent["u"]["uv"] - bent["v"]["uv"])

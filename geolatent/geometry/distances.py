@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from geolatent.checks import check_alike, check_codes, check_pairs, describe, requirement
-from geolatent.graph import LatentGraph
+from geolatent.checks import check_alike, check_codes, check_pairs
+from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.problem import Callback, Solver
@@ -169,7 +167,7 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
     >>> graph_distances(graph, *corners).round(decimals=3)
     tensor([2.8280])
     """
-    _check_graph(graph)
+    check_graph(graph)
     first, last = check_pairs(start, end, graph.codes.shape[1])
     check_alike("start", first, "graph.codes", graph.codes)
     found = graph.paths(first, last)
@@ -209,49 +207,21 @@ def graph_distance_matrix(
     >>> graph_distance_matrix(graph, torch.tensor([[0.0], [1.0]])).shape
     torch.Size([2, 11])
     """
-    _check_graph(graph)
+    check_graph(graph)
     d = graph.codes.shape[1]
     points = check_codes("points", points, d).detach()
     check_alike("points", points, "graph.codes", graph.codes)
     if others is not None:
         others = check_codes("others", others, d).detach()
         check_alike("others", others, "graph.codes", graph.codes)
-    return torch.from_numpy(_search(graph, points, others)).to(points)
-
-
-def _search(graph: LatentGraph, points: Tensor, others: Tensor | None) -> NDArray[np.float64]:
-    """Search from every point, with all codes that are no nodes added to the graph."""
-    n_nodes, n = graph.n_nodes, points.shape[0]
     ends = points if others is None else torch.cat([points, others])
-    nodes, links = graph.links(ends)
-    k = nodes.shape[1]
-    # points have edges out of them, others into them: neither can be passed through
-    terminals = np.repeat(np.arange(len(ends)), k) + n_nodes
-    usable = np.isfinite(links).ravel()
-    into = terminals >= n_nodes + n
-    rows = np.where(into, nodes.ravel(), terminals)[usable]
-    columns = np.where(into, terminals, nodes.ravel())[usable]
-    base = graph.adjacency.tocoo()
-    size = n_nodes + len(ends)
-    joined = coo_array(
-        (
-            np.concatenate([base.data, links.ravel()[usable]]),
-            (np.concatenate([base.row, rows]), np.concatenate([base.col, columns])),
-        ),
-        shape=(size, size),
-    ).tocsr()
-    wanted = slice(0, n_nodes) if others is None else slice(n_nodes + n, size)
+    joined = graph.joined(ends, len(points))
+    wanted = slice(graph.n_nodes) if others is None else slice(graph.n_nodes + len(points), None)
+    sources = np.arange(len(points)) + graph.n_nodes
     parts = [
-        dijkstra(
-            joined,
-            directed=True,
-            indices=np.arange(first, min(first + _SOURCES_AT_ONCE, n)) + n_nodes,
-        )[:, wanted]
-        for first in range(0, n, _SOURCES_AT_ONCE)
+        dijkstra(joined, directed=True, indices=sources[first : first + _SOURCES_AT_ONCE])[
+            :, wanted
+        ]
+        for first in range(0, len(points), _SOURCES_AT_ONCE)
     ]
-    return np.concatenate(parts)
-
-
-def _check_graph(graph: object) -> None:
-    if not isinstance(graph, LatentGraph):
-        raise TypeError(requirement("graph", "a geolatent LatentGraph", describe(graph)))
+    return torch.from_numpy(np.concatenate(parts)).to(points)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 
 
+@dataclass(frozen=True)
 class HamiltonianFlow:
     """Hamilton's equations of the geodesics of a metric, for states (z, p) in float64.
 
@@ -19,17 +22,13 @@ class HamiltonianFlow:
 
     which needs one metric tensor and one gradient of the quadratic form, and no Christoffel symbol.
 
-    Parameters
+    Attributes
     ----------
     rows
         The metric at work.
-    dim
-        Latent dimension d.
     """
 
-    def __init__(self, rows: Rows, dim: int) -> None:
-        self.rows = rows
-        self.dim = dim
+    rows: Rows
 
     def tensors(self, z: Tensor, pairs: Tensor | None = None) -> Tensor:
         """Return G at codes (A, ..., d), float64."""
@@ -55,6 +54,12 @@ class HamiltonianFlow:
         whole = 0.5 * (by_v.double() - (1.0 - t)[:, None] * by_z.double())
         momentum = torch.einsum("q,bqd->bd", weights, whole)
         return solve_metric(self.tensors(curve.control_points[:, 0]), momentum)
+
+
+def norms(tensors: Tensor, vectors: Tensor) -> Tensor:
+    """Return |v|_G = sqrt(v^T G v) for (..., d, d) and (..., d); 0 where rounding makes it less."""
+    squares = torch.einsum("...i,...ij,...j->...", vectors, tensors, vectors)
+    return squares.clamp_min(0.0).sqrt()
 
 
 def solve_metric(tensors: Tensor, covectors: Tensor) -> Tensor:

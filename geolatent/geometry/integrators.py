@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
-from geolatent.geometry.flow import HamiltonianFlow, solve_metric
+from geolatent.geometry.flow import HamiltonianFlow, norms, solve_metric
 from geolatent.geometry.ode import TrajectoryStatus, integrate
 from geolatent.metrics.rows import Rows
 
@@ -71,7 +71,7 @@ class RungeKutta(Integrator):
     def follow(self, rows: Rows, z: Tensor, v: Tensor, times: Tensor) -> Followed:
         """Integrate the states of C neighbours as one."""
         b, c, d = z.shape
-        flow = HamiltonianFlow(rows, d)
+        flow = HamiltonianFlow(rows)
         tolerance = self.tolerance or (1e-9 if rows.dtype == torch.float64 else 1e-5)
         momentum = torch.einsum("bcij,bcj->bci", flow.tensors(z), v)
         state = torch.cat([z, momentum], dim=2).reshape(b, -1)
@@ -88,13 +88,9 @@ class RungeKutta(Integrator):
         def error_ratio(errors: Tensor, states: Tensor, index: Tensor) -> Tensor:
             tensors = flow.tensors(halves(states)[0], index)
             of_place, of_momentum = halves(errors)
-            place = torch.einsum("bci,bcij,bcj->bc", of_place, tensors, of_place)
-            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(2)
-            place, turn = (
-                part.clamp_min(0.0).sqrt() / unit[index]
-                for part, unit in ((place, way), (turn, speed))
-            )
-            return (torch.maximum(place, turn) / tolerance).amax(1)
+            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(2).clamp_min(0.0).sqrt()
+            ratio = torch.maximum(norms(tensors, of_place) / way[index], turn / speed[index])
+            return (ratio / tolerance).amax(1)
 
         result = integrate(slopes, state, times, error_ratio, max_steps=self.max_steps)
         places, momenta = halves(result.states)
@@ -186,9 +182,8 @@ class DiscreteGeodesic(Integrator):
                 pull = torch.einsum("niD,nD->ni", jacobian[open_], (new_value - value)[open_])
                 step = solve_metric(tensor[open_], h * momentum[open_] - pull)
                 new = new.index_add(0, open_, step)
-                size = torch.einsum("ni,nij,nj->n", step, tensor[open_], step).sqrt()
                 allowed = small[open_] + rounding * new_value[open_].norm(dim=1)
-                open_ = open_[size > allowed]  # NaN ends an iteration too
+                open_ = open_[norms(tensor[open_], step) > allowed]  # NaN ends an iteration too
                 if not open_.numel():
                     break
             lost[open_] = True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.flow import HamiltonianFlow, norms
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.shooting import shoot_to
 from geolatent.graph import LatentGraph
@@ -74,11 +74,10 @@ class Logarithms:
             solution = solve_geodesic(self.metric, codes, points, self.solver, initial=initial)
             length, curve = solution.length, solution.curve
             rows = self.rows.counting(len(codes))
-            velocity = HamiltonianFlow(rows, codes.shape[1]).start_velocities(curve)
+            velocity = HamiltonianFlow(rows).start_velocities(curve)
             spent = solution.evaluations + rows.spent
             # the quadrature knows the length better still
-            tensors = self.rows.tensor(codes).double()
-            speed = torch.einsum("ni,nij,nj->n", velocity, tensors, velocity).sqrt()
+            speed = norms(self.rows.tensor(codes).double(), velocity)
             scale = torch.where(speed > 0, length.double() / speed, 1.0)
             velocity = velocity * scale[:, None]
         at = greville_abscissae(clamped_knots(_WARM_CONTROL_POINTS)).to(codes.device)

@@ -17,6 +17,7 @@ from geolatent.checks import (
     describe,
     requirement,
 )
+from geolatent.geometry.flow import norms
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
@@ -175,8 +176,7 @@ def frechet_mean(
     iterations = torch.zeros(k, dtype=torch.int64, device=points.device)
 
     def relative(codes: Tensor, direction: Tensor, variance: Tensor) -> Tensor:
-        tensors = logarithms.rows.tensor(codes).double()
-        size = torch.einsum("ki,kij,kj->k", direction, tensors, direction).clamp_min(0.0).sqrt()
+        size = norms(logarithms.rows.tensor(codes).double(), direction)
         return torch.where(variance == 0, 0.0, size / variance.sqrt())
 
     gradient = relative(means, direction, variance)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_pairs
 from geolatent.curves import CubicBSpline
-from geolatent.geometry.flow import HamiltonianFlow
+from geolatent.geometry.flow import HamiltonianFlow, norms
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
@@ -133,12 +133,11 @@ def shoot_to(
     rows = Rows.of(metric, first).counting(len(first))
     newton = _NewtonShooting(rows, integrator, first.double(), last.double(), solution, tolerance)
     newton.run(max_corrections)
-    length = torch.einsum("ni,nij,nj->n", newton.velocity, newton.tensors, newton.velocity).sqrt()
     return Shooting(
         velocity=newton.velocity.to(dtype),
         miss=newton.miss.norm(dim=1).to(dtype),
         converged=newton.converged,
-        length=length.to(dtype),
+        length=norms(newton.tensors, newton.velocity).to(dtype),
         corrections=newton.corrections,
         solution=solution,
         evaluations=solution.evaluations + rows.spent,
@@ -158,7 +157,7 @@ class _NewtonShooting:
         tolerance: float,
     ) -> None:
         self.rows, self.integrator = rows, integrator
-        flow = HamiltonianFlow(rows, start.shape[1])
+        flow = HamiltonianFlow(rows)
         self.tensors = flow.tensors(start)
         # longer velocities belong to another geodesic than the spline's
         self.longest = _LONGEST * solution.length.double()
@@ -221,8 +220,7 @@ class _NewtonShooting:
             change = share[pairs, None] * full
             trial = self.velocity[pairs] + change
             usable = (info == 0) & trial.isfinite().all(1)
-            size = torch.einsum("ni,nij,nj->n", trial, self.tensors[pairs], trial).sqrt()
-            usable &= ~(size > self.longest[pairs])
+            usable &= ~(norms(self.tensors[pairs], trial) > self.longest[pairs])
             new = torch.full_like(miss, torch.nan)
             new[usable] = self._shoot(pairs[usable], trial[usable])
             self.corrections[pairs] += 1

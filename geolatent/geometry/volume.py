@@ -22,13 +22,19 @@ def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
     return metric, codes
 
 
-def _eigenvalues(metric: Metric, z: Tensor) -> Tensor:
+def _eigenvalues(rows: Rows, z: Tensor) -> Tensor:
     """Return the eigenvalues of G, ascending, (n, d), float64; rounding errors below 0 are 0."""
-    tensors = Rows.of(metric, z).tensor(z).double()
+    tensors = rows.tensor(z).double()
     finite = tensors.isfinite().all(2).all(1)
     values = torch.full_like(tensors[:, 0], torch.nan)
     values[finite] = torch.linalg.eigvalsh(tensors[finite]).clamp_min(0.0)
     return values
+
+
+def volume_element(rows: Rows, z: Tensor) -> Tensor:
+    """Return sqrt(det G(z)), (n,), float64; NaN where G is not finite."""
+    # the product of square roots neither over- nor underflows as the determinant does
+    return _eigenvalues(rows, z).sqrt().prod(1)
 
 
 def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
@@ -57,8 +63,7 @@ def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
     tensor([9.])
     """
     metric, codes = check_at(metric, z)
-    # the product of square roots neither over- nor underflows as the determinant does
-    return _eigenvalues(metric, codes).sqrt().prod(1).to(codes.dtype)
+    return volume_element(Rows.of(metric, codes), codes).to(codes.dtype)
 
 
 def condition_number(metric: Metric, z: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def condition_number(metric: Metric, z: Tensor) -> Tensor:
     tensor([9.])
     """
     metric, codes = check_at(metric, z)
-    values = _eigenvalues(metric, codes)
+    values = _eigenvalues(Rows.of(metric, codes), codes)
     return (values[:, -1] / values[:, 0]).to(codes.dtype)
 
 
@@ -165,6 +170,7 @@ def sample_volume(
     n = check_integer("n", n)
     max_proposals = check_integer("max_proposals", max_proposals)
     metric.check("low", low[None])
+    rows = Rows.of(metric, low[None])
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
     d = low.numel()
     codes, factors = low.new_empty((0, d)), low.new_empty(0, dtype=torch.float64)
@@ -181,7 +187,7 @@ def sample_volume(
         m = int(min(max(64, 1.2 * missing / max(share, 1e-3)), 65_536, max_proposals - proposals))
         draws = torch.rand(m, d, generator=generator, dtype=torch.float64).to(low)
         z = low + (high - low) * draws
-        factor = _eigenvalues(metric, z).sqrt().prod(1)
+        factor = volume_element(rows, z)
         if weight is not None:
             factor = factor * _weights(weight, z)
         usable = factor.isfinite()

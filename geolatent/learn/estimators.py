@@ -9,8 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from geolatent.checks import check_codes, describe, requirement
-from geolatent.graph import LatentGraph
+from geolatent.checks import check_codes, requirement
+from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
@@ -29,15 +29,14 @@ def as_codes(name: str, values: ArrayLike | Tensor, like: Tensor | None = None) 
     return check_codes(name, codes, None if like is None else like.shape[1]).detach()
 
 
-def check_graph(graph: object, metric: Metric | None = None) -> LatentGraph | None:
+def check_graph_of(graph: object, metric: Metric | None = None) -> LatentGraph | None:
     """Return the graph, or None for none; of that metric where one is given.
 
     Copies of a metric are the same: their tensors at some nodes of the graph are compared.
     """
     if graph is None:
         return None
-    if not isinstance(graph, LatentGraph):
-        raise TypeError(requirement("graph", "a geolatent LatentGraph or None", describe(graph)))
+    graph = check_graph(graph)
     if metric is not None and metric is not graph.metric and not _agree(graph, metric):
         found = f"one of another {type(graph.metric).__name__}, whose tensors differ"
         required = f"a graph of the metric, a {type(metric).__name__}"

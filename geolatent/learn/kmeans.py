@@ -20,7 +20,7 @@ from geolatent.learn.estimators import (
     Floats,
     Integers,
     as_codes,
-    check_graph,
+    check_graph_of,
     default_graph,
     finite_distances,
 )
@@ -167,12 +167,6 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             Codes, (n, d), an array or a tensor.
         y
             Not used.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Where a parameter is out of its range, the graph is of another metric or the codes are
-            not good.
         """
         n_clusters = check_integer("n_clusters", self.n_clusters)
         check_integer("n_init", self.n_init)
@@ -180,7 +174,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         check_integer("n_landmarks", self.n_landmarks)
         random = check_random_state(self.random_state)
         metric = check_metric(self.metric)
-        graph = check_graph(self.graph, metric)
+        graph = check_graph_of(self.graph, metric)
         codes = as_codes("X", X, None if graph is None else graph.codes)
         n = codes.shape[0]
         if n < n_clusters:

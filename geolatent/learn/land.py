@@ -19,8 +19,9 @@ from torch import Tensor
 from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
 from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
 from geolatent.geometry.logarithms import Logarithms
+from geolatent.geometry.volume import volume_element
 from geolatent.graph import LatentGraph
-from geolatent.learn.estimators import as_codes, check_graph, default_graph
+from geolatent.learn.estimators import as_codes, check_graph_of, default_graph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -53,12 +54,12 @@ class TangentSample:
 
     def log_normalizer(self, precision: Tensor) -> Tensor:
         """Return log C, C = integral of exp(-v^T P v / 2) m(v) dv, for a precision P (d, d)."""
-        exponent = -0.5 * torch.einsum("si,ij,sj->s", self.vectors, precision, self.vectors)
+        exponent = _exponent(self.vectors, precision)
         return torch.logsumexp(exponent + self.log_weight, 0) - math.log(len(self.vectors))
 
     def mean(self, precision: Tensor) -> Tensor:
         """Return the expected tangent vector of the density of that precision, (d,)."""
-        exponent = -0.5 * torch.einsum("si,ij,sj->s", self.vectors, precision, self.vectors)
+        exponent = _exponent(self.vectors, precision)
         return torch.softmax(exponent + self.log_weight, 0) @ self.vectors
 
 
@@ -90,11 +91,10 @@ def sample_tangents(
     finite = ends.isfinite().all(2).all(1)
     log_volume = torch.full((s,), -torch.inf, dtype=torch.float64, device=mean.device)
     if bool(finite.any()):
-        tensors = rows.tensor(ends[finite, 0]).double()
         # columns D exp (shift); their determinant is positive up to the first conjugate point
         sign, log_change = torch.linalg.slogdet((ends[finite, 1:] - ends[finite, :1]).mT)
         log_shift = d * math.log(size) + factor.diagonal().log().sum()
-        value = 0.5 * torch.linalg.slogdet(tensors)[1] + log_change - log_shift
+        value = volume_element(rows, ends[finite, 0]).log() + log_change - log_shift
         log_volume[finite] = torch.where((sign > 0) & value.isfinite(), value, -torch.inf)
     return TangentSample(vectors, log_volume, log_volume - log_proposal)
 
@@ -305,8 +305,8 @@ class LandMixture(DensityMixin, BaseEstimator):
 
         Raises
         ------
-        TypeError, ValueError
-            Where a parameter is out of its range or the codes are not good.
+        ValueError
+            Where no mean reaches any of its codes.
         """
         metric = check_metric(self.metric)
         k = check_integer("n_components", self.n_components)
@@ -367,7 +367,8 @@ class LandMixture(DensityMixin, BaseEstimator):
         self._integrator = check_integrator(integrator)
         self._rows = Rows.of(metric, codes)
         self._dtype = codes.dtype
-        self.graph_ = check_graph(self.graph) or default_graph(metric, codes, self.n_nodes, random)
+        graph = check_graph_of(self.graph)
+        self.graph_ = graph or default_graph(metric, codes, self.n_nodes, random)
 
     def _logarithms(self, points: Tensor) -> Logarithms:
         solver = PreconditionedSolver(tolerance=1e-3)
@@ -474,8 +475,7 @@ class LandMixture(DensityMixin, BaseEstimator):
             noise = torch.from_numpy(random.randn(4 * self.n_samples, d)).to(part.mean)
             covariance = 1.3 * torch.linalg.inv(part.precision)
             sample = sample_tangents(self._rows, part.mean, covariance, noise, self._integrator)
-            square = torch.einsum("si,ij,sj->s", sample.vectors, part.precision, sample.vectors)
-            values = torch.exp(sample.log_weight - 0.5 * square)
+            values = torch.exp(sample.log_weight + _exponent(sample.vectors, part.precision))
             normalizers.append(float(sample.log_normalizer(part.precision)))
             errors.append(float(values.std() / values.mean() / len(values) ** 0.5))
         self._means = torch.stack([part.mean for part in parts])
@@ -521,8 +521,8 @@ class LandMixture(DensityMixin, BaseEstimator):
         codes = as_codes("X", X, self._means.to(self._dtype))
         values = torch.logsumexp(self._joint(codes), 0)
         if measure == "latent":
-            factor = 0.5 * torch.linalg.slogdet(self._rows.tensor(codes).double())[1]
-            values = torch.where(values.isfinite(), values + factor, values)
+            factor = volume_element(self._rows, codes)
+            values = torch.where(values.isfinite(), values + factor.log(), values)
         return values.cpu().numpy()
 
     def score(self, X: ArrayLike | Tensor, y: object = None) -> float:  # noqa: ARG002

@@ -20,7 +20,7 @@ from geolatent.learn.estimators import (
     Floats,
     Integers,
     as_codes,
-    check_graph,
+    check_graph_of,
     default_graph,
     finite_distances,
 )
@@ -90,18 +90,11 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike | Tensor, y: ArrayLike | Tensor) -> Self:
-        """Keep codes (n, d) and their classes (n,), and build the graph.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Where a parameter is out of its range, the graph is of another metric, or codes and
-            classes do not fit.
-        """
+        """Keep codes (n, d) and their classes (n,), and build the graph."""
         n_neighbors = check_integer("n_neighbors", self.n_neighbors)
         check_choice("weights", self.weights, ("uniform", "distance"))
         metric = check_metric(self.metric)
-        graph = check_graph(self.graph, metric)
+        graph = check_graph_of(self.graph, metric)
         codes = as_codes("X", X, None if graph is None else graph.codes)
         labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
         if labels.shape != (codes.shape[0],):
@@ -142,10 +135,10 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike | Tensor) -> Floats:
         """Return the shares of the votes for each class, (n, classes)."""
-        distances = self._distances(X)
+        distances = self._distances(X)  # which tells of an estimator without a fit
         return self._voters.predict_proba(distances)
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[Any]:
         """Return the class with most votes, (n,), the first of equals."""
-        distances = self._distances(X)
+        distances = self._distances(X)  # which tells of an estimator without a fit
         return self._voters.predict(distances)
