@@ -21,6 +21,7 @@ from geolatent.requirements import (
     check_sizes,
     describe,
     requirement,
+    returned,
 )
 
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
     "check_placement",
     "check_sizes",
     "check_tensor",
+    "check_vectors",
     "describe",
     "requirement",
+    "returned",
 ]
 
 
@@ -94,6 +97,16 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(
             requirement(name, f"on the device of `{other_name}`, {other.device}", describe(value))
         )
+
+
+def check_vectors(name: str, value: object, codes: Tensor) -> Tensor:
+    """Return ``value``, a vector for each of the codes `z`, (n, d)."""
+    vectors = check_codes(name, value, codes.shape[1])
+    check_alike(name, vectors, "z", codes)
+    if vectors.shape != codes.shape:
+        required = f"of the shape of `z`, {tuple(codes.shape)}"
+        raise ValueError(requirement(name, required, describe(vectors)))
+    return vectors
 
 
 def check_pairs(

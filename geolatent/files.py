@@ -74,9 +74,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     OSError
-        If the file cannot be opened.
+        Where the file cannot be opened.
     ValueError
-        If it is not such a file; the message, one line, names it.
+        Where it is not such a file; the message, one line, names it.
     """
     file = Path(path)
     with file.open("rb") as opened:
@@ -109,7 +109,7 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises
     ------
     ValueError
-        If it is no such YAML; the message is one line.
+        Where it is no such YAML; the message is one line.
 
     Examples
     --------
@@ -162,9 +162,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     OSError
-        If the file cannot be opened.
+        Where the file cannot be opened.
     ValueError
-        If it holds anything else; the message, one line, names it.
+        Where it holds anything else; the message, one line, names it.
     """
     file = Path(path)
     try:
@@ -207,9 +207,9 @@ class FolderLock:
     Raises
     ------
     BlockingIOError
-        If another process, or another lock of this one, holds it; the message names the owner.
+        Where another process, or another lock of this one, holds it; the message names the owner.
     OSError
-        If the file cannot be opened, is a link, or lies where there are no locks.
+        Where the file cannot be opened, is a link, or lies where there are no locks.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -36,6 +36,11 @@ def describe(value: object) -> str:
     return f"object of type {type(value).__name__}"
 
 
+def returned(name: str, required: str, found: object) -> str:
+    """Return the sentence for a callable that returns something else than is required of it."""
+    return requirement(name, f"a callable returning {required}", f"one returning {describe(found)}")
+
+
 def check_integer(name: str, value: object, minimum: int = 1) -> int:
     """Return ``value`` as an int that is at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

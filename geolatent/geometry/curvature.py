@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_alike, check_codes, describe, requirement
+from geolatent.checks import check_vectors, describe, requirement
 from geolatent.geometry.acceleration import force
 from geolatent.geometry.volume import check_at
 from geolatent.metrics.base import Metric
@@ -27,11 +27,6 @@ def gaussian_curvature(metric: Metric, z: Tensor) -> Tensor:
     -------
     Tensor
         Shape (n,), in inverse squared units of the decoder's output.
-
-    Raises
-    ------
-    ValueError
-        Where d is not 2.
 
     Examples
     --------
@@ -87,15 +82,8 @@ def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tens
     tensor([4.])
     """
     metric, codes = check_at(metric, z)
-    vectors = []
-    for name, value in (("u", u), ("v", v)):
-        vector = check_codes(name, value, codes.shape[1]).detach()
-        check_alike(name, vector, "z", codes)
-        if vector.shape != codes.shape:
-            required = f"of the shape of `z`, {tuple(codes.shape)}"
-            raise ValueError(requirement(name, required, describe(vector)))
-        vectors.append(vector)
-    return _sectional(metric, codes, vectors[0], vectors[1])
+    vectors = (check_vectors(name, each, codes).detach() for name, each in (("u", u), ("v", v)))
+    return _sectional(metric, codes, *vectors)
 
 
 def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:

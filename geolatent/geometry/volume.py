@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_box, check_codes, check_integer, describe, requirement
+from geolatent.checks import check_box, check_codes, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 
@@ -228,7 +228,7 @@ def sample_volume(
 def _weights(weight: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     with torch.no_grad():
         values = weight(z)
-    required = f"a callable returning a tensor of shape ({z.shape[0]},), not negative"
+    required = f"a tensor of shape ({z.shape[0]},), not negative"
     if not isinstance(values, Tensor) or values.shape != z.shape[:1] or bool((values < 0).any()):
-        raise ValueError(requirement("weight", required, f"one returning {describe(values)}"))
+        raise ValueError(returned("weight", required, values))
     return values.double()

@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_alike, check_codes, check_integer, describe, requirement
+from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map
 
@@ -106,11 +106,6 @@ class Metric(ABC):
         -------
         Tensor
             Shape (n, d, d), symmetric, in squared units of the decoder's output.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Where ``z`` is no finite floating-point tensor of that shape.
         """
         z = check_codes("z", z, self.dim)
         self.check("z", z[:1].detach())
@@ -128,19 +123,9 @@ class Metric(ABC):
         -------
         Tensor
             Shape (n,), squared lengths of the tangent vectors.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Where the tensors are not finite or their shapes, dtypes or devices differ.
         """
         z = check_codes("z", z, self.dim)
-        v = check_codes("v", v, z.shape[1])
-        check_alike("v", v, "z", z)
-        if v.shape != z.shape:
-            raise ValueError(
-                requirement("v", f"of the shape of `z`, {tuple(z.shape)}", describe(v))
-            )
+        v = check_vectors("v", v, z)
         self.check("z", z[:1].detach())
         return self._quadratic(z, v)
 
@@ -166,8 +151,8 @@ def negative(squares: Tensor) -> Tensor:
     return (squares < -(torch.finfo(squares.dtype).eps ** 0.5) * scale).any(-1)
 
 
-def check_metric(value: object) -> Metric:
+def check_metric(value: object, name: str = "metric") -> Metric:
     """Return ``value``, a metric."""
     if not isinstance(value, Metric):
-        raise TypeError(requirement("metric", "a geolatent Metric", describe(value)))
+        raise TypeError(requirement(name, "a geolatent Metric", describe(value)))
     return value

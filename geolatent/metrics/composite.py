@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +17,9 @@ from geolatent.checks import (
     check_number,
     describe,
     requirement,
+    returned,
 )
-from geolatent.metrics.base import Metric
+from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows
 from geolatent.metrics.map import Map
@@ -41,11 +43,6 @@ class EnsembleMetric(Metric):
     weights
         One positive number for each, of sum 1 after division by their sum; equal by default.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Where a member is no metric, the members' dimensions differ, or the weights do not fit.
-
     References
     ----------
     Syrota, Moreno-Munoz, Hauberg, "Decoder ensembling for learned latent geometries", 2024,
@@ -64,9 +61,7 @@ class EnsembleMetric(Metric):
             required = "a sequence of one or more geolatent Metrics"
             raise TypeError(requirement("members", required, describe(members)))
         for number, member in enumerate(members):
-            if not isinstance(member, Metric):
-                name = f"members[{number}]"
-                raise TypeError(requirement(name, "a geolatent Metric", describe(member)))
+            check_metric(member, f"members[{number}]")
         dims = {member.dim for member in members} - {None}
         if len(dims) > 1:
             raise ValueError(
@@ -112,17 +107,15 @@ class EnsembleMetric(Metric):
         for member in self.members:
             member.check_definite(name, z)
 
+    def _mean(self, of: Callable[[Metric], Tensor]) -> Tensor:
+        weighted = (w * of(member) for w, member in zip(self.weights, self.members, strict=True))
+        return functools.reduce(torch.add, weighted)
+
     def _tensor(self, z: Tensor) -> Tensor:
-        total = self.weights[0] * self.members[0]._tensor(z)
-        for weight, member in zip(self.weights[1:], self.members[1:], strict=True):
-            total = total + weight * member._tensor(z)
-        return total
+        return self._mean(lambda member: member._tensor(z))
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        total = self.weights[0] * self.members[0]._quadratic(z, v)
-        for weight, member in zip(self.weights[1:], self.members[1:], strict=True):
-            total = total + weight * member._quadratic(z, v)
-        return total
+        return self._mean(lambda member: member._quadratic(z, v))
 
 
 class ConformalMetric(Metric):
@@ -137,12 +130,6 @@ class ConformalMetric(Metric):
         The metric G.
     factor
         g: (n, d) -> (n,), positive and differentiable.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Where an argument is of the wrong kind, or (at the first use) the factor returns something
-        else than (n,) positive numbers.
 
     References
     ----------
@@ -161,9 +148,7 @@ class ConformalMetric(Metric):
     """
 
     def __init__(self, metric: Metric, factor: Callable[[Tensor], Tensor]) -> None:
-        if not isinstance(metric, Metric):
-            raise TypeError(requirement("metric", "a geolatent Metric", describe(metric)))
-        self.metric = metric
+        self.metric = check_metric(metric)
         self.factor: Callable[[Tensor], Any] = check_function("factor", factor)
         self.dim = metric.dim
         self.quadratic_cost = metric.quadratic_cost
@@ -247,8 +232,7 @@ class ConformalMetric(Metric):
     def _factor(self, z: Tensor) -> Tensor:
         factor = self.factor(z.clone())
         if not isinstance(factor, Tensor) or factor.shape != z.shape[:1]:
-            required = f"a callable returning a tensor of shape ({z.shape[0]},)"
-            raise ValueError(requirement("factor", required, f"one returning {describe(factor)}"))
+            raise ValueError(returned("factor", f"a tensor of shape ({z.shape[0]},)", factor))
         return factor
 
     def _tensor(self, z: Tensor) -> Tensor:

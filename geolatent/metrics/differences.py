@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import requirement
-from geolatent.metrics.independence import neighbour
+from geolatent.metrics.independence import neighbour, random_like
 
 # by which part of its size a product may differ from a quotient: too narrow for a derivative that
 # is missing
@@ -109,11 +109,6 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
     """Raise where the gradients of a function (n, d) -> (n, ...) do not belong to its values.
 
     By reverse mode, at one code and one near it. A function that varies must have a gradient.
-
-    Raises
-    ------
-    ValueError
-        By the function's name.
     """
     generator = torch.Generator().manual_seed(0)
     points = torch.cat([z[:1].detach(), neighbour(z[:1].detach())])
@@ -138,9 +133,3 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
         required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
         found = f"one without a gradient that fits its values: {contradiction}"
         raise ValueError(requirement(name, required, found))
-
-
-def random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return normally distributed numbers, the same on every device and in every type."""
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-    return noise.to(dtype=tensor.dtype, device=tensor.device)

@@ -17,10 +17,14 @@ _ROUNDING = 32
 _SAME_ROUNDING = 8
 
 
+def random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return normally distributed numbers, the same on every device and in every type."""
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+
 def neighbour(z: Tensor, seed: int = 0, distance: float = 0.01) -> Tensor:
     """Return a row near z (1, ...), seeded, at a distance in units of z's size or of 1."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+    noise = random_like(z, torch.Generator().manual_seed(seed))
     step = max(distance, 8.0 * torch.finfo(z.dtype).eps) * z.abs().max().clamp_min(1.0)
     return z + step * noise
 
@@ -46,11 +50,6 @@ def check_rows(
     thorough
         Whether to change the row beside it as well, in a batch of the same size: rounding is then
         the same, and the limit tighter.
-
-    Raises
-    ------
-    ValueError
-        By the function's name.
     """
     with torch.no_grad():
         near = function(torch.cat([neighbour(z, 1), z]))

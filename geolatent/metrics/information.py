@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +11,28 @@ import torch
 from torch import Tensor
 
 from geolatent.callables import is_scripted
-from geolatent.checks import check_choice, check_function, describe, requirement
+from geolatent.checks import check_choice, check_function, describe, requirement, returned
 from geolatent.metrics.base import Metric
 from geolatent.metrics.map import Map, second_derivative
-from geolatent.metrics.pullback import PullbackMetric
+from geolatent.metrics.pullback import PullbackMetric, gram
 
 _OUTPUTS = ("probabilities", "logits")
 
 
-class BernoulliPullbackMetric(PullbackMetric):
+class _FisherRaoMetric(PullbackMetric):
+    """Pull-back of a sphere or torus on which distributions lie, from their parameters."""
+
+    def __init__(
+        self, decoder: Callable[[Tensor], Tensor], *, output: str = "probabilities"
+    ) -> None:
+        self.output = check_choice("output", output, _OUTPUTS)
+        super().__init__(decoder, self._embed)
+
+    @abstractmethod
+    def _embed(self, values: Tensor) -> Tensor: ...
+
+
+class BernoulliPullbackMetric(_FisherRaoMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent Bernoulli variables.
 
         G(z) = sum_j J_j^T J_j / (p_j (1 - p_j)),    J_j = dp_j / dz,
@@ -34,11 +48,6 @@ class BernoulliPullbackMetric(PullbackMetric):
         ``"probabilities"``, strictly between 0 and 1; or ``"logits"``, which lose nothing where
         probabilities round to 0 or 1.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `PullbackMetric`, and where probabilities are not strictly between 0 and 1.
-
     References
     ----------
     Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg, "Pulling back information geometry",
@@ -51,12 +60,6 @@ class BernoulliPullbackMetric(PullbackMetric):
     >>> metric.tensor(torch.zeros(1, 1))
     tensor([[[0.2500]]])
     """
-
-    def __init__(
-        self, decoder: Callable[[Tensor], Tensor], *, output: str = "probabilities"
-    ) -> None:
-        self.output = check_choice("output", output, _OUTPUTS)
-        super().__init__(decoder, self._embed)
 
     def _embed(self, values: Tensor) -> Tensor:
         if self.output == "logits":
@@ -71,7 +74,7 @@ class BernoulliPullbackMetric(PullbackMetric):
         super().check(name, z)
 
 
-class CategoricalPullbackMetric(PullbackMetric):
+class CategoricalPullbackMetric(_FisherRaoMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent categorical variables.
 
         G(z) = sum_k J_k^T J_k / p_k,    J_k = dp_k / dz,
@@ -86,11 +89,6 @@ class CategoricalPullbackMetric(PullbackMetric):
     output
         ``"probabilities"``, positive and of sum 1; or ``"logits"``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As for `PullbackMetric`, and where probabilities are not positive or do not sum to 1.
-
     References
     ----------
     As for `BernoulliPullbackMetric`.
@@ -102,12 +100,6 @@ class CategoricalPullbackMetric(PullbackMetric):
     >>> metric.tensor(torch.zeros(1, 1))
     tensor([[[0.2500]]])
     """
-
-    def __init__(
-        self, decoder: Callable[[Tensor], Tensor], *, output: str = "probabilities"
-    ) -> None:
-        self.output = check_choice("output", output, _OUTPUTS)
-        super().__init__(decoder, self._embed)
 
     def _embed(self, values: Tensor) -> Tensor:
         if self.output == "logits":
@@ -130,13 +122,13 @@ class CategoricalPullbackMetric(PullbackMetric):
 def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
     with torch.no_grad():
         values = decoder.apply(z)
-    required = 'a callable returning probabilities strictly inside (0, 1) (or output="logits")'
+    required = 'probabilities strictly inside (0, 1) (or output="logits")'
     if not isinstance(values, Tensor):
-        raise TypeError(requirement("decoder", required, f"one returning {describe(values)}"))
+        raise TypeError(returned("decoder", required, values))
     # 0 and 1 have no finite Fisher information; NaN is met later, pair by pair
     if bool((values <= 0.0).any()) or (below_one and bool((values >= 1.0).any())):
         found = f"values from {float(values.min()):.3g} to {float(values.max()):.3g}"
-        raise ValueError(requirement("decoder", required, found))
+        raise ValueError(requirement("decoder", f"a callable returning {required}", found))
     return values
 
 
@@ -154,11 +146,6 @@ class GaussianFisherRaoMetric(Metric):
     decoder
         (n, d) -> (mean, standard deviation), each (n, ...), of one shape; the standard deviation
         positive.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `PullbackMetric`, and where the standard deviation is not positive.
 
     References
     ----------
@@ -199,7 +186,7 @@ class GaussianFisherRaoMetric(Metric):
 
     def _tensor(self, z: Tensor) -> Tensor:
         scaled = self._scaled(*self.decoder.columns(z))
-        return torch.einsum("inD,jnD->nij", scaled, scaled)
+        return gram(scaled)
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         joint, tangent = self.decoder.jvp(z, v)
@@ -291,7 +278,6 @@ class DivergenceMetric(Metric):
         entries = torch.where(
             first == last, squares, 0.5 * (squares - diagonal[:, first] - diagonal[:, last])
         )
-        rows, columns = torch.cat([first, last]), torch.cat([last, first])
-        where = torch.zeros(d, d, dtype=torch.int64, device=z.device)
-        where[rows, columns] = torch.arange(m, device=z.device).repeat(2)
-        return entries[:, where.flatten()].reshape(n, d, d)
+        tensors = entries.new_zeros(n, d, d)
+        tensors[:, first, last] = tensors[:, last, first] = entries
+        return tensors

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from geolatent.callables import is_scripted
-from geolatent.checks import Buffers, check_function, check_placement, describe, requirement
-from geolatent.metrics.differences import Quotients, random_like
+from geolatent.checks import Buffers, check_function, check_placement, requirement, returned
+from geolatent.metrics.differences import Quotients
 from geolatent.metrics.forward_mode import LOCK, TakenError, jvp, taken
-from geolatent.metrics.independence import check_rows, neighbour
+from geolatent.metrics.independence import check_rows, neighbour, random_like
 
-_BACKWARD = "using double backward"
 # how often a product is taken before it is believed
 _CALLS = 3
 
@@ -95,34 +94,27 @@ class Map:
     def __call__(self, z: Tensor) -> Tensor:
         """Return F(z), shape (n, D)."""
         output = self.apply(z)
-        if self.n_outputs == 1:
-            self._check_output(output, z, "a floating-point tensor of shape (n, ...)")
-            self._output_shape = output.shape[1:]
-            return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
-        wanted = f"a tuple of {self.n_outputs} floating-point tensors of one shape (n, ...)"
-        if not isinstance(output, tuple | list) or len(output) != self.n_outputs:
-            raise TypeError(
-                requirement(self.name, f"a callable returning {wanted}", _returned(output))
-            )
-        for part in output:
-            self._check_output(part, z, wanted)
-            if part.shape != output[0].shape:
-                required = f"a callable returning {wanted}"
-                raise ValueError(requirement(self.name, required, _returned(output)))
-        self._output_shape = output[0].shape[1:]
-        return torch.cat([part.reshape(z.shape[0], -1) for part in output], dim=1)
+        wanted = "a floating-point tensor of shape (n, ...)"
+        if self.n_outputs > 1:
+            wanted = f"a tuple of {self.n_outputs} floating-point tensors of one shape (n, ...)"
+            if not isinstance(output, tuple | list) or len(output) != self.n_outputs:
+                raise TypeError(returned(self.name, wanted, output))
+        parts = output if self.n_outputs > 1 else (output,)
+        for part in parts:
+            if not isinstance(part, Tensor) or not part.is_floating_point():
+                raise TypeError(returned(self.name, wanted, part))
+            if part.ndim == 0 or part.shape[0] != z.shape[0]:
+                required = f"{wanted} for codes of shape {tuple(z.shape)}"
+                raise ValueError(returned(self.name, required, part))
+            if part.shape != parts[0].shape:
+                raise ValueError(returned(self.name, wanted, output))
+        self._output_shape = parts[0].shape[1:]
+        flat = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts]
+        return flat[0] if self.n_outputs == 1 else torch.cat(flat, dim=1)
 
     def apply(self, z: Tensor) -> Any:
         """Return what the function itself returns for z, which it may overwrite."""
         return self.function(z.clone())
-
-    def _check_output(self, output: object, z: Tensor, wanted: str) -> None:
-        required = f"a callable returning {wanted}"
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise TypeError(requirement(self.name, required, _returned(output)))
-        if output.ndim == 0 or output.shape[0] != z.shape[0]:
-            required += f" for codes of shape {tuple(z.shape)}"
-            raise ValueError(requirement(self.name, required, _returned(output)))
 
     def check(self, z_name: str, z: Tensor) -> Tensor:
         """Evaluate F on codes from outside and return F(z).
@@ -196,8 +188,7 @@ class Map:
             if reason is None and self._batched_columns:
                 unbatched = complaint(batched, 1)
                 if unbatched is not None and not taken():
-                    self._batched_columns = False
-                    _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", unbatched)
+                    self._leave_batches(unbatched)
         if reason is not None or not self._forward_mode:
             failure = complaint(lambda: _double_backward(self, points, v)[1], _CALLS)
             if failure is not None:
@@ -210,10 +201,17 @@ class Map:
             if taken():
                 return
             if self._forward_mode:
-                self._forward_mode = False
-                _warn(f"`{self.name}` has no forward-mode derivative; {_BACKWARD}", str(reason))
+                self._leave_forward_mode(str(reason))
         # a code where nothing is finite has told nothing
         self._tested = bool(value.isfinite().all(1).any())
+
+    def _leave_forward_mode(self, reason: str) -> None:
+        self._forward_mode = False
+        _warn(f"`{self.name}` has no forward-mode derivative; using double backward", reason)
+
+    def _leave_batches(self, reason: str) -> None:
+        self._batched_columns = False
+        _warn(f"`{self.name}` cannot be batched by vmap; repeating rows", reason)
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
@@ -232,11 +230,7 @@ class Map:
                 except RuntimeError:
                     raise error from None
                 if not _passing(error):
-                    self._forward_mode = False
-                    _warn(
-                        f"`{self.name}` has no forward-mode derivative; {_BACKWARD}",
-                        _first_line(error),
-                    )
+                    self._leave_forward_mode(_first_line(error))
                 return result
 
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,11 +245,7 @@ class Map:
             except (NotImplementedError, RuntimeError) as error:
                 result = self._columns_by_rows(z)
                 if self._forward_mode and not _passing(error):  # else that has been warned of
-                    self._batched_columns = False
-                    _warn(
-                        f"`{self.name}` cannot be batched by vmap; repeating rows",
-                        _first_line(error),
-                    )
+                    self._leave_batches(_first_line(error))
                 return result
 
     def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,10 +338,5 @@ def _passing(error: Exception) -> bool:
     return isinstance(error, TakenError) or taken()
 
 
-def _returned(output: object) -> str:
-    return f"one returning {describe(output)}"
-
-
-def _warn(what: str, reason: str | Exception) -> None:
-    reason = reason if isinstance(reason, str) else _first_line(reason)
-    warnings.warn(f"{what} (slower, same result). Reason: {reason}", UserWarning, stacklevel=3)
+def _warn(what: str, reason: str) -> None:
+    warnings.warn(f"{what} (slower, same result). Reason: {reason}", UserWarning, stacklevel=4)

@@ -20,7 +20,7 @@ class _ImmersedMetric(Metric):
         self.immersion: Map = immersion
 
     def _tensor(self, z: Tensor) -> Tensor:
-        return _gram(self.immersion.columns(z)[1])
+        return gram(self.immersion.columns(z)[1])
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         return self.immersion.jvp(z, v)[1].square().sum(1)
@@ -75,13 +75,7 @@ class PullbackMetric(_ImmersedMetric):
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of the decoder's output, or of the features' where it is larger."""
-        width = self.decoder.width(z)
-        if self.features is None:
-            return width
-        if not self.features.is_known:
-            with torch.no_grad():
-                self._chain(z[:1])
-        return max(width, self.features.output_shape.numel())
+        return max(self.decoder.width(z), self.immersion.width(z))
 
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
@@ -199,7 +193,7 @@ class GaussianPullbackMetric(Metric):
         mean, mean_columns, std_columns = self._split(joint, columns)
         repeated = mean.repeat(d, *[1] * (mean.ndim - 1))
         pushed = self.features.jvp(repeated, mean_columns.flatten(0, 1))[1].reshape(d, n, -1)
-        return _gram(pushed) + self._diagonal_gram(mean, std_columns, pushed.shape[2])
+        return gram(pushed) + self._diagonal_gram(mean, std_columns, pushed.shape[2])
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         if self.features is None:
@@ -231,12 +225,12 @@ class GaussianPullbackMetric(Metric):
             diagonal = _squared_column_norms(features, mean)[1]
             flat = tangents.flatten(2)
             return torch.einsum("inD,nD,jnD->nij", flat, diagonal.flatten(1), flat)
-        gram = tangents.new_zeros((n, m, m))
+        total = tangents.new_zeros((n, m, m))
         repeated = mean.repeat(m, *[1] * (mean.ndim - 1))
         for signs in self._signs(mean):
             pushed = features.jvp(repeated, (tangents * signs).flatten(0, 1))[1]
-            gram = gram + _gram(pushed.reshape(m, n, -1)) / self.n_probes
-        return gram
+            total = total + gram(pushed.reshape(m, n, -1)) / self.n_probes
+        return total
 
     def _signs(self, mean: Tensor) -> Tensor:
         """Return the probes, (n_probes, ...), the same in every call."""
@@ -245,7 +239,7 @@ class GaussianPullbackMetric(Metric):
         return (2 * torch.randint(0, 2, shape, generator=generator) - 1).to(mean)
 
 
-def _gram(columns: Tensor) -> Tensor:
+def gram(columns: Tensor) -> Tensor:
     """Return the inner products of columns (d, n, D), shape (n, d, d)."""
     return torch.einsum("inD,jnD->nij", columns, columns)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_function, check_integer, describe, requirement
+from geolatent.checks import check_function, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, indefinite
 from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows, neighbour
@@ -92,11 +92,11 @@ class TensorMetric(Metric):
     def _tensor(self, z: Tensor) -> Tensor:
         tensor = self.fn(z.clone())
         shape = (z.shape[0], self.dim, self.dim)
-        required = f"a callable returning a floating-point tensor of shape {shape}"
+        required = f"a floating-point tensor of shape {shape}"
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(requirement("fn", required, f"one returning {describe(tensor)}"))
+            raise TypeError(returned("fn", required, tensor))
         if tensor.shape != shape:
-            raise ValueError(requirement("fn", required, f"one returning {describe(tensor)}"))
+            raise ValueError(returned("fn", required, tensor))
         return tensor
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
