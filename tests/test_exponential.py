@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import HALF_PLANE, SPHERE, sphere
+from problems import HALF_PLANE, PROBLEMS, SPHERE, sphere
 from scipy.interpolate import BSpline
 
 from geolatent import CubicBSpline, GaussianPullbackMetric, PullbackMetric, models
@@ -83,24 +83,16 @@ def test_discrete_geodesics_are_of_second_order():
     assert (way.points - fine.points).abs().max() < 5e-4
 
 
-PROBLEMS = {
-    "sphere": (SPHERE, lambda n: 1.2 * torch.rand(n, 2) - 0.6),
-    "half-plane": (HALF_PLANE, lambda n: torch.rand(n, 2) * 2 + torch.tensor([0.0, 0.5])),
-}
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ["sphere", "half-plane"])
 def test_exponential_after_logarithm_returns(name):
-    metric, sample = PROBLEMS[name]
-    start, end = sample(8), sample(8)
+    problem = PROBLEMS[name]
+    metric, start, end = problem.metric, problem.sample(8), problem.sample(8)
     integrator = RungeKutta(1e-8)
     v = log_map(metric, start, end, integrator=integrator)
     back = exp_map(metric, start, v, integrator=integrator)
     assert (back - end).norm(dim=1).max() < 1e-6
-    # the length of the logarithm is the distance
-    found = solve_geodesic(metric, start, end, PreconditionedSolver(tolerance=1e-7))
     length = metric.quadratic(start, v).sqrt()
-    torch.testing.assert_close(length, found.length, rtol=1e-4, atol=0)
+    torch.testing.assert_close(length, problem.distance(start, end), rtol=1e-6, atol=0)
 
 
 def test_logarithm_after_exponential_returns():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Counted, half_plane, hill, sphere, sphere_distance
+from problems import HALF_PLANE, SPHERE, Counted, hill, sphere, sphere_distance
 
 import geolatent
 from geolatent import (
@@ -65,11 +65,10 @@ def test_lattice_overestimates_flat_distances_a_little():
 
 
 def test_graphs_approximate_distances_on_the_sphere():
-    metric = PullbackMetric(sphere)
     codes = 2 * torch.rand(1500, 2) - 1
     start, end = torch.rand(30, 2) - 0.9, torch.rand(30, 2) - 0.1
     distance = sphere_distance(start, end)
-    for graph in (square_lattice(metric, resolution=41), LatentGraph.from_codes(metric, codes)):
+    for graph in (square_lattice(SPHERE, resolution=41), LatentGraph.from_codes(SPHERE, codes)):
         ratio = path_lengths(graph, start, end) / distance
         # chords are shorter than arcs: by 1 - h^2 / 24 for edges of length h, here below 0.3
         assert ratio.min() > 1 - 0.3**2 / 24
@@ -78,9 +77,8 @@ def test_graphs_approximate_distances_on_the_sphere():
 
 def test_a_metric_without_immersion_measures_edges_at_their_middle():
     # Poincare's metric; vertical lines are geodesics of length log(y' / y)
-    metric = TensorMetric(half_plane, dim=2)
     low, high = torch.tensor([-1.0, 0.5]), torch.tensor([1.0, 2.5])
-    graph = LatentGraph.lattice(metric, low, high, resolution=41)
+    graph = LatentGraph.lattice(HALF_PLANE, low, high, resolution=41)
     start, end = torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 2.5]])
     assert path_lengths(graph, start, end).item() == pytest.approx(math.log(5.0), rel=1e-3)
 
@@ -101,9 +99,8 @@ def test_lattice_in_one_to_three_dimensions(dim, neighbors):
 
 
 def test_adjacency_holds_symmetric_chord_lengths():
-    metric = PullbackMetric(sphere)
     codes = torch.randn(60, 2)
-    graph = LatentGraph.from_codes(metric, codes, n_neighbors=5)
+    graph = LatentGraph.from_codes(SPHERE, codes, n_neighbors=5)
     dense = graph.adjacency.toarray()
     np.testing.assert_array_equal(dense, dense.T)
     chords = torch.cdist(sphere(codes), sphere(codes)).numpy()
@@ -134,7 +131,7 @@ def test_more_nodes_are_jittered_codes():
 def test_building_in_small_steps_changes_nothing():
     codes = torch.randn(80, 2)
     for metric in (
-        PullbackMetric(sphere),
+        SPHERE,
         TensorMetric(lambda z: torch.eye(2) * (1 + z[:, :1, None] ** 2), dim=2),
     ):
         whole = LatentGraph.from_codes(metric, codes, n_neighbors=6).adjacency
@@ -144,10 +141,9 @@ def test_building_in_small_steps_changes_nothing():
 
 def test_outputs_that_do_not_fit_into_memory_change_nothing(monkeypatch):
     codes = torch.randn(3000, 2)
-    metric = PullbackMetric(sphere)
-    whole = LatentGraph.from_codes(metric, codes, n_neighbors=6)
+    whole = LatentGraph.from_codes(SPHERE, codes, n_neighbors=6)
     monkeypatch.setattr("geolatent.graph._OUTPUT_BYTES", 1)
-    parts = LatentGraph.from_codes(metric, codes, n_neighbors=6)
+    parts = LatentGraph.from_codes(SPHERE, codes, n_neighbors=6)
     assert abs(parts.adjacency - whole.adjacency).max() < 1e-12
     assert parts.forward_rows > whole.forward_rows == 3000
 
@@ -157,11 +153,10 @@ def test_outputs_that_do_not_fit_into_memory_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("make", ["lattice", "codes"])
 def test_a_pairs_path_does_not_depend_on_the_others(make):
-    metric = PullbackMetric(sphere)
     if make == "lattice":
-        graph = square_lattice(metric)
+        graph = square_lattice(SPHERE)
     else:
-        graph = LatentGraph.from_codes(metric, torch.randn(300, 2), n_neighbors=8)
+        graph = LatentGraph.from_codes(SPHERE, torch.randn(300, 2), n_neighbors=8)
     start, end = torch.randn(40, 2).clamp(-1, 1), torch.randn(40, 2).clamp(-1, 1)
     together = graph.paths(start, end, spent := Evaluations.zeros(40))
     for k in (0, 7, 39):
@@ -173,9 +168,8 @@ def test_a_pairs_path_does_not_depend_on_the_others(make):
 
 
 def test_paths_run_from_start_to_end_along_edges():
-    metric = PullbackMetric(sphere)
     codes = torch.randn(300, 2)
-    graph = LatentGraph.from_codes(metric, codes, n_neighbors=8)
+    graph = LatentGraph.from_codes(SPHERE, codes, n_neighbors=8)
     start, end = torch.randn(10, 2), torch.randn(10, 2)
     paths = graph.paths(start, end)
     for path, a, b in zip(paths, start, end, strict=True):
@@ -190,7 +184,7 @@ def test_paths_run_from_start_to_end_along_edges():
 
 
 def test_the_same_pair_back_has_the_same_length():
-    graph = square_lattice(PullbackMetric(sphere))
+    graph = square_lattice(SPHERE)
     start, end = torch.rand(12, 2) - 0.5, torch.rand(12, 2) - 0.5
     ahead, back = path_lengths(graph, start, end), path_lengths(graph, end, start)
     torch.testing.assert_close(ahead, back, rtol=1e-10, atol=0)
@@ -232,15 +226,14 @@ def test_curve_through_points_has_constant_speed_on_a_line():
 
 
 def test_graph_curve_is_close_to_the_geodesic():
-    metric = PullbackMetric(sphere)
-    graph = square_lattice(metric, resolution=61)
+    graph = square_lattice(SPHERE, resolution=61)
     start, end = torch.rand(10, 2) - 0.9, torch.rand(10, 2) - 0.1
     curve = graph_curve(graph, start, end, 24, spent := Evaluations.zeros(10))
     assert (spent.forward > 0).all()
     assert curve.n_control_points == 24
     assert torch.equal(curve.knots, clamped_knots(24))
     distance = sphere_distance(start, end)
-    assert (path_length(metric, curve) / distance).max() < 1.04
+    assert (path_length(SPHERE, curve) / distance).max() < 1.04
 
 
 # What graphs are for
@@ -299,17 +292,16 @@ def test_nodes_of_nan_are_left_out():
 
 
 def test_a_graph_that_is_not_connected_is_told():
-    metric = PullbackMetric(sphere)
     islands = torch.cat([0.1 * torch.randn(40, 2) - 2.0, 0.1 * torch.randn(40, 2) + 2.0])
-    graph = LatentGraph.from_codes(metric, islands, n_neighbors=4)
+    graph = LatentGraph.from_codes(SPHERE, islands, n_neighbors=4)
     start = torch.tensor([[-2.0, -2.0], [-2.1, -2.0]])
     end = torch.tensor([[2.0, 2.0], [-1.9, -2.0]])
     paths = graph.paths(start, end)
     assert paths[0] is None
     assert paths[1] is not None
     with pytest.warns(UserWarning, match="the graph has no path for 1 of 2 pairs"):
-        solution = solve_geodesic(metric, start, end, initial=graph)
-    expected = solve_geodesic(metric, start, end)
+        solution = solve_geodesic(SPHERE, start, end, initial=graph)
+    expected = solve_geodesic(SPHERE, start, end)
     torch.testing.assert_close(solution.length, expected.length, rtol=1e-3, atol=0)
 
 
@@ -323,16 +315,15 @@ def test_graph_rows_are_counted():
 
 
 def test_float32_codes():
-    metric = PullbackMetric(sphere)
     graph = LatentGraph.lattice(
-        metric, torch.full((2,), -1.0).float(), torch.ones(2).float(), resolution=21
+        SPHERE, torch.full((2,), -1.0).float(), torch.ones(2).float(), resolution=21
     )
     assert graph.codes.dtype == torch.float32
     start, end = (torch.rand(4, 2) - 0.5).float(), (torch.rand(4, 2) - 0.5).float()
     curve = graph_curve(graph, start, end, 12)
     assert curve.control_points.dtype == torch.float32
     assert torch.equal(curve.control_points[:, -1], end)
-    assert solve_geodesic(metric, start, end, initial=graph).length.dtype == torch.float32
+    assert solve_geodesic(SPHERE, start, end, initial=graph).length.dtype == torch.float32
 
 
 @pytest.mark.cuda
@@ -348,11 +339,10 @@ def test_graph_on_cuda():
 
 
 def test_saved_graphs_come_back_whole(tmp_path):
-    metric = PullbackMetric(sphere)
     codes = torch.rand(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    graph = LatentGraph.from_codes(metric, codes, n_neighbors=5)
+    graph = LatentGraph.from_codes(SPHERE, codes, n_neighbors=5)
     path = geolatent.save_graph(graph, tmp_path / "graph.safetensors")
-    back = geolatent.load_graph(path, metric)
+    back = geolatent.load_graph(path, SPHERE)
     assert back.forward_rows == graph.forward_rows
     assert torch.equal(back.codes, graph.codes)
     assert (back.adjacency != graph.adjacency).nnz == 0
@@ -366,10 +356,10 @@ def test_saved_graphs_come_back_whole(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="graph"):
-        geolatent.load_graph(path, metric)
+        geolatent.load_graph(path, SPHERE)
     with pytest.raises(FileNotFoundError, match="missing"):
-        geolatent.load_graph(tmp_path / "missing", metric)
+        geolatent.load_graph(tmp_path / "missing", SPHERE)
     state = graph.state()
     del state["lengths"]
     with pytest.raises(ValueError, match="`state` should be of codes, indices"):
-        LatentGraph.from_state(metric, state)
+        LatentGraph.from_state(SPHERE, state)

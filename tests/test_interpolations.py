@@ -185,6 +185,8 @@ def test_great_circle():
 def test_great_circle_needs_a_plane(start, toward, message):
     with pytest.raises(ValueError, match=message):
         great_circle(torch.tensor(start), torch.tensor(toward), 0.5)
+    with pytest.raises(ValueError, match=r"`toward`.*broadcasts with `start`"):
+        great_circle(torch.ones(3), torch.ones(2), 0.5)
 
 
 @given(st.integers(2, 30), st.integers(0, 1000))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import cylinder, half_plane, sphere
+from problems import HALF_PLANE, SPHERE, cylinder, half_plane, perceptron, sphere
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, PullbackMetric, TensorMetric
@@ -24,11 +24,11 @@ def torus(z):
 
 
 SURFACES = {
-    "sphere": (PullbackMetric(sphere), lambda z: torch.ones(len(z))),
+    "sphere": (SPHERE, lambda z: torch.ones(len(z))),
     "small sphere": (PullbackMetric(lambda z: 0.1 * sphere(z)), lambda z: 100 * torch.ones(len(z))),
     "cylinder": (PullbackMetric(cylinder), lambda z: torch.zeros(len(z))),
     "torus": (PullbackMetric(torus), lambda z: z[:, 1].cos() / (2 + z[:, 1].cos())),
-    "half-plane": (TensorMetric(half_plane, dim=2), lambda z: -torch.ones(len(z))),
+    "half-plane": (HALF_PLANE, lambda z: -torch.ones(len(z))),
     "plane": (PullbackMetric(nn.Identity()), lambda z: torch.zeros(len(z))),
 }
 
@@ -73,10 +73,9 @@ def brioschi(metric, row):
 
 
 def test_gaussian_curvature_equals_brioschi():
-    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5))
     heads = nn.Linear(2, 4)
     metrics = [
-        PullbackMetric(decoder),
+        PullbackMetric(perceptron(0)),
         GaussianPullbackMetric(lambda z: (heads(z).sin(), heads(z).square())),
         GaussianPullbackMetric(lambda z: (heads(z).sin(), heads(z).square()), nn.Linear(4, 3)),
     ]
@@ -92,7 +91,7 @@ def test_constant_sectional_curvature(dim, seed):
     generator = torch.Generator().manual_seed(seed)
     z, u, v = torch.randn(3, 4, dim, generator=generator, dtype=torch.float64)
     one = torch.ones(4, dtype=torch.float64)
-    found = sectional_curvature(PullbackMetric(sphere), z, u, v)
+    found = sectional_curvature(SPHERE, z, u, v)
     torch.testing.assert_close(found, one, rtol=1e-8, atol=0)
     metric = TensorMetric(half_plane, dim=dim)
     found = sectional_curvature(metric, z.abs() + 0.2, u, v)
@@ -119,17 +118,16 @@ def test_magnification_and_condition_number():
     # 4 / (1 + |z|^2)^2 on the sphere
     plane = torch.randn(6, 2)
     expected = 4 / (1 + plane.square().sum(1)) ** 2
-    torch.testing.assert_close(magnification_factor(PullbackMetric(sphere), plane), expected)
+    torch.testing.assert_close(magnification_factor(SPHERE, plane), expected)
     flat = PullbackMetric(lambda z: z * torch.tensor([1.0, 0.0]))
     assert torch.equal(magnification_factor(flat, plane), torch.zeros(6))
     assert (condition_number(flat, plane) == torch.inf).all()
-    assert magnification_factor(PullbackMetric(sphere), plane.float()).dtype == torch.float32
+    assert magnification_factor(SPHERE, plane.float()).dtype == torch.float32
 
 
 def test_sample_by_volume_of_the_half_plane():
     # density 1 / y^2 on [0, 1] x [1, 3]: y has the distribution function (1 - 1 / y) / (2 / 3)
-    metric = TensorMetric(half_plane, dim=2)
-    sample = sample_volume(metric, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 3.0]), 4000)
+    sample = sample_volume(HALF_PLANE, torch.tensor([0.0, 1.0]), torch.tensor([1.0, 3.0]), 4000)
     assert sample.codes.shape == (4000, 2)
     uniform = (1 - 1 / sample.codes[:, 1]) * 1.5
     for values in (uniform, sample.codes[:, 0]):
@@ -152,7 +150,7 @@ def test_sample_by_weighted_volume():
 def test_sample_gives_up():
     with pytest.raises(RuntimeError, match="64 proposals gave"):
         sample_volume(
-            TensorMetric(half_plane, dim=2),
+            HALF_PLANE,
             torch.tensor([0.0, 0.001]),
             torch.tensor([1.0, 3.0]),
             1000,
@@ -164,14 +162,14 @@ def test_sample_gives_up():
     ("call", "error", "message"),
     [
         (lambda z: magnification_factor(sphere, z), TypeError, "`metric`"),
-        (lambda z: condition_number(PullbackMetric(sphere), z[0]), ValueError, "`z`"),
-        (lambda z: gaussian_curvature(PullbackMetric(sphere), z.repeat(1, 2)), ValueError, "`z`"),
+        (lambda z: condition_number(SPHERE, z[0]), ValueError, "`z`"),
+        (lambda z: gaussian_curvature(SPHERE, z.repeat(1, 2)), ValueError, "`z`"),
         (
-            lambda z: sectional_curvature(PullbackMetric(sphere), z, z, z[:1]),
+            lambda z: sectional_curvature(SPHERE, z, z, z[:1]),
             ValueError,
             "`v`.*shape of `z`",
         ),
-        (lambda z: sample_volume(PullbackMetric(sphere), z[0], z[0], 3), ValueError, "`high`"),
+        (lambda z: sample_volume(SPHERE, z[0], z[0], 3), ValueError, "`high`"),
     ],
 )
 def test_bad_input(call, error, message):
