@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, check_tensor
-from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
+from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 
@@ -72,7 +72,7 @@ def brownian_motion(
     time = check_number("time", time, above=0.0)
     n_steps = check_integer("n_steps", n_steps)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
-    integrator = check_integrator(RungeKutta(tolerance=1e-4) if integrator is None else integrator)
+    integrator = check_integrator(integrator, tolerance=1e-4)
     rows = Rows.of(metric, codes)
     deviation = (time / n_steps) ** 0.5
     b, d = codes.shape

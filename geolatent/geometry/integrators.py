@@ -232,9 +232,9 @@ class DiscreteGeodesic(Integrator):
         )
 
 
-def check_integrator(integrator: object) -> Integrator:
-    """Return the integrator, or the default one for None."""
-    integrator = RungeKutta() if integrator is None else integrator
+def check_integrator(integrator: object, tolerance: float | None = None) -> Integrator:
+    """Return the integrator, or for None `RungeKutta` with a tolerance."""
+    integrator = RungeKutta(tolerance) if integrator is None else integrator
     if not isinstance(integrator, Integrator):
         required = "a geolatent Integrator or None"
         raise TypeError(requirement("integrator", required, describe(integrator)))

@@ -357,26 +357,27 @@ def _transports(rows: Rows, curve: CubicBSpline, times: Tensor, tolerance: float
     kind = _TensorField if rows.metric.immersion is None else _ImmersedField
     found = _follow(kind(rows, curve), breaks, tolerance)
     at = torch.searchsorted(breaks, times)
-    for count, text in (
+    jump = "" if rows.metric.immersion else "; does the metric's tensor jump?"
+    for curves, before, after in (
         (
-            int(found.lost.sum()),
-            "the metric is not finite, is negative in a direction or changes its rank along {}: "
-            "their vectors are NaN",
+            found.lost,
+            "the metric is not finite, is negative in a direction or changes its rank along",
+            ": their vectors are NaN",
         ),
         (
-            int(found.singular.sum()),
-            "the metric is singular along {}: parts of vectors in directions without length are "
-            "dropped",
+            found.singular,
+            "the metric is singular along",
+            ": parts of vectors in directions without length are dropped",
         ),
         (
-            int(found.unresolved.sum()),
-            f"the parallel transport along {{}} did not reach the tolerance {tolerance} with the "
-            "shortest steps"
-            + ("" if rows.metric.immersion else "; does the metric's tensor jump?"),
+            found.unresolved,
+            "the parallel transport along",
+            f" did not reach the tolerance {tolerance} with the shortest steps{jump}",
         ),
     ):
-        if count:
-            warnings.warn(text.format(f"{count} of {b} curves"), stacklevel=3)
+        if bool(curves.any()):
+            text = f"{before} {int(curves.sum())} of {b} curves{after}"
+            warnings.warn(text, stacklevel=3)
     return found.matrices[:, at]
 
 
@@ -414,9 +415,8 @@ def _follow(field: _Field, breaks: Tensor, tolerance: float) -> _Followed:
         open_ &= ~lost[curves]
         last = (looked_at[curves] >= _MAX_STEPS) | (level == deepest)
         # the bound is far above what creases do, and is for telling where to look
-        off = (turned.error > torch.maximum(tolerance * torch.ones_like(enough), turned.noise)) | (
-            turned.bound > _BOUND_EXCESS * tolerance
-        )
+        off = turned.error > turned.noise.clamp_min(tolerance)
+        off |= turned.bound > _BOUND_EXCESS * tolerance
         unresolved[curves[open_ & last & off]] = True
         halved = (open_ & ~last).nonzero()[:, 0]
         levels.append((turned.rotation, halved))

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
-from geolatent.geometry.integrators import Integrator, RungeKutta, check_integrator
+from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.logarithms import Logarithms
 from geolatent.geometry.volume import volume_element
 from geolatent.graph import LatentGraph
@@ -363,8 +363,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         return self
 
     def _prepare(self, metric: Metric, codes: Tensor, random: np.random.RandomState) -> None:
-        integrator = RungeKutta(tolerance=1e-3) if self.integrator is None else self.integrator
-        self._integrator = check_integrator(integrator)
+        self._integrator = check_integrator(self.integrator, tolerance=1e-3)
         self._rows = Rows.of(metric, codes)
         self._dtype = codes.dtype
         graph = check_graph_of(self.graph)

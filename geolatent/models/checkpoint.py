@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 _METADATA = "geolatent_model"
 _READABLE = "a readable .safetensors, .pt or .pth file"
 
-# Only the package's own models and feature maps are built from a file's words.
+# only the package's own models and feature maps are built from a file's words
 _CLASS_PATH = re.compile(r"geolatent\.models(\.[A-Za-z]\w*)+")
 # where modules were when older files named them, and where they are
 _MOVED = {"geolatent.features": "geolatent.models.features"}
@@ -134,7 +134,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Clones, for safetensors refuses tensors that share memory or are not contiguous.
+    # clones, for safetensors refuses tensors that share memory or are not contiguous
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
@@ -145,7 +145,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "class_path": class_path,
         "init_args": arguments,
     }
-    # As bytes, for safetensors would make its file readable by its owner alone.
+    # as bytes, for safetensors would make its file readable by its owner alone
     return write_file(path, save(tensors, {_METADATA: json.dumps(description)}))
 
 
@@ -228,7 +228,7 @@ def assign_tensors(model: nn.Module, state: Mapping[str, Tensor], message: str) 
     ]
     if problems:
         raise ValueError(f"{message} {'; '.join(problems)}.")
-    # Assigned, not copied: the dtype of the file wins over torch's current default.
+    # assigned, not copied: the dtype of the file wins over torch's current default
     model.load_state_dict(state, assign=True)
 
 
@@ -285,7 +285,7 @@ def _build(checkpoint: Path) -> nn.Module:
     if cls is None:
         raise ValueError(requirement("class_path", f"a model of geolatent.models in {path}", name))
     try:
-        # The random initial weights are replaced: leave the caller's random numbers alone.
+        # the random initial weights are replaced: leave the caller's random numbers alone
         with torch.random.fork_rng(devices=[]):
             return cls(**arguments)
     except (TypeError, ValueError) as error:
@@ -329,7 +329,7 @@ def read_tensors(path: str | os.PathLike[str], lone: str | None = None) -> dict[
             raise ValueError(f"{requirement('path', _READABLE, path)} {error}.") from error
     try:
         with warnings.catch_warnings():
-            # torch warns of other pickle protocols; what it cannot read is an error below.
+            # torch warns of other pickle protocols; what it cannot read is an error below
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -106,7 +106,7 @@ class ConvVAE(VAE):
             },
             n_centers,
         )
-        # Near its value after training; from 1, Adam's small steps would take epochs to get there.
+        # near its value after training; from 1, Adam's small steps would take epochs to get there
         with torch.no_grad():
             self.log_std.fill_(-1.0)
 

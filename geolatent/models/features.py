@@ -23,7 +23,7 @@ from geolatent.checks import (
 )
 from geolatent.models.checkpoint import assign_tensors, read_tensors
 
-# Mean and standard deviation of ImageNet's pixels in [0, 1], which torchvision's weights expect.
+# mean and standard deviation of ImageNet's pixels in [0, 1], which torchvision's weights expect
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -116,7 +116,7 @@ def fit_logistic_regression(
     >>> features.accuracy(*digits("test")) > 0.9
     True
     """
-    # scikit-learn takes over a second to import: only those who fit pay for it.
+    # scikit-learn takes over a second to import: only those who fit pay for it
     from sklearn import linear_model
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -137,13 +137,13 @@ def fit_logistic_regression(
     regression = linear_model.LogisticRegression(
         C=inverse_penalty, tol=tolerance, max_iter=max_iterations
     )
-    # Threads on a shared machine wait for one another in every one of the small products.
+    # threads on a shared machine wait for one another in every one of the small products
     with threadpool_limits(limits=1):
         fitted = regression.fit(pixels - center, labels.cpu().numpy())
     coefficients = fitted.coef_
     intercepts = fitted.intercept_ - coefficients @ center
     if len(present) == 2:
-        # One row for two classes, the log-odds of the second: those of the first are 0.
+        # one row for two classes, the log-odds of the second: those of the first are 0
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
     with torch.random.fork_rng(devices=[]):
@@ -208,7 +208,7 @@ class VGGFeatures(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # torchvision takes seconds to import: only those who use it pay for it.
+        # torchvision takes seconds to import: only those who use it pay for it
         from torchvision.models import vgg19
         from torchvision.models.feature_extraction import (
             create_feature_extractor,
@@ -219,7 +219,7 @@ class VGGFeatures(nn.Module):
         if resize is not None:
             check_integer("resize", resize)
         self.layer, self.resize = layer, resize
-        # Without memory behind its parameters, for most of VGG-19 lies above the layer.
+        # without memory behind its parameters, for most of VGG-19 lies above the layer
         with torch.device("meta"):
             network = vgg19(weights=None, init_weights=False).eval()
         for part in network.modules():

@@ -131,7 +131,7 @@ class RBFPrecision(nn.Module):
         >>> network.centers.sort(dim=0).values.T, network.bandwidths  # 1/2 (1.5 * 0.5)^-2
         (tensor([[ 0.5000, 10.5000]]), tensor([0.8889, 0.8889]))
         """
-        # Imported here: scikit-learn takes over a second, and using a trained model needs none.
+        # imported here: scikit-learn takes over a second, and using a trained model needs none
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -143,7 +143,7 @@ class RBFPrecision(nn.Module):
         if n_centers >= distinct:
             required = f"below the number of distinct codes, {distinct}"
             raise ValueError(requirement("n_centers", required, n_centers))
-        # Threads add up the clusters' sums in any order; one thread makes the result repeatable.
+        # threads add up the clusters' sums in any order; one thread makes the result repeatable
         with threadpool_limits(limits=1):
             clusters = KMeans(n_centers, n_init=4, random_state=seed).fit(points)
         centers, members = clusters.cluster_centers_, clusters.labels_
@@ -161,7 +161,7 @@ class RBFPrecision(nn.Module):
     def basis(self, z: Tensor) -> Tensor:
         """Return the bumps exp(-lambda_k |z - c_k|^2), (n, d) -> (n, K)."""
         offset = z.unsqueeze(-2) - self.centers
-        # offset * offset, not a power: the derivative of x**2 would be 0 * inf for huge codes.
+        # offset * offset, not a power: the derivative of x**2 would be 0 * inf for huge codes
         return torch.exp(-self.bandwidths * (offset * offset).sum(-1))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -218,13 +218,13 @@ class RBFPrecision(nn.Module):
             raise ValueError(requirement("squared_residuals", "positive", smallest_found))
         basis = self.basis(codes)
         weights = self.log_weights.exp()
-        # A centre that no code is near, or a weight far below the floor, changes nothing; the
-        # bounds keep the logarithm of the weights finite.
+        # a centre that no code is near, or a weight far below the floor, changes nothing; the
+        # bounds keep the logarithm of the weights finite
         tiny = torch.finfo(weights.dtype).tiny
         wanted = (basis.T @ squared_residuals).clamp_min(tiny)
         smallest = 1e-4 * self.floor
         total_residuals = squared_residuals.sum(0) @ self.floor
-        # Blocks of rows whose precisions stay in the processor's cache.
+        # blocks of rows whose precisions stay in the processor's cache
         blocks = basis.split(max(1, _BLOCK_ELEMENTS // len(self.floor)))
         history = []
         for _ in range(iterations):
@@ -234,7 +234,7 @@ class RBFPrecision(nn.Module):
                 beta = torch.addmm(self.floor, block, weights)
                 log_sum += beta.log().sum()
                 found.addmm_(block.T, beta.reciprocal_())
-            # beta r^2 is linear in the weights, so its sum over the codes is known beforehand.
+            # beta r^2 is linear in the weights, so its sum over the codes is known beforehand
             quadratic = (weights * wanted).sum() + total_residuals
             history.append(0.5 * (quadratic - log_sum) / len(codes))
             weights = torch.maximum(weights * found / wanted, smallest)

@@ -166,7 +166,7 @@ class VAE(nn.Module):
         check_number("min_std", min_std, above=0.0)
         if n_centers is None:
             n_centers = 4 * self.latent_dim
-        # In parts, for the activations of all images at once may not fit in memory.
+        # in parts, for the activations of all images at once may not fit in memory
         parts = images.split(2048)
         codes = torch.cat([self.encode(part)[0] for part in parts])
         means = torch.cat([self.decode_mean(part) for part in codes.split(2048)])
