@@ -206,14 +206,10 @@ class ConformalMetric(Metric):
         self.metric.check(name, z)
         check_function("factor", self.factor)
         factor = self._check_positive(z)
-
-        def single(codes: Tensor) -> Tensor:
-            return self._factor(codes)[:, None]
-
         code = z[:1].detach()
-        check_rows("factor", single, code, factor[:1, None], thorough=not self._tested)
+        check_rows("factor", self._factor, code, factor[:1], thorough=not self._tested)
         if not self._tested:
-            check_gradient("factor", single, code)
+            check_gradient("factor", self._factor, code)
             self._tested = True
 
     def check_definite(self, name: str, z: Tensor) -> None:

@@ -115,7 +115,7 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
     tangents = random_like(points, generator)
     with torch.inference_mode(False), torch.enable_grad():
         point = points.clone().requires_grad_()
-        value = function(point.clone()).flatten(1)
+        value = function(point.clone()).reshape(len(points), -1)
         probes = random_like(value[:1].expand(_PROBES, -1), generator).T
         seen = value @ probes
         products = torch.zeros_like(seen)
@@ -126,7 +126,7 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
             products[:, k] = (pulled * tangents).flatten(1).sum(1).detach()
 
     def probed(codes: Tensor) -> Tensor:
-        return function(codes).flatten(1) @ probes
+        return function(codes).reshape(len(codes), -1) @ probes
 
     contradiction = Quotients(probed, points, tangents, seen).contradict(products)
     if contradiction is not None:

@@ -151,8 +151,7 @@ class GaussianPullbackMetric(Metric):
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
         joint = self.decoder.check(name, z)
         if self.features is not None:
-            mean = joint.chunk(2, dim=1)[0]
-            self.features.check("decoder mean", mean.reshape(-1, *self.decoder.output_shape))
+            self.features.check("decoder mean", self._mean(joint))
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of mean and standard deviation, and of the features beside them."""
@@ -176,9 +175,9 @@ class GaussianPullbackMetric(Metric):
     def _weighted(self, z: Tensor) -> Tensor:
         """Return h(mu), sigma and diag(J_h^T J_h) side by side, (n, K + 2 D)."""
         joint = self.decoder(z)
-        mean, std = joint.chunk(2, dim=1)
-        mean = mean.reshape(-1, *self.decoder.output_shape)
-        values, norms = _squared_column_norms(self.features, mean)  # type: ignore[arg-type]
+        std = joint.chunk(2, dim=1)[1]
+        features: Map = self.features  # type: ignore[assignment]
+        values, norms = _squared_column_norms(features, self._mean(joint))
         return torch.cat([values, std, norms.flatten(1)], dim=1)
 
     def _is_exact(self, n_features: int) -> bool:
@@ -204,18 +203,21 @@ class GaussianPullbackMetric(Metric):
         diagonal = self._diagonal_gram(mean, std_tangent, pushed.shape[1])
         return pushed.square().sum(1) + diagonal[:, 0, 0]
 
+    def _mean(self, joint: Tensor) -> Tensor:
+        """Return the means in joined outputs (n, 2 D), in the shape that h expects."""
+        return joint.chunk(2, dim=1)[0].reshape(-1, *self.decoder.output_shape)
+
     def _split(self, joint: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take the joined mean and standard deviation apart, in the shape that h expects.
 
         Returns the mean (n, ...) and the tangents (m, n, ...) of mean and standard deviation.
         """
         shape = self.decoder.output_shape
-        mean = joint.chunk(2, dim=1)[0].reshape(-1, *shape)
         m = tangents.shape[0]
         mean_tangents, std_tangents = (
             part.reshape(m, -1, *shape) for part in tangents.chunk(2, dim=2)
         )
-        return mean, mean_tangents, std_tangents
+        return self._mean(joint), mean_tangents, std_tangents
 
     def _diagonal_gram(self, mean: Tensor, tangents: Tensor, n_features: int) -> Tensor:
         """Return w_i^T diag(J_h^T J_h) w_j for tangents w (m, n, ...) at the n means, (n, m, m)."""

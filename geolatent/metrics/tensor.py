@@ -63,18 +63,14 @@ class TensorMetric(Metric):
         code = z[:1].detach()
         with torch.no_grad():
             tensor = self._tensor(torch.cat([code, neighbour(code)]))
-            alone = self._tensor(code).flatten(1)
+            alone = self._tensor(code)
         skew = float((tensor - tensor.mT).abs().max())
         if skew > 1e-3 * float(tensor.abs().max()):
             required = "a callable returning symmetric matrices"
             raise ValueError(requirement("fn", required, f"one with |G - G^T| up to {skew:.3g}"))
-
-        def flat(codes: Tensor) -> Tensor:
-            return self._tensor(codes).flatten(1)
-
-        check_rows("fn", flat, code, alone, thorough=not self._tested)
+        check_rows("fn", self._tensor, code, alone, thorough=not self._tested)
         if not self._tested:
-            check_gradient("fn", flat, code)
+            check_gradient("fn", self._tensor, code)
             self._tested = True
         self.check_definite(name, z)
 
