@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import geolatent as gl
 from geolatent import (
     CubicBSpline,
     FirstOrderSolver,
@@ -366,21 +367,45 @@ WRONG_KIND = [None, "metric", double, nn.Linear(2, 2), PullbackMetric]
 
 @pytest.mark.parametrize("value", WRONG_KIND)
 def test_what_is_no_metric(value):
-    line = CubicBSpline.straight(CODES, CODES)
-    for call in (
-        lambda: solve_geodesic(value, CODES, CODES),
-        lambda: path_length(value, line),
-        lambda: path_energy(value, line),
-        lambda: LatentGraph.from_codes(value, CODES),
-        lambda: LatentGraph.lattice(value, torch.zeros(2), torch.ones(2)),
+    line, corners = CubicBSpline.straight(CODES, CODES), (torch.zeros(2), torch.ones(2))
+    for function, *arguments in (
+        (solve_geodesic, CODES, CODES),
+        (path_length, line),
+        (path_energy, line),
+        (LatentGraph.from_codes, CODES),
+        (LatentGraph.lattice, *corners),
+        (gl.distance, CODES, CODES),
+        (gl.pairwise_distances, CODES),
+        (gl.shoot, CODES, CODES),
+        (gl.exp_map, CODES, CODES),
+        (gl.shoot_to, CODES, CODES),
+        (gl.log_map, CODES, CODES),
+        (gl.extrapolate, line, torch.ones(1)),
+        (gl.geodesic_residual, line),
+        (gl.parallel_transport, line, CODES),
+        (gl.frechet_mean, CODES),
+        (gl.brownian_motion, CODES, 1.0),
+        (gl.magnification_factor, CODES),
+        (gl.condition_number, CODES),
+        (gl.gaussian_curvature, CODES),
+        (gl.sectional_curvature, CODES, CODES, CODES),
+        (gl.sample_volume, *corners, 3),
     ):
+        call = functools.partial(function, value, *arguments)
         check_refused(call, TypeError, "metric", "a geolatent Metric")
 
 
 @pytest.mark.parametrize("value", [CODES, None, [0.0], "curve"])
 def test_what_is_no_curve(value):
-    for quantity in (path_length, path_energy):
-        check_refused(lambda q=quantity: q(METRIC, value), TypeError, "curve", "a CubicBSpline")
+    for function, *arguments in (
+        (path_length,),
+        (path_energy,),
+        (gl.extrapolate, torch.ones(1)),
+        (gl.geodesic_residual,),
+        (gl.parallel_transport, CODES),
+    ):
+        call = functools.partial(function, METRIC, value, *arguments)
+        check_refused(call, TypeError, "curve", "a CubicBSpline")
 
 
 @pytest.mark.parametrize("value", ["adam", torch.optim.Adam, PreconditionedSolver, 3])

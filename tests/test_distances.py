@@ -103,7 +103,6 @@ def test_equal_points_and_islands():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda z: distance("flat", z, z), TypeError, "`metric`"),
         (lambda z: pairwise_distances(SPHERE, z[0]), ValueError, "`points`"),
         (lambda z: pairwise_distances(SPHERE, z, z.float()), TypeError, "`others`.*dtype"),
         (lambda z: pairwise_distances(SPHERE, z, z[:, :1]), ValueError, "`others`"),

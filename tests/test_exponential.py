@@ -299,7 +299,6 @@ def test_integrator_meets_jumps():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda z: exp_map("metric", z, z), TypeError, "`metric`"),
         (lambda z: exp_map(SPHERE, z, z.float()), TypeError, "`v`.*dtype"),
         (lambda z: exp_map(SPHERE, z, torch.ones(2, 3)), ValueError, "`v`.*broadcasts"),
         (lambda z: exp_map(SPHERE, z, z * torch.nan), ValueError, "`v`.*finite"),
@@ -310,8 +309,6 @@ def test_integrator_meets_jumps():
         (lambda z: shoot(HALF_PLANE, z, z, integrator=DiscreteGeodesic()), ValueError, "immersion"),
         (lambda _: RungeKutta(-1.0), ValueError, "`tolerance`"),
         (lambda _: DiscreteGeodesic(0), ValueError, "`n_steps`"),
-        (lambda z: extrapolate(SPHERE, z, torch.ones(1)), TypeError, "`curve`"),
-        (lambda z: geodesic_residual(SPHERE, z), TypeError, "`curve`"),
     ],
 )
 def test_bad_input(call, error, message):

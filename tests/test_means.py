@@ -145,5 +145,3 @@ def test_brownian_motion_repeats_itself_and_warns_of_walls():
 def test_bad_walks():
     with pytest.raises(ValueError, match="`time`"):
         brownian_motion(SPHERE, torch.zeros(2), -1.0)
-    with pytest.raises(TypeError, match="`metric`"):
-        brownian_motion(sphere, torch.zeros(2), 1.0)

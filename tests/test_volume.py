@@ -161,7 +161,6 @@ def test_sample_gives_up():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda z: magnification_factor(sphere, z), TypeError, "`metric`"),
         (lambda z: condition_number(SPHERE, z[0]), ValueError, "`z`"),
         (lambda z: gaussian_curvature(SPHERE, z.repeat(1, 2)), ValueError, "`z`"),
         (
