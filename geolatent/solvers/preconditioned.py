@@ -299,7 +299,9 @@ class _Descent(Stage):
         state, energy = self.state, self.energy
         if not energy.renewable or state.preconditioner.shared is not None:
             return
-        due = (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
+        # few chords tell of kinks only where these are dense
+        low = energy.order[state.index] < (_SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0)
+        due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
         if due.any():
             hessian = energy.with_hessian(state.x[due], state.index[due])[2]
             self.state = self.solver.minimizer.renew(state, due, hessian)
