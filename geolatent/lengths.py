@@ -26,8 +26,8 @@ _MAX_CHORDS = 2**13
 # an extrapolated length is trusted to this part of the last change of the sum of chords
 _TRUSTED_EXTRAPOLATION = 30.0
 # chords that converge with a lower order cross kinks; from so many on their lengths are trusted,
-# where two in succession differ by no more than so many tolerances
-_SMOOTH_ORDER, _KINKED_CHORDS, _KINKED_CHANGE = 1.5, 64, 3.0
+# where two in succession differ by no more than so many tolerances, and noise is so little of one
+_SMOOTH_ORDER, _KINKED_CHORDS, _KINKED_CHANGE, _KINKED_NOISE = 1.5, 64, 3.0, 0.5
 # bytes of decoder outputs held at once while lengths are measured
 _OUTPUT_BYTES = 2**28
 
@@ -53,7 +53,8 @@ def measure(
     Where the metric has `Chords`: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal intervals
     of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the old values
     kept. Where the order that chords show is lower, the decoder has kinks on the way, and what N
-    chords lack is had from longer ones, `_lacking`. Where it has none, or the chords are so short that rounding would tell:
+    chords lack is had from longer ones, `_lacking`. Where the metric has no chords, or they are so
+    short that rounding would tell:
     Gauss-Legendre quadrature of the speed on equal intervals, their number doubled. Either ends for
     a pair when two successive values agree for all its curves. A pair that never agrees keeps its
     last value, with a warning.
@@ -139,7 +140,7 @@ def _measure_by_chords(
         if coarse is not None:
             # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
             length, energy = ((4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True))
-            lacking, kinked = _lacking(chords, values, squares.sqrt())
+            lacking, noise, kinked = _lacking(chords, values, squares.sqrt())
             length = torch.where(kinked, fine[0] + lacking, length)
             energy = torch.where(kinked, fine[1], energy)
             change = (length - result.length[:, pairs]).abs()
@@ -149,7 +150,10 @@ def _measure_by_chords(
             limit = _TRUSTED_EXTRAPOLATION * allowed.clamp_min(1e-4)
             agreed = (change <= allowed * length) & (moved <= limit * length)
             if n >= _KINKED_CHORDS:
-                agreed |= kinked & (change <= _KINKED_CHANGE * allowed * length)
+                close = (change <= _KINKED_CHANGE * allowed * length) & (
+                    noise <= _KINKED_NOISE * allowed * length
+                )
+                agreed |= kinked & close
             leaving |= (agreed | hopeless).all(0)
             result.length[:, pairs] = length
             result.energy[:, pairs] = torch.maximum(energy, 0.5 * length.square())
@@ -167,14 +171,15 @@ def _measure_by_chords(
     return pairs.numel(), torch.cat(too_short)
 
 
-def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what N chords lack where there are kinks, (C, A), and whether chords show them.
+def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what N chords lack where there are kinks, its noise, and whether chords show kinks.
 
     Let h be the distance of nodes. A kink makes the chord over it too short by h s (1 - s) k, s its
     place in the interval, in the mean over s by h k / 6; smooth bending makes chords too short by
     h^2 b in all. Chords over m intervals, in the mean over where they begin, so lack more than the
     fine ones by (m - 1) h k / 6 + (m^2 - 1) h^2 b. Both parts are fitted, by least squares, to what
-    m = 2, 3, 4 lack.
+    m = 2, 3, 4 lack. The places s are chance: by how much lengths change with where the longer
+    chords begin, the fine ones may be off, in proportion to m.
 
     Parameters
     ----------
@@ -184,11 +189,16 @@ def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, T
         Outputs along the curves, (C, A, N + 1, D).
     lengths
         Of the chords between them, (C, A, N).
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
+        Shape (C, A) each, float64 and, the last, boolean.
     """
     n = lengths.shape[2]
     fine = lengths.sum(2)
     strided = {}
-    per_interval = []
+    per_interval, variances = [], []
     for m in (2, 3, 4):
         sums = []
         for begin in range(m):
@@ -197,7 +207,9 @@ def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, T
             between = chords.squares(every[:, :, :-1], every[:, :, 1:]).double()
             sums.append(between.sqrt().sum(2))
         strided[m] = sums[0]
-        per_interval.append((fine - torch.stack(sums).mean(0)) / (m - 1))
+        every_sum = torch.stack(sums)
+        per_interval.append((fine - every_sum.mean(0)) / (m - 1))
+        variances.append(every_sum.var(0) / m**2)
     # (fine - strided) / (m - 1) = kinks + (m + 1) bent
     first, _, last = per_interval
     mean = torch.stack(per_interval).mean(0)
@@ -206,7 +218,7 @@ def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, T
     alone = sum((m + 1) * part for m, part in zip((2, 3, 4), per_interval, strict=True)) / 50.0
     lacking = torch.where(kinks < 0, alone, torch.where(bent < 0, mean, kinks + bent))
     order = torch.log2((strided[2] - strided[4]) / (fine - strided[2]))
-    return lacking, order < _SMOOTH_ORDER
+    return lacking, torch.stack(variances).mean(0).sqrt(), order < _SMOOTH_ORDER
 
 
 def _measure_by_speed(

@@ -144,7 +144,9 @@ class DiscreteEnergy:
         value, gradient, hessian, _ = self._by_columns(self.curves(x, index), index, residual=False)
         d = self.points.shape[2]
         free = self.basis[:, 1:-1]
-        change = torch.cat([torch.zeros_like(free[:1]), free, torch.zeros_like(free[:1])]).diff(dim=0)
+        change = torch.cat([torch.zeros_like(free[:1]), free, torch.zeros_like(free[:1])]).diff(
+            dim=0
+        )
         stiffness = change.T @ (change / self.steps[:, None])
         scale = hessian.diagonal(dim1=1, dim2=2).sum(1) / (d * stiffness.diagonal().sum())
         ridge = torch.kron(stiffness, torch.eye(d, dtype=free.dtype, device=free.device))

@@ -91,7 +91,7 @@ class PreconditionedSolver(Solver):
     nodes_per_span: int | None = None
     max_nodes: int = 32
     metric_points: tuple[int, ...] = (4, 6)
-    rough_tolerance: float = 0.025
+    rough_tolerance: float = 0.02
     level_reduction: float = 0.05
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
@@ -300,7 +300,9 @@ class _Descent(Stage):
         if not energy.renewable or state.preconditioner.shared is not None:
             return
         # few chords tell of kinks only where these are dense
-        low = energy.order[state.index] < (_SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0)
+        low = energy.order[state.index] < (
+            _SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0
+        )
         due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
         if due.any():
             hessian = energy.with_hessian(state.x[due], state.index[due])[2]
