@@ -104,7 +104,7 @@ def test_lengths_across_kinks():
     fine = decoder(curve(torch.linspace(0, 1, 2**14 + 1)).flatten(0, 1)).unflatten(0, (20, -1))
     expected = fine.diff(dim=1).norm(dim=2).sum(1)
     assert (length / expected - 1.0).abs().max() < 3e-4
-    assert rows.spent.forward.double().mean() < 550  # 8,193 where kinks are not known of
+    assert rows.spent.forward.double().mean() < 700  # 8,193 where kinks are not known of
 
 
 def test_the_length_tolerance_follows_the_solver():
@@ -136,7 +136,7 @@ def test_kinked_flows_end_near_the_chord(d, layers, rows, excess):
     ended = solution.status == Status.ROUGH
     assert ended.double().mean() >= 0.4
     left = 1.0 - exact / solution.length
-    assert (left <= 5.0 * solution.predicted_improvement + 1e-3)[ended].all()
+    assert (left <= 3.0 * solution.predicted_improvement + 1e-3)[ended].all()
 
 
 def test_rough_pairs_go_on_where_that_is_asked_for():

@@ -35,6 +35,8 @@ _RENEWED, _ROUGH_STEPS = 6, 16
 _SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
 # and so many allow to end for it: in up to three dimensions, where levels are cheap, more
 _ENDING_CHORDS, _ENDING_CHORDS_IN_FEW = 32, 96
+# predicted to be left where a pair ends for kinks, in units of what its last level gained
+_ROUGH_LEFT = 2.0
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
 _MANY_STEPS, _ROUGH_RATIO = 4, 1.5
@@ -56,8 +58,8 @@ class PreconditionedSolver(Solver):
     the distance of nodes instead of the second. There every level gains about half of what the one
     before gained, and the tolerance may be out of reach at any price. A pair that has met kinks
     takes Gauss-Newton Hessians, d rows a node, at the beginning of its levels and on the way, and
-    ends with the status ``ROUGH`` where a level gained at most ``rough_tolerance``: about as much
-    is left.
+    ends with the status ``ROUGH`` where a level gained at most ``rough_tolerance``; twice that gain
+    is what is predicted to be left.
 
     Parameters
     ----------
@@ -278,8 +280,8 @@ class _Descent(Stage):
         few = self.energy.gauss_newton
         telling = self.n_chords >= (_ENDING_CHORDS_IN_FEW if few else _ENDING_CHORDS)
         done = leaving & rough & telling & (got <= solver.rough_tolerance)
-        # every level gains about half of what the one before did
-        outcome.predicted_improvement[pairs[done]] = got[done]
+        # were every level to gain half of what the one before did, as much would be left
+        outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
         outcome.end(pairs[done], Status.ROUGH)
         self.state = state.select(~leaving)
         self._renew()
