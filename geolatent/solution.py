@@ -66,8 +66,8 @@ _EXPLANATIONS = {
         "returned where no finite curve was found."
     ),
     Status.ROUGH: (
-        "The decoder has kinks on the way, and the last level of control points gained little, half "
-        "of what is predicted to be left; more of them cost more than they gain."
+        "The decoder has kinks on the way, and the last level of control points gained little, "
+        "half of what is predicted to be left; more of them cost more than they gain."
     ),
     Status.INDEFINITE_METRIC: (
         "The metric has a negative direction on the way between the end points, where lengths mean "
