@@ -25,6 +25,9 @@ _FIRST_CHORDS = 16
 _MAX_CHORDS = 2**13
 # an extrapolated length is trusted to this part of the last change of the sum of chords
 _TRUSTED_EXTRAPOLATION = 30.0
+# chords that converge with a lower order cross kinks; from so many on their lengths are trusted,
+# where two in succession differ by no more than so many tolerances, and noise is so little of one
+_SMOOTH_ORDER, _KINKED_CHORDS, _KINKED_CHANGE, _KINKED_NOISE = 1.5, 64, 3.0, 0.5
 # bytes of decoder outputs held at once while lengths are measured
 _OUTPUT_BYTES = 2**28
 
@@ -42,18 +45,33 @@ class Measured:
     indefinite: Tensor
 
 
-def measure(rows: Rows, curves: Sequence[CubicBSpline], *, tolerance: float = 1e-4) -> Measured:
+def measure(
+    rows: Rows, curves: Sequence[CubicBSpline], *, tolerance: float | Tensor = 1e-4
+) -> Measured:
     """Measure C batches of B curves each; the C curves of one pair always by the same rule.
 
     Where the metric has `Chords`: sums of the chords |F(z_{i+1}) - F(z_i)| over N equal intervals
     of t, Richardson-extrapolated in N (their error is of order N^-2), N doubled and the old values
-    kept. Where it has none, or the chords are so short that rounding would tell:
+    kept. Where the order that chords show is lower, the decoder has kinks on the way, and what N
+    chords lack is had from longer ones, `_lacking`. Where the metric has no chords, or they are so
+    short that rounding would tell:
     Gauss-Legendre quadrature of the speed on equal intervals, their number doubled. Either ends for
     a pair when two successive values agree for all its curves. A pair that never agrees keeps its
     last value, with a warning.
+
+    Parameters
+    ----------
+    rows
+        The metric at work; it counts for the B.
+    curves
+        The curves.
+    tolerance
+        Relative tolerance, for all pairs or for each, (B,).
     """
     first = curves[0].control_points
     n_pairs = first.shape[0]
+    tolerance = torch.as_tensor(tolerance, dtype=torch.float64, device=first.device)
+    tolerance = tolerance.expand(n_pairs)
     nan = torch.full((len(curves), n_pairs), torch.nan, dtype=torch.float64, device=first.device)
     pairs = torch.arange(n_pairs, device=first.device)
     result = Measured(nan, nan.clone(), torch.zeros_like(pairs, dtype=torch.bool))
@@ -72,7 +90,7 @@ def measure(rows: Rows, curves: Sequence[CubicBSpline], *, tolerance: float = 1e
     if n_open:
         warnings.warn(
             f"the lengths of {n_open} of {n_pairs} pairs did not reach the relative tolerance "
-            f"{tolerance} with the finest rule",
+            f"{float(tolerance.min()):g} with the finest rule",
             stacklevel=3,
         )
     return result
@@ -93,7 +111,7 @@ def _measure_by_chords(
     rows: Rows,
     curves: Sequence[CubicBSpline],
     pairs: Tensor,
-    tolerance: float,
+    tolerance: Tensor,
     result: Measured,
 ) -> tuple[int, Tensor]:
     """Fill in the chosen pairs; return how many did not agree, and which chords are too short."""
@@ -109,7 +127,7 @@ def _measure_by_chords(
     # rounding of F, taken as a few units in the last place, must not lengthen the chords
     size = chords.squares(torch.zeros_like(values[..., :1, :]), values).double().mean(2)
     eps = torch.finfo(values.dtype).eps
-    shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance
+    shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance[pairs]
     too_short: list[Tensor] = []
     coarse: tuple[Tensor, Tensor] | None = None
     while pairs.numel():
@@ -122,11 +140,20 @@ def _measure_by_chords(
         if coarse is not None:
             # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
             length, energy = ((4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True))
+            lacking, noise, kinked = _lacking(chords, values, squares.sqrt())
+            length = torch.where(kinked, fine[0] + lacking, length)
+            energy = torch.where(kinked, fine[1], energy)
             change = (length - result.length[:, pairs]).abs()
             # two values may agree by accident: the extrapolation must be a small one too
             moved = fine[0] - coarse[0]
-            limit = _TRUSTED_EXTRAPOLATION * max(tolerance, 1e-4)
-            agreed = (change <= tolerance * length) & (moved <= limit * length)
+            allowed = tolerance[pairs]
+            limit = _TRUSTED_EXTRAPOLATION * allowed.clamp_min(1e-4)
+            agreed = (change <= allowed * length) & (moved <= limit * length)
+            if n >= _KINKED_CHORDS:
+                close = (change <= _KINKED_CHANGE * allowed * length) & (
+                    noise <= _KINKED_NOISE * allowed * length
+                )
+                agreed |= kinked & close
             leaving |= (agreed | hopeless).all(0)
             result.length[:, pairs] = length
             result.energy[:, pairs] = torch.maximum(energy, 0.5 * length.square())
@@ -144,11 +171,61 @@ def _measure_by_chords(
     return pairs.numel(), torch.cat(too_short)
 
 
+def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what N chords lack where there are kinks, its noise, and whether chords show kinks.
+
+    Let h be the distance of nodes. A kink makes the chord over it too short by h s (1 - s) k, s its
+    place in the interval, in the mean over s by h k / 6; smooth bending makes chords too short by
+    h^2 b in all. Chords over m intervals, in the mean over where they begin, so lack more than the
+    fine ones by (m - 1) h k / 6 + (m^2 - 1) h^2 b. Both parts are fitted, by least squares, to what
+    m = 2, 3, 4 lack. The places s are chance: by how much lengths change with where the longer
+    chords begin, the fine ones may be off, in proportion to m.
+
+    Parameters
+    ----------
+    chords
+        The chords.
+    values
+        Outputs along the curves, (C, A, N + 1, D).
+    lengths
+        Of the chords between them, (C, A, N).
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
+        Shape (C, A) each, float64 and, the last, boolean.
+    """
+    n = lengths.shape[2]
+    fine = lengths.sum(2)
+    strided = {}
+    per_interval, variances = [], []
+    for m in (2, 3, 4):
+        sums = []
+        for begin in range(m):
+            nodes = torch.tensor([0, *range(begin or m, n, m), n], device=values.device)
+            every = values[:, :, nodes]
+            between = chords.squares(every[:, :, :-1], every[:, :, 1:]).double()
+            sums.append(between.sqrt().sum(2))
+        strided[m] = sums[0]
+        every_sum = torch.stack(sums)
+        per_interval.append((fine - every_sum.mean(0)) / (m - 1))
+        variances.append(every_sum.var(0) / m**2)
+    # (fine - strided) / (m - 1) = kinks + (m + 1) bent
+    first, _, last = per_interval
+    mean = torch.stack(per_interval).mean(0)
+    bent = 0.5 * (last - first)
+    kinks = mean - 4.0 * bent
+    alone = sum((m + 1) * part for m, part in zip((2, 3, 4), per_interval, strict=True)) / 50.0
+    lacking = torch.where(kinks < 0, alone, torch.where(bent < 0, mean, kinks + bent))
+    order = torch.log2((strided[2] - strided[4]) / (fine - strided[2]))
+    return lacking, torch.stack(variances).mean(0).sqrt(), order < _SMOOTH_ORDER
+
+
 def _measure_by_speed(
     rows: Rows,
     curves: Sequence[CubicBSpline],
     pairs: Tensor,
-    tolerance: float,
+    tolerance: Tensor,
     result: Measured,
 ) -> int:
     """Fill in the chosen pairs; return how many did not agree."""
@@ -167,7 +244,7 @@ def _measure_by_speed(
         length = (squares.sqrt() * weights).sum(2)
         # a NaN change is the first value's; a length that is not finite will not get better
         change = (length - result.length[:, pairs]).abs()
-        settled = ((change <= tolerance * length) | ~length.isfinite()).all(0)
+        settled = ((change <= tolerance[pairs] * length) | ~length.isfinite()).all(0)
         result.length[:, pairs] = length
         result.energy[:, pairs] = 0.5 * (squares * weights).sum(2)
         pairs = pairs[~settled]

@@ -35,6 +35,7 @@ class Status(StatusEnum):
     STALLED = 5
     NON_FINITE = 6
     INDEFINITE_METRIC = 7
+    ROUGH = 8
 
     @property
     def explanation(self) -> str:
@@ -63,6 +64,10 @@ _EXPLANATIONS = {
     Status.NON_FINITE: (
         "The metric is NaN or infinite on the way between the end points; the straight line is "
         "returned where no finite curve was found."
+    ),
+    Status.ROUGH: (
+        "The decoder has kinks on the way, and the last level of control points gained little, "
+        "half of what is predicted to be left; more of them cost more than they gain."
     ),
     Status.INDEFINITE_METRIC: (
         "The metric has a negative direction on the way between the end points, where lengths mean "

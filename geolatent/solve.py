@@ -28,6 +28,8 @@ from geolatent.solvers.problem import Callback, Problem, Progress, Solver, short
 _PATH_CONTROL_POINTS = 24
 # outputs closer together than this many roundings have chords too short to tell energies
 _RESOLVED = 2.0**14
+# of reported lengths: the least that is taken for granted, and the most that is made of it
+_LENGTH_TOLERANCE, _ROUGHEST_LENGTH = 1e-4, 3e-3
 # curves whose lengths differ relatively by less are taken for one
 _SAME_LENGTH = 1e-3
 
@@ -40,7 +42,7 @@ def solve_geodesic(
     solver: Solver | None = None,
     *,
     initial: LatentGraph | CubicBSpline | Tensor | None = None,
-    length_tolerance: float = 1e-4,
+    length_tolerance: float | None = None,
     max_rows: int | None = None,
     callback: Callback | None = None,
 ) -> GeodesicSolution:
@@ -64,7 +66,8 @@ def solve_geodesic(
         straight line, of which the shorter result is kept. Curves: `CubicBSpline`, batch 1 or B.
         Points along curves, (B, T, d) or (T, d), from start to end.
     length_tolerance
-        Relative tolerance of the reported lengths.
+        Relative tolerance of the reported lengths. By default 1e-4, or the solver's tolerance, or a
+        tenth of what is predicted to be left of a pair, whichever is largest.
     max_rows
         Largest number of rows sent through the decoder at once (one pair's nodes at least);
         chosen automatically by default.
@@ -110,7 +113,8 @@ def solve_geodesic(
         raise TypeError(requirement("solver", "a geolatent Solver or None", describe(solver)))
     if callback is not None and not callable(callback):
         raise TypeError(requirement("callback", "callable or None", describe(callback)))
-    length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
+    if length_tolerance is not None:
+        length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
     first, last = check_pairs(start, end, metric.dim)
     if max_rows is not None:
         metric = metric.limited(max_rows)
@@ -264,7 +268,7 @@ def _solve_group(
     ends: Tensor | None,
     solver: Solver,
     starts: list[CubicBSpline],
-    length_tolerance: float,
+    length_tolerance: float | None,
     report: Callable[[float, int, int], None],
     from_line: bool,
 ) -> None:
@@ -282,7 +286,12 @@ def _solve_group(
     line = straight_control_points(solved.start[pairs], solved.end[pairs], knots)
     candidates = [(line, knots), *((found.control_points, found.knots) for found in outcomes)]
     curves = [CubicBSpline.trusted(points.to(solved.dtype), knots) for points, knots in candidates]
-    measured = measure(rows, curves, tolerance=length_tolerance)
+    tolerance: float | Tensor | None = length_tolerance
+    if tolerance is None:
+        left = torch.stack([outcome.predicted_improvement for outcome in outcomes]).amin(0)
+        least = max(_LENGTH_TOLERANCE, solver.tolerance)
+        tolerance = (0.1 * left.nan_to_num(0.0)).clamp(least, max(least, _ROUGHEST_LENGTH))
+    measured = measure(rows, curves, tolerance=tolerance)
 
     # the shortest of the curves, the first of equals; NaN is never shortest
     lengths = measured.length[1:].nan_to_num(torch.inf)

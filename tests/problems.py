@@ -1,5 +1,6 @@
 """Problems with known answers and solvers of stated accuracy, which the tests cross."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,35 @@ def cylinder_distance(a, b):
     # unrolled, the cylinder of radius r is the plane (r angle, height); curves that start from
     # the straight line keep its winding, so the angle is not taken modulo 2 pi
     return ((sheared(a) - sheared(b)) * torch.tensor([1.5, 1.0])).norm(dim=1)
+
+
+class Coupling(nn.Module):
+    """A bijection that scales and shifts half of the codes by a ReLU network of the other half."""
+
+    def __init__(self, d, flipped, generator):
+        super().__init__()
+        self.kept, self.flipped = d // 2, flipped
+        sizes = (self.kept, 32, 32, 2 * (d - self.kept))
+        layers = [nn.Linear(i, j) for i, j in itertools.pairwise(sizes)]
+        for layer in layers:
+            with torch.no_grad():
+                scale = (2 / layer.in_features) ** 0.5
+                layer.weight.copy_(scale * torch.randn(layer.weight.shape, generator=generator))
+                layer.bias.copy_(0.3 * torch.randn(layer.bias.shape, generator=generator))
+        self.network = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+    def forward(self, z):
+        z = z.flip(1) if self.flipped else z
+        kept, moved = z[:, : self.kept], z[:, self.kept :]
+        scale, shift = (0.5 * self.network(kept)).chunk(2, dim=1)
+        return torch.cat([kept, moved * torch.exp(0.5 * scale.tanh()) + shift], dim=1)
+
+
+def coupling_flow(d, layers, seed=0):
+    """A flow with kinks; under its pull-back the distance of codes is that of their images."""
+    generator = torch.Generator().manual_seed(seed)
+    flow = nn.Sequential(*(Coupling(d, k % 2 == 1, generator) for k in range(layers)))
+    return flow.to(torch.get_default_dtype()).requires_grad_(False)
 
 
 def cone(z):

@@ -9,14 +9,12 @@ from torch import Tensor
 
 from geolatent.curves import basis_matrix
 from geolatent.quadrature import composite_rule
-from geolatent.solvers.energy import DiscreteEnergy
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner
+from geolatent.solvers.energy import RIDGE, DiscreteEnergy
+from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner, cholesky
 from geolatent.solvers.problem import Outcome, Problem, Stage
 
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
-DENSE_SIZE = 600
-# of the mean eigenvalue of the metric, added to its diagonal in the preconditioner
-_RIDGE = 0.1
+DENSE_SIZE = 700
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
 # where no Hessians tell of them
 LEAST_STEPS = 2
@@ -43,13 +41,13 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     n = n_control_points
     a, m, d, _ = tensors.shape
     tensors = tensors.double()
-    scale = _RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
+    scale = RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
     eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
     tensors = tensors + scale[:, None, None, None] * eye
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
-    if (n - 2) * d > DENSE_SIZE:
+    if not is_dense(n, d):
         stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
         return Preconditioner.kronecker(stiffness, tensors.mean(1))
     places = torch.arange(m, dtype=t.dtype, device=t.device)
@@ -58,6 +56,11 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
     matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
     return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+
+
+def is_dense(n_control_points: int, dim: int) -> bool:
+    """Whether preconditioners of curves of so many control points are dense matrices."""
+    return (n_control_points - 2) * dim <= DENSE_SIZE
 
 
 class NewtonObjective:
@@ -79,15 +82,16 @@ class NewtonObjective:
         self.flat = flat if energy.gauss_newton else torch.zeros_like(flat)
         self._residual: Tensor | None = None
 
-    def start(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def start(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Evaluate the curves as they came: values, gradients, Hessians, and who is convex."""
         x = self.energy.start
         index = torch.arange(len(x), device=x.device)
         rest, chosen = index[~self.flat], index[self.flat]
         convex = torch.ones_like(self.flat)
         if not chosen.numel():
-            return *self.energy(x, index), convex
-        (a, m) = x.shape
+            value, gradient, hessian = self.energy(x, index)
+            return value, gradient, hessian, convex  # type: ignore[return-value]
+        a, m = x.shape
         value, gradient, hessian = x.new_empty(a), x.new_empty((a, m)), x.new_empty((a, m, m))
         if rest.numel():
             value[rest], gradient[rest], hessian[rest] = self.energy(x[rest], rest)  # type: ignore[assignment]
@@ -162,6 +166,7 @@ def certificate(
     knots: Tensor,
     *,
     flat: Tensor | None = None,
+    rough: Tensor | None = None,
     tensors: Tensor | None = None,
     minimizer: LBFGS | None = None,
 ) -> Certificate:
@@ -178,24 +183,39 @@ def certificate(
     knots
         Knots of the space.
     flat
-        Curves whose whole Hessian is to be evaluated, (A,).
+        Curves whose whole Hessian is to be evaluated, (A,), where Hessians come with the energy.
+    rough
+        Curves whose Gauss-Newton Hessian is to be evaluated, (A,), where it does not come.
     tensors
-        Metric tensors along the curves, (A, M, d, d), for H where no Hessians come with the energy.
+        Metric tensors along the curves, (A, M, d, d), for H where there are no Hessians.
     minimizer
         Settings of the minimiser.
     """
-    flat = torch.zeros_like(energy.pairs, dtype=torch.bool) if flat is None else flat
-    objective = NewtonObjective(energy, flat)
-    value, gradient, hessian, convex = objective.start()
-    if hessian is not None:
-        preconditioner = Preconditioner.dense(hessian)
-    elif tensors is not None:
-        preconditioner = sobolev_preconditioner(knots, energy.points.shape[1], tensors)
-    else:
-        raise RuntimeError("a certificate needs the Hessians of its energy, or metric tensors")
+    none = torch.zeros_like(energy.pairs, dtype=torch.bool)
+    objective = NewtonObjective(energy, none if flat is None else flat)
     minimizer = minimizer or LBFGS()
-    state = minimizer.init(energy.start, value, gradient, preconditioner)
-    return Certificate(energy.pairs, objective, minimizer, state, convex)
+    if energy.gauss_newton:
+        value, gradient, hessian, convex = objective.start()
+        preconditioner = Preconditioner.dense(hessian)
+        state = minimizer.init(energy.start, value, gradient, preconditioner)
+        return Certificate(energy.pairs, objective, minimizer, state, convex)
+    if tensors is None:
+        raise RuntimeError("a certificate needs the Hessians of its energy, or metric tensors")
+    n, d = energy.points.shape[1:]
+    known = rough if rough is not None and energy.renewable and is_dense(n, d) else none
+    x, index = energy.start, torch.arange(len(energy.pairs), device=energy.pairs.device)
+    value, gradient = torch.empty_like(x[:, 0]), torch.empty_like(x)
+    plain = index[~known]
+    if plain.numel():
+        value[plain], gradient[plain], _ = energy(x[plain], plain)
+    preconditioner = sobolev_preconditioner(knots, n, tensors)
+    if known.any():
+        found = energy.with_hessian(x[known], index[known])
+        value[known], gradient[known] = found[:2]
+        factor = preconditioner.factor.index_copy(0, index[known], cholesky(found[2]))
+        preconditioner = Preconditioner(factor)
+    state = minimizer.init(x, value, gradient, preconditioner)
+    return Certificate(energy.pairs, objective, minimizer, state, ~none)
 
 
 class Proof(Stage):

@@ -254,6 +254,20 @@ class LBFGS:
             newton_decrement=torch.where(accepted, decrement, state.newton_decrement),
         )
 
+    def renew(self, state: LBFGSState, chosen: Tensor, hessian: Tensor) -> LBFGSState:
+        """Give the chosen problems (A,) new dense Hessians; they go on from where they are."""
+        place = chosen.nonzero().squeeze(1)
+        factor = state.preconditioner.factor.index_copy(0, place, cholesky(hessian))
+        state = replace(state, preconditioner=Preconditioner(factor))
+        direction, decrement = self._direction(state)
+        direction = torch.where(chosen[:, None], direction, state.direction)
+        return replace(
+            state,
+            direction=direction,
+            slope=(direction * state.gradient).sum(1),
+            newton_decrement=torch.where(chosen, decrement, state.newton_decrement),
+        )
+
     def stalled(self, state: LBFGSState) -> Tensor:
         """Return which problems found no decrease along their direction, (A,)."""
         return state.rejections >= self.max_rejections

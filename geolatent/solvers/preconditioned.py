@@ -29,6 +29,14 @@ from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
 _FAIR_STEPS = 20
+# steps after which a level's preconditioner is renewed, and, on a decoder with kinks, is left
+_RENEWED, _ROUGH_STEPS = 6, 16
+# chords that converge with a lower order cross kinks; so many of them can tell
+_SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
+# and so many allow to end for it: in up to three dimensions, where levels are cheap, more
+_ENDING_CHORDS, _ENDING_CHORDS_IN_FEW = 32, 96
+# predicted to be left where a pair ends for kinks, in units of what its last level gained
+_ROUGH_LEFT = 2.0
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
 _MANY_STEPS, _ROUGH_RATIO = 4, 1.5
@@ -46,6 +54,13 @@ class PreconditionedSolver(Solver):
     the minimiser put it to the proof: what they gain, and what is predicted after them, must be at
     most ``tolerance`` too.
 
+    A decoder with kinks (ReLU) shows by its chords, whose lengths converge with the first order in
+    the distance of nodes instead of the second. There every level gains about half of what the one
+    before gained, and the tolerance may be out of reach at any price. A pair that has met kinks
+    takes Gauss-Newton Hessians, d rows a node, at the beginning of its levels and on the way, and
+    ends with the status ``ROUGH`` where a level gained at most ``rough_tolerance``; twice that gain
+    is what is predicted to be left.
+
     Parameters
     ----------
     tolerance
@@ -61,6 +76,9 @@ class PreconditionedSolver(Solver):
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
         keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
+    rough_tolerance
+        Relative gain in length of a level after which a pair that has met kinks ends; 0 goes on to
+        the largest number of control points.
     level_reduction
         A level is left when the predicted improvement has fallen by this factor.
     max_iterations
@@ -75,6 +93,7 @@ class PreconditionedSolver(Solver):
     nodes_per_span: int | None = None
     max_nodes: int = 32
     metric_points: tuple[int, ...] = (4, 6)
+    rough_tolerance: float = 0.02
     level_reduction: float = 0.05
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
@@ -92,6 +111,7 @@ class PreconditionedSolver(Solver):
             raise ValueError(requirement("metric_points", "at least one number", "()"))
         for number in self.metric_points:
             check_integer("metric_points", number)
+        check_number("rough_tolerance", self.rough_tolerance, at_least=0.0)
         check_number("level_reduction", self.level_reduction, above=0.0, at_most=1.0)
         check_integer("max_iterations", self.max_iterations)
         if not isinstance(self.minimizer, LBFGS):
@@ -123,6 +143,7 @@ class PreconditionedSolver(Solver):
                 energy,
                 knots,
                 flat=lessons.flat[pairs],
+                rough=lessons.rough[pairs],
                 tensors=tensors,
                 minimizer=self.minimizer,
             )
@@ -177,17 +198,20 @@ class _Lessons:
         Whether there was a level, and the energy was convex where it began.
     flat
         Whether a valley was found that is nearly flat in some direction.
+    rough
+        Whether kinks were met.
     """
 
     gain_ratio: Tensor
     unseen: Tensor
     trusted: Tensor
     flat: Tensor
+    rough: Tensor
 
     @classmethod
     def none(cls, outcome: Outcome) -> _Lessons:
         none = torch.zeros_like(outcome.going)
-        return cls(none.double() + 1.0, none.double(), none, none.clone())
+        return cls(none.double() + 1.0, none.double(), none, none.clone(), none.clone())
 
 
 class _Descent(Stage):
@@ -238,17 +262,53 @@ class _Descent(Stage):
         enough = self.energy.gauss_newton | (self.steps[index] >= LEAST_STEPS)
         reached = enough & (predicted <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
+        rough = self._rough(index)
+        enough = rough & (self.steps[index] >= _ROUGH_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
-        leaving = reached | stalled | spent
+        leaving = reached | stalled | spent | enough
         if not leaving.any():
+            self._renew()
             return
         # a level that had many steps and has not come to its goal shows what is to be had
         exhausted = stalled | (spent & (self.steps[index] >= _FAIR_STEPS))
         promised = self.found.predicted[index]
-        ratio = _gain_ratio(gained(self.found, state), promised, predicted, exhausted)
+        got = gained(self.found, state)
+        ratio = _gain_ratio(got, promised, predicted, exhausted)
         end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
         self._leave(state.select(leaving), end[leaving], ratio[leaving])
+        self.lessons.rough[pairs[leaving & rough]] = True
+        few = self.energy.gauss_newton
+        telling = self.n_chords >= (_ENDING_CHORDS_IN_FEW if few else _ENDING_CHORDS)
+        done = leaving & rough & telling & (got <= solver.rough_tolerance)
+        # were every level to gain half of what the one before did, as much would be left
+        outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
+        outcome.end(pairs[done], Status.ROUGH)
         self.state = state.select(~leaving)
+        self._renew()
+
+    def _rough(self, index: Tensor) -> Tensor:
+        """Return which curves have met kinks, by the order at which their chords converge."""
+        low = self.energy.order[index] < _SMOOTH_ORDER
+        return low & (self.n_chords >= _TELLING_CHORDS)
+
+    @property
+    def n_chords(self) -> int:
+        """Chords along each curve."""
+        return self.energy.basis.shape[0] + 1
+
+    def _renew(self) -> None:
+        """Give the pairs that have taken many steps the Gauss-Newton Hessians of where they are."""
+        state, energy = self.state, self.energy
+        if not energy.renewable or state.preconditioner.shared is not None:
+            return
+        # few chords tell of kinks only where these are dense
+        low = energy.order[state.index] < (
+            _SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0
+        )
+        due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
+        if due.any():
+            hessian = energy.with_hessian(state.x[due], state.index[due])[2]
+            self.state = self.solver.minimizer.renew(state, due, hessian)
 
     def _leave(self, state: LBFGSState, status: Tensor, ratio: Tensor) -> None:
         """Store the curves of pairs that leave, and what the level tells of their next one."""

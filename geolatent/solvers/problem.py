@@ -203,7 +203,15 @@ class Stage(ABC):
 
 
 class Solver(ABC):
-    """A way to shorten curves. Subclasses are frozen dataclasses of their settings."""
+    """A way to shorten curves. Subclasses are frozen dataclasses of their settings.
+
+    Attributes
+    ----------
+    tolerance
+        Predicted relative improvement in length at which a pair has converged.
+    """
+
+    tolerance: float = 0.0
 
     @abstractmethod
     def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
