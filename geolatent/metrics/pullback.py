@@ -75,7 +75,13 @@ class PullbackMetric(_ImmersedMetric):
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of the decoder's output, or of the features' where it is larger."""
-        return max(self.decoder.width(z), self.immersion.width(z))
+        width = self.decoder.width(z)
+        if self.features is None:
+            return width
+        # the check calls both maps, but not the one that they make together
+        if self.features.is_known:
+            return max(width, self.features.output_shape.numel())
+        return max(width, self.immersion.width(z))
 
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
