@@ -30,7 +30,9 @@ _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
 _FAIR_STEPS = 20
 # steps after which a level's preconditioner is renewed, and, on a decoder with kinks, is left
-_RENEWED, _ROUGH_STEPS = 6, 16
+_RENEWED, _ROUGH_STEPS = 8, 16
+# by which the predicted improvement has fallen at the end of a level there, at least
+_ROUGH_REDUCTION = 0.1
 # chords that converge with a lower order cross kinks; so many of them can tell
 _SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
 # and so many allow to end for it: in up to three dimensions, where levels are cheap, more
@@ -93,7 +95,7 @@ class PreconditionedSolver(Solver):
     nodes_per_span: int | None = None
     max_nodes: int = 32
     metric_points: tuple[int, ...] = (4, 6)
-    rough_tolerance: float = 0.02
+    rough_tolerance: float = 0.025
     level_reduction: float = 0.05
     max_iterations: int = 200
     minimizer: LBFGS = field(default_factory=LBFGS)
@@ -243,7 +245,10 @@ class _Descent(Stage):
         self.steps[proof.refuted.index] = proof.steps
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
         if not last:
-            reduced = solver.level_reduction * found.predicted
+            least = torch.full_like(found.predicted, solver.level_reduction)
+            rough = lessons.rough[found.pairs]
+            reduction = torch.where(rough, least.clamp_min(_ROUGH_REDUCTION), least)
+            reduced = reduction * found.predicted
             self.goal = torch.maximum(self.goal, reduced)
 
     @property
