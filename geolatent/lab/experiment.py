@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -36,12 +36,7 @@ from geolatent.lab.costs import Cost
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.printing import make_console, print_files
 from geolatent.lab.run import Run, RunFolder
-from geolatent.lab.setup import (
-    Dataset,
-    make_device,
-    make_features,
-    make_model,
-)
+from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.metrics.base import Metric
 from geolatent.solvers.problem import Solver
 
@@ -159,6 +154,18 @@ class Experiment(ABC):
             resume=options if self.resumes else None,
         )
 
+    def take_folder(self, options: Mapping[str, Any]) -> RunFolder:
+        """Take the folder for the results of options, or a sweep of them."""
+        return RunFolder.create(
+            self.out,
+            self.command,
+            options,
+            seed=self.seed,
+            device=self.place,
+            overwrite=self.overwrite,
+            resume=self.resumes,
+        )
+
     def run(self) -> Run:
         """Do the work, store the results, and print and draw them."""
         began = time.perf_counter()
@@ -166,15 +173,7 @@ class Experiment(ABC):
         self.check()
         self.prepare()
         console = make_console()
-        with RunFolder.create(
-            self.out,
-            self.command,
-            self.options,
-            seed=self.seed,
-            device=self.place,
-            overwrite=self.overwrite,
-            resume=self.resumes,
-        ) as folder:
+        with self.take_folder(self.options) as folder:
             summary, arrays = self.work(folder, console)
             seconds = round(time.perf_counter() - began, 1)
             run = folder.finish({**summary, "seconds": seconds}, arrays)
@@ -227,10 +226,6 @@ class ModelExperiment(Experiment):
     def encoded(self) -> Tensor:
         """Codes of the images, (n, d)."""
         return self.codec.encode(self.dataset.chosen[0])
-
-    def at(self, out: Path) -> Self:
-        """Return the same work with another folder, whose results are not replaced."""
-        return replace(self, out=out, overwrite=False)
 
 
 @dataclass(frozen=True, kw_only=True)

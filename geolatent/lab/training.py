@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from geolatent.checks import check_tensor, describe, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import TrainingOptions
-from geolatent.lab.console import make_console, work_progress
+from geolatent.lab.printing import make_console, work_progress
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.vae import VAE
@@ -398,11 +398,6 @@ def fit_model(
     -------
     TrainingRecord
         The losses.
-
-    Raises
-    ------
-    ValueError
-        See `check_training`.
 
     References
     ----------
