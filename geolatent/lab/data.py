@@ -135,11 +135,6 @@ def digits(split: str = "train") -> tuple[Tensor, Tensor]:
     labels : Tensor (n,), int64
         The digit that was written, 0 to 9.
 
-    Raises
-    ------
-    ValueError
-        If ``split`` is none of the three names.
-
     References
     ----------
     E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
@@ -379,11 +374,6 @@ def select(
     -------
     Tensor (m,), int64
         Row numbers, increasing.
-
-    Raises
-    ------
-    ValueError
-        If a chosen class is not among the labels, or has too few rows.
 
     Examples
     --------

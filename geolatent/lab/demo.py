@@ -68,11 +68,6 @@ def digit_pairs(n_pairs: int, seed: int = 0) -> DigitPairs:
         Number of pairs; no image is used twice, so at most half the test images.
     seed
         Seed of the choice.
-
-    Raises
-    ------
-    ValueError
-        Where there are not enough images.
     """
     check_integer("n_pairs", n_pairs)
     check_integer("seed", seed, minimum=0)
@@ -194,7 +189,7 @@ def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
     for curve in (lines, solution.curve[:shown]):
         with torch.no_grad():
             mean = pairs.model.decode_mean(curve(t).flatten(0, 1))
-        images.append(mean.reshape(shown, len(t), 8, 8).numpy())
+        images.append(mean.reshape(shown, len(t), 1, 8, 8).numpy())
     titles = [
         f"{pairs.labels[i, 0]} to {pairs.labels[i, 1]}: "
         f"{100 * solution.relative_improvement[i]:.1f} % shorter "
@@ -202,7 +197,7 @@ def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
         for i in range(shown)
     ]
     strips = {"straight": images[0], "geodesic": images[1]}
-    return plotting.image_strips(strips, titles, (-1.0, 1.0))
+    return plotting.image_strips(strips, titles)
 
 
 def _plane(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:

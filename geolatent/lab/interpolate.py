@@ -240,12 +240,10 @@ class Interpolate(SourceExperiment):
         frames = run.arrays["frames"].astype(np.float64)
         groups = groups_of(run.pairs, "metric")
         first, sequences = next(iter(groups.values())), ["straight", "slerp", *groups]
-        strips = {
-            name: plotting.grey_or_colour(frames[:, place]) for place, name in enumerate(sequences)
-        }
+        strips = {name: frames[:, place] for place, name in enumerate(sequences)}
         titles = [_title(pair, first, groups) for pair in range(len(frames))]
         drawn = {
-            "strips": plotting.image_strips(strips, titles, (-1.0, 1.0)),
+            "strips": plotting.image_strips(strips, titles),
             "correlations": plotting.correlation_matrices(
                 run.arrays["correlations"][:_MATRICES].astype(np.float64),
                 sequences,

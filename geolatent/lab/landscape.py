@@ -85,11 +85,6 @@ def measure_grid(
     dict
         ``first`` and ``second``, the values of z_1 (columns) and z_2 (rows) of the grid, (R,) each,
         and what `measure_plane` gives, (R, R, ...); in float64.
-
-    Raises
-    ------
-    ValueError
-        If the corners are not in order or not of the plane.
     """
     check_integer("resolution", resolution, minimum=2)
     for name, corner in (("low", low), ("high", high)):

@@ -32,11 +32,6 @@ class LatentModel:
     latent_dim
         Latent dimension d; by default the module's attribute of that name.
 
-    Raises
-    ------
-    ValueError
-        If the module has no such decoder, or the latent dimension is unknown.
-
     Examples
     --------
     >>> from geolatent import data, models
@@ -80,13 +75,7 @@ class LatentModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the (mean) codes of images, (n, channels, height, width) -> (n, d).
-
-        Raises
-        ------
-        ValueError
-            If the model has no encoder, or the images are not of its shape.
-        """
+        """Return the (mean) codes of images, (n, channels, height, width) -> (n, d)."""
         method = self._method("encoder", self.encoder)
         shape = getattr(self.module, "image_shape", None)
         if shape is not None and tuple(images.shape[1:]) != tuple(shape):

@@ -36,11 +36,6 @@ def check_memory(name: str, value: object, n_bytes: int) -> None:
     n_bytes
         What it takes at least.
 
-    Raises
-    ------
-    ValueError
-        If that is too much; the message tells how much it takes, and how much there is.
-
     Examples
     --------
     >>> check_memory("n_pairs", 10, 80)

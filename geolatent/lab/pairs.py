@@ -92,13 +92,7 @@ def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> 
 
 
 def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
-    """Draw pairs of images, none of them twice, as row numbers (B, 2).
-
-    Raises
-    ------
-    ValueError
-        Where there are fewer than two images for each pair.
-    """
+    """Draw pairs of images, none of them twice, as row numbers (B, 2)."""
     check_integer("n_pairs", n_pairs)
     if 2 * n_pairs > n_images:
         required = f"at most {n_images // 2}, the pairs that {n_images} images give"
@@ -287,11 +281,6 @@ class Shards:
         Pairs of a shard, which are solved together.
     complete
         What adds columns that need all cases of a shard; None for nothing.
-
-    Raises
-    ------
-    ValueError
-        Where the cases differ in their number of pairs, or a number is out of its range.
 
     Examples
     --------

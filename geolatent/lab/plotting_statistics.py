@@ -13,23 +13,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from geolatent.lab.plotting import COLORS, Array
+from geolatent.lab.plotting import COLORS, LINES, RASTERIZED, UNKNOWN, Array, label_plane, panel
 
 # of classes and clusters: Paul Tol's "muted", told apart by all eyes with the help of the markers
 _CLASS_COLORS = (
-    "#332288",
-    "#e08214",
-    "#117733",
-    "#cc6677",
-    "#88ccee",
-    "#882255",
-    "#ddcc77",
-    "#44aa99",
-    "#666666",
-    "#aa4499",
+    *("#332288", "#e08214", "#117733", "#cc6677", "#88ccee"),
+    *("#882255", "#ddcc77", "#44aa99", "#666666", "#aa4499"),
 )
 _MARKERS = "osD^vP<X>*"
-_LINES = ("-", "--", "-.", ":")
 
 
 def scatter_classes(
@@ -40,17 +31,15 @@ def scatter_classes(
         color = _CLASS_COLORS[int(label) % len(_CLASS_COLORS)]
         # after ten classes colours begin again, with other markers
         shift = int(label) // len(_CLASS_COLORS)
-        one = codes[labels == label]
         axes.scatter(
-            one[:, 0],
-            one[:, 1],
+            *codes[labels == label].T,
             s=size,
             color=color,
             marker=_MARKERS[(int(label) + 3 * shift) % len(_MARKERS)],
             alpha=alpha,
             linewidths=0,
             label=str(label),
-            rasterized=len(codes) > 3000,
+            rasterized=len(codes) > RASTERIZED,
         )
 
 
@@ -72,7 +61,7 @@ def distance_matrices(
     starts = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
     names = [str(label) for label in labels[np.ceil(starts[:-1]).astype(int)]]
     for axes, (name, (matrix, unit)) in zip(panels, matrices.items(), strict=True):
-        axes.set_facecolor("#c8c8c8")  # where a distance is not known
+        axes.set_facecolor(UNKNOWN)
         shown = np.where(np.isfinite(matrix), matrix, np.nan)
         image = axes.imshow(shown, cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02).set_label(f"distance ({unit})")
@@ -212,15 +201,13 @@ def cluster_maps(
 
 def scores_by_seed(scores: Mapping[str, Array], quantity: str) -> Figure:
     """Draw a score of several methods, a point for each seed and a line at the mean."""
-    figure = Figure(figsize=(2.2 * len(scores) + 1.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(2.2 * len(scores) + 1.4, 4.0)
     for place, values in enumerate(scores.values()):
         spread = np.linspace(-0.12, 0.12, len(values))
         color = COLORS[place % len(COLORS)]
-        label = "one seed" if place == 0 else None
-        axes.scatter(place + spread, values, s=26, color=color, label=label)
-        label = "mean" if place == 0 else ""
-        axes.hlines(values.mean(), place - 0.25, place + 0.25, color=color, lw=2, label=label)
+        one, mean = ("one seed", "mean") if place == 0 else (None, "")
+        axes.scatter(place + spread, values, s=26, color=color, label=one)
+        axes.hlines(values.mean(), place - 0.25, place + 0.25, color=color, lw=2, label=mean)
         text = f"{values.mean():.3f}"
         axes.annotate(
             text, (place + 0.25, values.mean()), (4, 0), textcoords="offset points", va="center"
@@ -236,37 +223,36 @@ def scores_by_seed(scores: Mapping[str, Array], quantity: str) -> Figure:
     return figure
 
 
+def _style(number: int) -> tuple[str, str]:
+    """Return colour and line of a walk; lines differ where colours begin again."""
+    return COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
+
+
 def walks_in_the_plane(codes: Array, labels: NDArray[np.int64], walks: Array) -> Figure:
     """Draw walks (B, T, 2) through a 2-d latent space with the codes of the data, (n, 2).
 
     A dot is where a walk starts, a cross where one ends before its last step.
     """
-    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(7.6, 6.0)
     scatter_classes(axes, codes, labels, size=9, alpha=0.6)
     points, names = axes.get_legend_handles_labels()
     lines = []
     for number, walk in enumerate(walks):
-        color, style = COLORS[number % len(COLORS)], _LINES[number // len(COLORS) % len(_LINES)]
+        color, style = _style(number)
         axes.plot(*walk.T, color="white", lw=2.8)
         lines += axes.plot(*walk.T, style, color=color, lw=1.5, label=f"walk {number + 1}")
-        axes.scatter(walk[0, 0], walk[0, 1], color=color, edgecolors="black", s=45, zorder=5)
+        axes.scatter(*walk[0], color=color, edgecolors="black", s=45, zorder=5)
         known = np.isfinite(walk).all(1)
         if known[0] and not known[-1]:
             last = walk[known.sum() - 1]
-            axes.scatter(
-                last[0], last[1], marker="X", color=color, edgecolors="black", s=70, zorder=5
-            )
-    start = Line2D([], [], ls="", marker="o", color="0.6", markeredgecolor="black", label="start")
-    end = Line2D([], [], ls="", marker="X", color="0.6", markeredgecolor="black", label="ended")
-    ended = bool(np.isnan(walks).any())
-    handles = [*lines, start, *([end] if ended else [])]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+            axes.scatter(*last, marker="X", color=color, edgecolors="black", s=70, zorder=5)
+    for marker, name in [("o", "start"), ("X", "ended")][: 1 + int(np.isnan(walks).any())]:
+        form = {"ls": "", "marker": marker, "color": "0.6", "markeredgecolor": "black"}
+        lines.append(Line2D([], [], label=name, **form))
+    figure.legend(handles=lines, loc="outside right upper", fontsize=9)
     beside = {"title": "class", "fontsize": 9, "markerscale": 1.5}
     figure.legend(points, names, loc="outside right lower", **beside)
-    axes.set_xlabel("latent coordinate $z_1$")
-    axes.set_ylabel("latent coordinate $z_2$")
-    axes.set_aspect("equal")
+    label_plane(axes)
     return figure
 
 
@@ -299,8 +285,8 @@ def walk_curves(
             axes.axhspan(low, high, color="#dddddd", label="prior:\nmean ± std")
         for number, row in enumerate(values):
             label = names[number] if number < len(names) else None
-            style = _LINES[number // len(COLORS) % len(_LINES)]
-            axes.plot(place, row, style, color=COLORS[number % len(COLORS)], lw=1.3, label=label)
+            color, style = _style(number)
+            axes.plot(place, row, style, color=color, lw=1.3, label=label)
         axes.set_ylabel(name.replace(" (", "\n("), fontsize=9)
         axes.set_xlim(place[0], place[-1])
         axes.grid(alpha=0.3)

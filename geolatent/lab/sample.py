@@ -40,11 +40,6 @@ def png_bytes(image: Tensor) -> bytes:
     image
         (1 or 3, height, width).
 
-    Raises
-    ------
-    ValueError
-        If the image has another shape or is not finite.
-
     Examples
     --------
     >>> png_bytes(torch.zeros(1, 8, 8))[1:4]
@@ -145,5 +140,4 @@ class Sample(ModelExperiment):
         """Draw the figures of a run from what it stored."""
         if "samples" not in run.arrays:
             return {}
-        images = plotting.grey_or_colour(run.arrays["samples"].astype(np.float64))
-        return {"samples": plotting.image_grid(images, (-1.0, 1.0))}
+        return {"samples": plotting.image_grid(run.arrays["samples"].astype(np.float64))}

@@ -27,13 +27,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def make_device(name: str) -> torch.device:
-    """Return a device by its name; "auto" is a CUDA device where there is one, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device.
-    """
+    """Return a device by its name; "auto" is a CUDA device where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -122,11 +116,6 @@ class Dataset:
         -------
         tuple
             The classifier, and its accuracy on the last fifth.
-
-        Raises
-        ------
-        ValueError
-            If the images have no labels.
         """
         images, labels = self.training
         if labels is None:
@@ -195,13 +184,7 @@ def make_features(
 
 
 def initial_kind(options: InitialOptions, dim: int) -> str:
-    """Return where curves start in a latent space: "straight", "lattice" or "codes".
-
-    Raises
-    ------
-    ValueError
-        If a lattice is asked for in more than three dimensions.
-    """
+    """Return where curves start in a latent space: "straight", "lattice" or "codes"."""
     if options.kind == "auto":
         return "lattice" if dim == 2 else "straight"
     if options.kind == "lattice" and dim > 3:
@@ -233,11 +216,6 @@ def make_initial(
         The pairs, all of which the lattice is to hold.
     seed
         Seed of the jitter of a graph of codes.
-
-    Raises
-    ------
-    ValueError
-        If a lattice is asked for in more than three dimensions.
     """
     kind = initial_kind(options, model.dim)
     if kind == "straight":

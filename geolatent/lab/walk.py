@@ -272,7 +272,7 @@ class Walk(MetricExperiment):
         prior = summary["prior_norm"]
         names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
         place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
-        frames = plotting.grey_or_colour(arrays["images"].astype(float))
+        frames = arrays["images"].astype(float)
         # as `along_walks` chooses them
         shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
         strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
@@ -288,7 +288,7 @@ class Walk(MetricExperiment):
                 place, place_name, arrays["outputs"].astype(float), "pixel values"
             ),
             "images": plotting.image_strips(
-                strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
+                strips, ["decoded along the walks"], place[shown], place_name
             ),
         }
         if arrays["walks"].shape[2] == 2:
