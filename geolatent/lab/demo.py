@@ -15,9 +15,11 @@ from torch import Tensor
 from geolatent import models
 from geolatent.checks import check_integer, requirement
 from geolatent.curves import CubicBSpline
+from geolatent.geometry.volume import magnification_factor
 from geolatent.graph import LatentGraph
 from geolatent.lab import data, plotting
 from geolatent.lab.config import Formats, check_formats
+from geolatent.lab.measures import plane_grid
 from geolatent.lab.printing import make_console, make_table, print_files, working
 from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.solution import GeodesicSolution
@@ -201,18 +203,11 @@ def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
 
 
 def _plane(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
-    low, high = pairs.bounds
-    axes = [
-        torch.linspace(float(a), float(b), 201, dtype=torch.float64)
-        for a, b in zip(low, high, strict=True)
-    ]
-    grid = torch.cartesian_prod(*axes)
-    with torch.no_grad():
-        tensors = torch.cat([pairs.metric.tensor(part) for part in grid.split(8192)])
-    factor = torch.linalg.det(tensors).clamp_min(0.0).sqrt().reshape(201, 201).T
+    first, second, grid = plane_grid(*pairs.bounds, 201, torch.float64)
+    factor = magnification_factor(pairs.metric, grid).reshape(201, 201)
     t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     return plotting.latent_plane(
-        (axes[0].numpy(), axes[1].numpy()),
+        (first.numpy(), second.numpy()),
         factor.numpy(),
         pairs.codes.numpy(),
         pairs.classes.numpy().astype(np.int64),

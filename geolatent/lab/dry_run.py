@@ -23,19 +23,9 @@ _OVERHEAD = 2e-5
 
 
 def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
-    """Print what an experiment would do and what it would cost; nothing is written.
+    """Print what an experiment, or a sweep of it, would do and what it would cost.
 
-    Parameters
-    ----------
-    experiment
-        The experiment.
-    sweep
-        Options of which every combination would be run.
-
-    Raises
-    ------
-    FileNotFoundError, FileExistsError, ValueError
-        Where the experiment itself would not begin.
+    Nothing is written. It raises what the experiment would before it begins.
     """
     config = {**experiment.options, "sweep": sweep} if sweep else experiment.options
     # whoever asks for a lock writes it

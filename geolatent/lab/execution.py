@@ -29,13 +29,7 @@ Outcome = tuple[int | None, SolvedPairs | str]
 
 
 def check_executor(executor: Executor) -> None:
-    """Raise where an executor is not installed.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If Ray is asked for and not there.
-    """
+    """Raise where Ray is asked for and not installed."""
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         required = "local, for Ray is not installed (from the checkout: pip install '.[ray]')"
         raise ModuleNotFoundError(requirement("executor", required, executor))

@@ -1,7 +1,7 @@
 """An experiment: a dataclass whose fields are the options of a command, and what all of them do.
 
 To add a command, write a module of this room with a subclass of `ModelExperiment`,
-`MetricExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
+`MetricExperiment`, `GraphExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
 `geolatent.cli.COMMANDS`; `cluster` and `improvement` are examples. What a subclass documents among
 its attributes is the help of its options, also of those that it inherits.
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import geolatent
 from geolatent.checks import check_integer
+from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import (
     DataOptions,
@@ -34,7 +35,7 @@ from geolatent.lab.config import (
 )
 from geolatent.lab.costs import Cost
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.printing import make_console, print_files
+from geolatent.lab.printing import make_console, print_files, working
 from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.metrics.base import Metric
@@ -177,7 +178,7 @@ class Experiment(ABC):
             summary, arrays = self.work(folder, console)
             seconds = round(time.perf_counter() - began, 1)
             run = folder.finish({**summary, "seconds": seconds}, arrays)
-        self.tell(console, run.summary or {})
+        self.tell(console, run.summary)
         drawn = plotting.save_figures(self.figures(run), folder.path, self.format)
         print_files(console, folder.path, drawn)
         return run
@@ -253,8 +254,8 @@ class MetricExperiment(ModelExperiment):
         super().check()
 
     def prepare(self) -> None:
-        """Make the metric, and with it the feature map."""
-        _ = self.pulled_back
+        """Make the metric, and with it the feature map, and encode the images."""
+        _ = self.pulled_back, self.encoded
 
     @cached_property
     def features_made(self) -> tuple[nn.Module | None, float | None]:
@@ -269,6 +270,43 @@ class MetricExperiment(ModelExperiment):
     def pulled_back(self) -> Metric:
         """The metric of the model, with the feature map if there is one."""
         return self.metric_of(self.codec, self.features_made[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphExperiment(MetricExperiment):
+    """Work on a graph of the codes of training images.
+
+    Attributes
+    ----------
+    n_nodes
+        Nodes of the graph of training codes.
+    n_neighbors
+        Neighbours of each node.
+    """
+
+    n_nodes: int = 6000
+    n_neighbors: int = 24
+
+    def check(self) -> None:
+        """Raise where there could be no graph."""
+        check_integer("n_nodes", self.n_nodes, minimum=2)
+        super().check()
+
+    def graph(self, console: Console) -> LatentGraph:
+        """Make the graph."""
+        codes = self.dataset.codes(self.codec)
+        with working(console, "building the graph"):
+            return LatentGraph.from_codes(
+                self.pulled_back,
+                codes,
+                n_nodes=self.n_nodes,
+                n_neighbors=self.n_neighbors,
+                seed=self.seed,
+            )
+
+    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
+        """Return what the graph costs."""
+        return Cost(rows=self.n_nodes)
 
 
 def as_option(value: Any) -> Any:

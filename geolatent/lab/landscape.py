@@ -15,7 +15,7 @@ from geolatent.lab import plotting
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import eigen
+from geolatent.lab.measures import eigen, plane_grid
 from geolatent.lab.memory import check_memory
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
@@ -93,13 +93,8 @@ def measure_grid(
             raise ValueError(requirement(name, "a tensor of shape (2,)", describe(corner)))
     if not bool((high > low).all()):
         raise ValueError(requirement("high", f"above `low`, {low.tolist()}", high.tolist()))
-    first, second = (
-        torch.linspace(float(a), float(b), resolution, dtype=torch.float64)
-        for a, b in zip(low, high, strict=True)
-    )
-    rows, columns = torch.meshgrid(second, first, indexing="ij")
-    grid = torch.stack([columns.flatten(), rows.flatten()], dim=1).to(low)
-    measured = measure_plane(metric, grid).items()
+    first, second, grid = plane_grid(low, high, resolution, torch.float64)
+    measured = measure_plane(metric, grid.to(low)).items()
     shaped = {name: value.unflatten(0, (resolution, resolution)) for name, value in measured}
     return {"first": first, "second": second, **shaped}
 
@@ -140,11 +135,6 @@ class Landscape(MetricExperiment):
             required = "a model with two latent dimensions, which can be drawn"
             raise ValueError(requirement("model", required, f"one with {self.codec.dim}"))
         _ = self.dataset.chosen
-
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.encoded
 
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Measure the metric on the grid and at the codes."""
@@ -189,8 +179,6 @@ class Landscape(MetricExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays:
-            return {}
         arrays = {name: value.astype(float) for name, value in run.arrays.items()}
         return {
             "landscape": plotting.landscape_maps(

@@ -81,11 +81,7 @@ class LatentModel:
         if shape is not None and tuple(images.shape[1:]) != tuple(shape):
             required = f"the model's images, of shape {tuple(shape)}"
             raise ValueError(requirement("data", required, describe(images)))
-        codes = []
-        for part in images.to(self.like).split(_ROWS):
-            code = method(part)
-            codes.append(code[0] if isinstance(code, tuple) else code)
-        result = torch.cat(codes)
+        result = self._means(method, images)
         if result.ndim != 2 or result.shape[1] != self.dim:
             required = f"a method that returns codes of shape (n, {self.dim})"
             raise ValueError(requirement("encoder", required, f"one returning {describe(result)}"))
@@ -94,18 +90,17 @@ class LatentModel:
     @torch.no_grad()
     def images(self, codes: Tensor) -> Tensor:
         """Return the (mean) images of codes, (n, d) -> (n, channels, height, width)."""
-        decode = self._method("decoder", self.decoder)
-        parts = []
-        for part in codes.to(self.like).split(_ROWS):
-            image = decode(part)
-            parts.append(image[0] if isinstance(image, tuple) else image)
-        return torch.cat(parts)
+        return self._means(self._method("decoder", self.decoder), codes)
+
+    def _means(self, method: Callable[..., Any], inputs: Tensor) -> Tensor:
+        found = (method(part) for part in inputs.to(self.like).split(_ROWS))
+        return torch.cat([each[0] if isinstance(each, tuple) else each for each in found])
 
     @property
     def gaussian(self) -> bool:
         """Whether the decoder returns mean and standard deviation."""
         with torch.no_grad():
-            probe = torch.zeros(1, self.dim, dtype=self.like.dtype, device=self.like.device)
+            probe = torch.zeros(1, self.dim).to(self.like)
             return isinstance(self._method("decoder", self.decoder)(probe), tuple)
 
     def metric(

@@ -16,12 +16,12 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
+from geolatent.lab.data import read_arrays
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
-from geolatent.models.checkpoint import read_tensors
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
@@ -57,16 +57,9 @@ class Pairs:
 
 
 def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
-    """Draw both ends of pairs from the prior, N(0, I).
+    """Draw both ends of pairs from the prior, N(0, I), in the dtype and on the device of a tensor.
 
-    Parameters
-    ----------
-    n_pairs, dim
-        Number of pairs and latent dimension.
-    seed
-        Seed; the first pairs of a longer draw are those of a shorter one.
-    like
-        A tensor of the dtype and device that the codes are to have.
+    The first pairs of a longer draw are those of a shorter one.
     """
     check_room(n_pairs, dim)
     codes = draw_normal(n_pairs, 2 * dim, seed, like)
@@ -102,22 +95,10 @@ def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
 
 
 def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, rows: Tensor) -> Pairs:
-    """Encode pairs of images with a model's own encoder.
+    """Encode pairs of images, whose row numbers are (B, 2), with a model's own encoder.
 
-    Parameters
-    ----------
-    model
-        The model.
-    images, labels
-        The images, (n, channels, height, width), and their classes, (n,), where known.
-    rows
-        Row numbers of the pairs, (B, 2).
-
-    Returns
-    -------
-    Pairs
-        With the columns ``start_image`` and ``end_image`` (row numbers), and ``start_label`` and
-        ``end_label`` where labels are given.
+    They have the columns ``start_image`` and ``end_image`` (row numbers), and ``start_label`` and
+    ``end_label`` where classes (n,) are given.
     """
     first, last = rows[:, 0], rows[:, 1]
     columns: dict[str, Any] = {"start_image": first, "end_image": last}
@@ -146,26 +127,14 @@ def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = Non
     ValueError, TypeError
         If it cannot be read, or does not hold finite codes of that shape.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(requirement("codes", "an existing file", file))
-    if file.suffix in (".npy", ".npz"):
-        try:
-            found = np.load(file, allow_pickle=False)
-            arrays = {"codes": found} if file.suffix == ".npy" else dict(found)
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            message = requirement("codes", "a readable file of numbers", file)
-            raise ValueError(f"{message} {error}") from error
-    else:
-        tensors = read_tensors(file)
+    tensors = read_arrays("codes", Path(path), lone="codes")
     both = tensors.get("codes")
     if both is not None and both.ndim == 3 and both.shape[1] == 2:
         tensors = {"start": both[:, 0], "end": both[:, 1]}
     if not {"start", "end"} <= tensors.keys():
         required = "a file that holds `start` and `end`, (B, d) each, or codes of shape (B, 2, d)"
         found_names = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
-        raise ValueError(requirement("codes", required, f"{file} with {found_names}"))
+        raise ValueError(requirement("codes", required, f"{path} with {found_names}"))
     start, end = check_pairs(tensors["start"], tensors["end"], dim)
     wanted = like if like is not None else torch.empty(0)
     return Pairs(start.to(wanted), end.to(wanted))

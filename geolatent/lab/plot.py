@@ -6,25 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from geolatent.checks import requirement
 from geolatent.files import read_json
-from geolatent.lab import (
-    cluster,
-    compare,
-    distances,
-    improvement,
-    interpolate,
-    landscape,
-    plotting,
-    sample,
-    train,
-    walk,
-)
+from geolatent.lab import plotting
+from geolatent.lab.cluster import Cluster
+from geolatent.lab.compare import Compare
 from geolatent.lab.config import Formats, check_formats
 from geolatent.lab.contents import CONFIG, POINTS, SUMMARY, run_command
+from geolatent.lab.distances import Distances
+from geolatent.lab.experiment import Experiment
+from geolatent.lab.improvement import Improvement
+from geolatent.lab.interpolate import Interpolate
+from geolatent.lab.landscape import Landscape
 from geolatent.lab.options import SWEEP
 from geolatent.lab.printing import (
     make_console,
@@ -35,21 +30,18 @@ from geolatent.lab.printing import (
     print_warning,
 )
 from geolatent.lab.run import Run, load_run
+from geolatent.lab.sample import Sample
+from geolatent.lab.train import Train
+from geolatent.lab.walk import Walk
 
 # columns of a terminal that the whole table takes
 _WIDE = 120
 
-FIGURES: dict[str, Callable[[Run], dict[str, Figure]]] = {
-    "cluster": cluster.Cluster.figures,
-    "compare": compare.Compare.figures,
-    "distances": distances.Distances.figures,
-    "improvement": improvement.Improvement.figures,
-    "interpolate": interpolate.Interpolate.figures,
-    "landscape": landscape.Landscape.figures,
-    "sample": sample.Sample.figures,
-    "train": train.Train.figures,
-    "walk": walk.Walk.figures,
-}
+_DRAWN: tuple[type[Experiment], ...] = (
+    *(Cluster, Compare, Distances, Improvement, Interpolate),
+    *(Landscape, Sample, Train, Walk),
+)
+FIGURES = {kind.__name__.lower(): kind.figures for kind in _DRAWN}
 
 
 def plot(run_dir: Path, format: Formats = "png") -> None:
@@ -76,10 +68,10 @@ def plot(run_dir: Path, format: Formats = "png") -> None:
         required = "a finished run; run the same command again to finish it"
         found = f"{run_dir}, which was interrupted after {n_pairs} solved rows"
         raise ValueError(requirement("run_dir", required, found))
-    if SWEEP in (run.summary or {}):
+    if SWEEP in run.summary:
         every = sorted(path.name for path in (run_dir / POINTS).iterdir())
         with part_of_a_command():
-            for name in (run.summary or {}).get("points", every):
+            for name in run.summary.get("points", every):
                 plot(run_dir / POINTS / name, format)
         print_files(console, run_dir, [])
         return

@@ -526,9 +526,10 @@ def scale_beside(image: AxesImage, name: str) -> None:
 def _classes_on_map(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
     """Draw codes (n, 2) on a dark map, one colour for each class, and its name amid them."""
     for label in np.unique(labels):
-        chosen = codes[labels == label]
+        x, y = codes[labels == label].T
         axes.scatter(
-            *chosen.T,
+            x,
+            y,
             s=7,
             color=_LIGHT_COLORS[int(label) % len(_LIGHT_COLORS)],
             alpha=0.75,
@@ -537,7 +538,8 @@ def _classes_on_map(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None
             rasterized=len(codes) > RASTERIZED,
         )
         axes.text(
-            *np.median(chosen, axis=0),
+            float(np.median(x)),
+            float(np.median(y)),
             str(label),
             color="white",
             ha="center",
@@ -594,8 +596,8 @@ def latent_plane(
         names = ("straight line", "geodesic") if number == 0 else ("", "")
         axes.plot(*line.T, color=STRAIGHT_COLOR, lw=1.3, ls="--", label=names[0] or None)
         axes.plot(*curve.T, color=GEODESIC_COLOR, lw=2.0, label=names[1] or None)
-        ends = curve[[0, -1]].T
-        axes.scatter(*ends, s=34, color="white", edgecolors="black", linewidths=0.8, zorder=5)
+        x, y = curve[[0, -1]].T
+        axes.scatter(x, y, s=34, color="white", edgecolors="black", linewidths=0.8, zorder=5)
     label_plane(axes)
     _legend_of_map(figure, axes, "class, curve")
     return figure

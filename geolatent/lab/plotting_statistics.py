@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,8 +32,10 @@ def scatter_classes(
         color = _CLASS_COLORS[int(label) % len(_CLASS_COLORS)]
         # after ten classes colours begin again, with other markers
         shift = int(label) // len(_CLASS_COLORS)
+        x, y = codes[labels == label].T
         axes.scatter(
-            *codes[labels == label].T,
+            x,
+            y,
             s=size,
             color=color,
             marker=_MARKERS[(int(label) + 3 * shift) % len(_MARKERS)],
@@ -241,11 +244,12 @@ def walks_in_the_plane(codes: Array, labels: NDArray[np.int64], walks: Array) ->
         color, style = _style(number)
         axes.plot(*walk.T, color="white", lw=2.8)
         lines += axes.plot(*walk.T, style, color=color, lw=1.5, label=f"walk {number + 1}")
-        axes.scatter(*walk[0], color=color, edgecolors="black", s=45, zorder=5)
+        form: dict[str, Any] = {"color": color, "edgecolors": "black", "zorder": 5}
+        axes.scatter(walk[0, 0], walk[0, 1], s=45, **form)
         known = np.isfinite(walk).all(1)
         if known[0] and not known[-1]:
             last = walk[known.sum() - 1]
-            axes.scatter(*last, marker="X", color=color, edgecolors="black", s=70, zorder=5)
+            axes.scatter(last[0], last[1], marker="X", s=70, **form)
     for marker, name in [("o", "start"), ("X", "ended")][: 1 + int(np.isnan(walks).any())]:
         form = {"ls": "", "marker": marker, "color": "0.6", "markeredgecolor": "black"}
         lines.append(Line2D([], [], label=name, **form))

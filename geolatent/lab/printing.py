@@ -84,23 +84,9 @@ def work_progress(
 ) -> Iterator[Callable[[float], None]]:
     """Show how much of some work is done, its rate and the time that is left.
 
-    On a terminal it is a bar; elsewhere, such as in a log file, plain lines.
-
-    Parameters
-    ----------
-    console
-        Where to show it.
-    what
-        What is worked on, such as "pairs".
-    total, found
-        How much there is to do, and how much of it was done before.
-    interval
-        Least number of seconds between two lines.
-
-    Yields
-    ------
-    callable
-        To be called with the amount that is done.
+    On a terminal it is a bar; elsewhere, such as in a log file, plain lines, ``interval`` seconds
+    apart at least. ``found`` is how much of the ``total`` was done before. What is yielded is to be
+    called with the amount that is done.
     """
     began = time.monotonic()
     told, last = began, float(found)

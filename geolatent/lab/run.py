@@ -46,7 +46,6 @@ from geolatent.lab.contents import (
     PAIRS,
     SUMMARY,
     check_held,
-    check_images,
     check_owner,
     read_options,
     remove_parts,
@@ -79,7 +78,7 @@ class Run:
     arrays
         What ``arrays.safetensors`` holds, by name.
     summary
-        What ``summary.json`` holds; None for a run that was not finished.
+        What ``summary.json`` holds; empty for a run that was not finished.
     """
 
     path: Path
@@ -88,12 +87,12 @@ class Run:
     environment: dict[str, Any]
     pairs: SolvedPairs | None
     arrays: dict[str, NDArray[Any]]
-    summary: dict[str, Any] | None
+    summary: dict[str, Any]
 
     @property
     def finished(self) -> bool:
         """Whether the command ran to its end."""
-        return self.summary is not None
+        return bool(self.summary)
 
 
 class RunFolder:
@@ -132,36 +131,15 @@ class RunFolder:
         command: str = "",
         resume: Mapping[str, Any] | None = None,
     ) -> None:
-        """Raise where a run cannot be written to a folder.
+        """Raise what `create` would; ``resume`` are the options of a run that may be gone on with.
 
-        Parameters
-        ----------
-        path
-            The folder.
-        overwrite
-            Whether the results that it holds may go.
-        command, resume
-            A command and its options, of which an unfinished run may be gone on with. Options that
-            change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
-
-        Raises
-        ------
-        FileExistsError
-            If there are other results in the folder and ``overwrite`` is false; where options
-            differ, it names them. Whatever ``overwrite`` is, if files that would go are not of a
-            run, or are of a training.
-        BlockingIOError
-            If another process is writing the folder.
-        ValueError
-            If the folder's ``config.yaml`` cannot be read.
+        Options that change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
         """
         if (Path(path) / LOCK).exists():
             FolderLock(Path(path)).release()
         check_owner(Path(path), command)
         if not overwrite:
             check_held(Path(path), command, resume)
-
-    check_images = staticmethod(check_images)
 
     @classmethod
     def create(
@@ -195,8 +173,9 @@ class RunFolder:
         Raises
         ------
         FileExistsError
-            If there are other results in the folder and ``overwrite`` is false, or files of such
-            names that are not of a run, or those of a training.
+            If there are other results in the folder and ``overwrite`` is false; where options
+            differ, it names them. Whatever ``overwrite`` is, if files that would go are not of a
+            run, or are of a training.
         BlockingIOError
             If another process is writing the folder.
         ValueError
@@ -272,8 +251,7 @@ class RunFolder:
             if rows is None or found == rows[number]:
                 whole.add(number)
             else:
-                text = f"part {number} has {found} rows and should have {rows[number]}"
-                damaged[number] = text
+                damaged[number] = f"part {number} has {found} rows and should have {rows[number]}"
         return whole, damaged
 
     def join(self, sources: Sequence[Callable[[], SolvedPairs]] | None = None) -> SolvedPairs:
@@ -330,11 +308,6 @@ class RunFolder:
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run folder, a finished one or one that was interrupted.
 
-    Parameters
-    ----------
-    path
-        The folder.
-
     Damaged parts of an interrupted run are left out, with a warning that names them.
 
     Raises
@@ -352,8 +325,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             raise FileNotFoundError(f"{message} There is no file {folder / name}.")
     try:
         config, described = read_options(folder)
-        summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
-        if summary is None:
+        finished = (folder / SUMMARY).is_file()
+        summary = read_json(folder / SUMMARY) if finished else {}
+        if not finished:
             parts = list(_whole(stored_parts(folder, described.get("run", ""))))
             pairs = SolvedPairs.join(parts) if parts else None
         else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_tensor, describe, requirement
 from geolatent.lab import plotting
-from geolatent.lab.contents import IMAGES
+from geolatent.lab.contents import IMAGES, check_images
 from geolatent.lab.experiment import Arrays, ModelExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
@@ -83,7 +83,7 @@ class Sample(ModelExperiment):
     def check(self) -> None:
         """Raise where there are not so many images, or no room for them."""
         check_integer("n_samples", self.n_samples)
-        RunFolder.check_images(self.out)
+        check_images(self.out)
         super().check()
         if self.source == "prior":
             check_memory("n_samples", self.n_samples, self.n_samples * self.decoded(1).nbytes)
@@ -138,6 +138,4 @@ class Sample(ModelExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if "samples" not in run.arrays:
-            return {}
         return {"samples": plotting.image_grid(run.arrays["samples"].astype(np.float64))}

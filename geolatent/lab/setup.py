@@ -16,7 +16,7 @@ from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, Mo
 from geolatent.lab.data import load
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Pairs
-from geolatent.lab.places import check_checkpoint
+from geolatent.lab.places import check_checkpoint, check_data
 from geolatent.metrics.base import Metric
 from geolatent.models import build_model, digits_vae, load_model
 from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression
@@ -112,10 +112,7 @@ class Dataset:
     def classifier(self, inverse_penalty: float = 0.01) -> tuple[LogisticRegression, float]:
         """Fit a logistic regression to four fifths of the training images.
 
-        Returns
-        -------
-        tuple
-            The classifier, and its accuracy on the last fifth.
+        Returned are the classifier and its accuracy on the last fifth.
         """
         images, labels = self.training
         if labels is None:
@@ -146,29 +143,17 @@ class Dataset:
 
 
 def _load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
-    try:
-        return load(options)
-    except FileNotFoundError as error:
-        if options.name == "file":
-            raise
-        raise FileNotFoundError(
-            f"{error} Run the command again with --data.download true, or with --data.root FOLDER."
-        ) from error
+    check_data(options)  # which says what to do
+    return load(options)
 
 
 def make_features(
     options: FeatureOptions, dataset: Dataset, like: Tensor
 ) -> tuple[nn.Module | None, float | None]:
-    """Return a feature map, or None, and a logistic regression's accuracy on held-out images.
+    """Return a feature map in the dtype and on the device of a tensor, and how accurate it is.
 
-    Parameters
-    ----------
-    options
-        Which feature map.
-    dataset
-        Images to fit a logistic regression to.
-    like
-        A tensor of the dtype and device that the map is to have.
+    None for no map, and for the accuracy of one that is no logistic regression; see
+    `Dataset.classifier`.
     """
     accuracy = None
     features: nn.Module
@@ -204,18 +189,8 @@ def make_initial(
 ) -> LatentGraph | None:
     """Return the graph that curves start from, or None for straight lines.
 
-    Parameters
-    ----------
-    options
-        Which graph.
-    metric
-        The metric of its edges.
-    model, dataset
-        For the codes of the training images.
-    pairs
-        The pairs, all of which the lattice is to hold.
-    seed
-        Seed of the jitter of a graph of codes.
+    Its edges are measured by the metric. A lattice holds the codes of the training images and all
+    pairs; a graph of these codes draws them again, jittered, with a seed.
     """
     kind = initial_kind(options, model.dim)
     if kind == "straight":

@@ -58,10 +58,7 @@ def _place_points(
 ) -> list[Path]:
     """Return the run folder of each point: the one that has its options, or a new one.
 
-    Raises
-    ------
-    FileExistsError
-        If a point was run with other files than those that its options name now.
+    A FileExistsError tells of one that was run with other files than its options name now.
     """
     found, damaged = find_points(out)
     for text in damaged:
@@ -98,21 +95,12 @@ def run_sweep(
     sweep: Mapping[str, Sequence[Any]],
     experiments: Sequence[PairsExperiment],
 ) -> None:
-    """Run an experiment for each point of a sweep, and join the results.
+    """Run the experiment of each of the `sweep_points`, and join the results.
 
-    Each point has a run folder of its own in ``points/``; the folder above holds one table of all
-    pairs, which begins with the columns of the swept options. Points that are finished are not
-    run again: they are known by their options, so that a sweep whose points were mended goes on. A
-    point that fails does not stop the others.
-
-    Parameters
-    ----------
-    experiment
-        The experiment, the swept options as they are without the sweep.
-    sweep
-        The swept options: their dotted names, and values.
-    experiments
-        That of each of the `sweep_points`.
+    Each point has a run folder of its own in ``points/``; the folder above, which ``experiment``
+    names, holds one table of all pairs, which begins with the columns of the swept options. Points
+    that are finished are not run again: they are known by their options, so that a sweep whose
+    points were mended goes on. A point that fails does not stop the others.
 
     Raises
     ------
@@ -152,7 +140,7 @@ def run_sweep(
             failed = None if finished else _run_point(replace(each, out=place, overwrite=False))
             try:
                 if failed is None:
-                    runs[number] = load_run(place).summary or {}
+                    runs[number] = load_run(place).summary
             except ValueError as error:
                 failed = f"{error} Remove {place} to run it again."
             if failed is not None:

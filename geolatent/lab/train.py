@@ -25,6 +25,7 @@ from geolatent.lab.contents import SUMMARY, run_command
 from geolatent.lab.costs import Cost, seconds_a_row
 from geolatent.lab.experiment import Arrays, Experiment, Summary
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import plane_grid
 from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
@@ -234,7 +235,7 @@ class Train(Experiment):
             stored = read_tensors(run.path / OLD_ARRAYS)
             arrays = {name: value.numpy() for name, value in stored.items()}
         return draw_training(
-            run.summary or {}, {name: value.astype(float) for name, value in arrays.items()}
+            run.summary, {name: value.astype(float) for name, value in arrays.items()}
         )
 
 
@@ -262,14 +263,9 @@ def reconstruct(
     if labels is not None:
         shown["labels"] = labels
     if isinstance(network, VAE) and network.precision is not None and model.dim == 2:
-        low, high = codes.min(0).values, codes.max(0).values
+        low, high = codes.amin(0), codes.amax(0)
         margin = 0.25 * (high - low)
-        sides = [
-            torch.linspace(float(a), float(b), _GRID)
-            for a, b in zip(low - margin, high + margin, strict=True)
-        ]
-        second, first = torch.meshgrid(sides[1], sides[0], indexing="ij")
-        grid = torch.stack([first.flatten(), second.flatten()], dim=1)
+        *sides, grid = plane_grid(low - margin, high + margin, _GRID, codes.dtype)
         std = [network.decode(part)[1].flatten(1).mean(1) for part in grid.split(1024)]
         shown["std"] = torch.cat(std).reshape(_GRID, _GRID)
         shown["std_extent"] = torch.stack([side[index] for side in sides for index in (0, -1)])

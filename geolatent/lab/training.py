@@ -63,24 +63,26 @@ class TrainingRecord:
 
 
 class Batches:
-    """Batches of a tensor, in a new seeded order on every pass if a seed is given.
+    """Batches of a tensor, in a new order on every pass if there are random numbers for it.
 
     Images that fit in memory are sliced at once, which a ``DataLoader`` would do one by one.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self, images: Tensor, batch_size: int, order: torch.Generator | None = None
+    ) -> None:
         self._images = images
         self._batch_size = batch_size
-        self.order = None if seed is None else torch.Generator().manual_seed(seed)
+        self._order = order
 
     def __len__(self) -> int:
         return -(-len(self._images) // self._batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self.order is None:
+        if self._order is None:
             yield from self._images.split(self._batch_size)
         else:
-            order = torch.randperm(len(self._images), generator=self.order)
+            order = torch.randperm(len(self._images), generator=self._order)
             for rows in order.split(self._batch_size):
                 yield self._images[rows]
 
@@ -220,9 +222,9 @@ class BiGANModule(_ModelModule):
 class _History(Callback):
     """Keeps the losses of every epoch and the weights of the best one."""
 
-    def __init__(self, model: nn.Module, batches: Batches, checkpoint: Path | None) -> None:
+    def __init__(self, model: nn.Module, order: torch.Generator, checkpoint: Path | None) -> None:
         self.model = model
-        self.batches = batches
+        self.order = order
         self.losses: dict[str, list[float]] = {
             "train_loss": [],
             "validation_loss": [],
@@ -247,13 +249,11 @@ class _History(Callback):
                 self.losses[name].append(float(trainer.callback_metrics[name]))
 
     def state_dict(self) -> dict[str, Any]:
-        assert self.batches.order is not None  # those of the training are always shuffled
-        return {"losses": self.losses, "best": self.best, "order": self.batches.order.get_state()}
+        return {"losses": self.losses, "best": self.best, "order": self.order.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert self.batches.order is not None
         self.losses, self.best = state["losses"], state["best"]
-        self.batches.order.set_state(state["order"])
+        self.order.set_state(state["order"])
 
 
 class _WholeFiles(TorchCheckpointIO):
@@ -339,13 +339,8 @@ def check_training(
     try:
         found = torch.load(state, map_location="cpu", weights_only=True)["geolatent"]["run"]
     except (
+        *(EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError),
         pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
     ) as error:
         message = requirement("state", "the readable state of a training", state)
         raise ValueError(f"{message} {type(error).__name__}.") from error
@@ -426,12 +421,13 @@ def fit_model(
         module: VAEModule | BiGANModule = BiGANModule(model, options, len(images))
     else:
         module = VAEModule(model, options, len(images))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
     held_out = _n_held_out(options, len(images))
-    training = Batches(images[order[held_out:]], options.batch_size, options.seed)
-    validation = Batches(images[order[:held_out]], options.batch_size)
+    order = torch.Generator().manual_seed(options.seed)
+    training = Batches(images[rows[held_out:]], options.batch_size, order)
+    validation = Batches(images[rows[:held_out]], options.batch_size)
 
-    history = _History(model, training, Path(checkpoint) if checkpoint is not None else None)
+    history = _History(model, order, Path(checkpoint) if checkpoint is not None else None)
     callbacks: list[Callback] = [history]
     if options.patience is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=options.patience))

@@ -129,10 +129,10 @@ def latent_codes(
         name = r"mean standard deviation of the decoder, $\log_{10}$ (pixel units)"
         scale_beside(image, name)
     if labels is None:
-        axes.scatter(*codes.T, s=8, color=COLORS[0], alpha=0.7, linewidths=0)
+        axes.scatter(codes[:, 0], codes[:, 1], s=8, color=COLORS[0], alpha=0.7, linewidths=0)
     else:
         scatter_classes(axes, codes, labels.astype(np.int64), size=9, alpha=0.7)
-        beside = {"loc": "center right", "bbox_to_anchor": (-0.12, 0.5)}
+        beside: dict[str, Any] = {"loc": "center right", "bbox_to_anchor": (-0.12, 0.5)}
         axes.legend(title="class", markerscale=2.0, fontsize=9, **beside)
     label_plane(axes)
     return figure

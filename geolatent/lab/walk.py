@@ -114,29 +114,25 @@ def along_walks(model: LatentModel, metric: Metric, walks: Tensor, prior: str) -
     b, t, d = walks.shape
     flat = walks.reshape(-1, d)
     known = flat.isfinite().all(1)
-    magnification = torch.full_like(flat[:, 0], torch.nan)
-    norm, brightness = magnification.clone(), magnification.clone()
-    magnification[known] = magnification_factor(metric, flat[known])
-    norm[known] = norm_profile(flat[known], prior).norms
+
+    def along(values: Tensor) -> Tensor:
+        every = values.new_full((len(flat), *values.shape[1:]), torch.nan)
+        every[known] = values
+        return every.reshape(b, t, *values.shape[1:]).float()
+
     images = model.images(flat[known])
     pixels = images.flatten(1)
-    brightness[known] = pixels.mean(1)
     finite = pixels.isfinite().all(1)
     spread = pixels[finite].var(0, correction=0) if finite.any() else pixels[0]
     most = spread.topk(min(_OUTPUTS, pixels.shape[1])).indices
-    outputs = flat.new_full((len(flat), len(most)), torch.nan)
-    outputs[known] = pixels[:, most]
     shown = torch.linspace(0, t - 1, min(_IMAGES, t), device=walks.device).round().long()
-    every = images.new_full((len(flat), *images.shape[1:]), torch.nan)
-    every[known] = images
-    frames = every.reshape(b, t, *images.shape[1:])[:, shown]
     return {
         "lost": (~finite).sum(),
-        "norm": norm.reshape(b, t).float(),
-        "magnification": magnification.reshape(b, t).float(),
-        "brightness": brightness.reshape(b, t).float(),
-        "outputs": outputs.reshape(b, t, -1).float(),
-        "images": frames.float(),
+        "norm": along(norm_profile(flat[known], prior).norms),
+        "magnification": along(magnification_factor(metric, flat[known])),
+        "brightness": along(pixels.mean(1)),
+        "outputs": along(pixels[:, most]),
+        "images": along(images)[:, shown],
     }
 
 
@@ -186,11 +182,6 @@ class Walk(MetricExperiment):
         n = len(self.dataset.chosen[0])
         if n < self.n_walks:
             raise ValueError(requirement("n_walks", f"at most {n}, the images", self.n_walks))
-
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.encoded
 
     def walks(self) -> tuple[Tensor, Tensor]:
         """Return the walks, (n_walks, n_steps + 1, d), and the parameter along them."""
@@ -266,8 +257,6 @@ class Walk(MetricExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays or run.summary is None:
-            return {}
         arrays, summary = run.arrays, run.summary
         prior = summary["prior_norm"]
         names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
