@@ -345,8 +345,10 @@ CHECKS = {
 def check_batches(only: Sequence[str] = ()) -> None:
     """Check what batch experiments promise.
 
-    Args:
-        only: Names of checks; all where none is given.
+    Parameters
+    ----------
+    only
+        Names of checks; all where none is given.
     """
     # a shell that starts this in the background has runs ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
