@@ -162,13 +162,13 @@ class Cluster(GraphExperiment):
             name: np.array(entry["adjusted_rand"]) for name, entry in run.summary["methods"].items()
         }
         drawn = {"scores": plotting_statistics.scores_by_seed(scores, "adjusted Rand index")}
-        codes = run.arrays["codes"].astype(float)
+        codes = run.arrays["codes"]
         if codes.shape[1] == 2:
             drawn["clusters"] = plotting_statistics.cluster_maps(
                 codes,
                 {"classes": run.arrays["labels"]}
                 | {name: run.arrays[f"{_key(name)}_clusters"][0] for name in METHODS},
-                {name: run.arrays[f"{_key(name)}_centers"][0].astype(float) for name in METHODS},
+                {name: run.arrays[f"{_key(name)}_centers"][0] for name in METHODS},
             )
         return drawn
 

@@ -64,12 +64,7 @@ class DigitPairs:
 def digit_pairs(n_pairs: int, seed: int = 0) -> DigitPairs:
     """Encode random pairs of test digits of different classes with the embedded model.
 
-    Parameters
-    ----------
-    n_pairs
-        Number of pairs; no image is used twice, so at most half the test images.
-    seed
-        Seed of the choice.
+    No image is used twice, so that there are at most half as many pairs as test images.
     """
     check_integer("n_pairs", n_pairs)
     check_integer("seed", seed, minimum=0)

@@ -209,13 +209,13 @@ class Distances(GraphExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        matrices = {name: run.arrays[name].astype(float) for name in _NAMES}
+        matrices, labels = run.arrays, run.arrays["labels"]
         units = {name: _UNITS.get(name, "output units") for name in _NAMES}
-        first, last = np.triu_indices(len(run.arrays["labels"]), 1)
+        first, last = np.triu_indices(len(labels), 1)
         return {
             "distances": plotting_statistics.distance_matrices(
                 {_NAMES[name]: (matrices[name], units[name]) for name in ("geodesic", "latent")},
-                run.arrays["labels"],
+                labels,
             ),
             "compared": plotting_statistics.distances_compared(
                 matrices["geodesic"][first, last],

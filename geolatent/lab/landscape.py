@@ -179,15 +179,7 @@ class Landscape(MetricExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        arrays = {name: value.astype(float) for name, value in run.arrays.items()}
-        return {
-            "landscape": plotting.landscape_maps(
-                (arrays["first"], arrays["second"]),
-                arrays["magnification"],
-                arrays["condition"],
-                arrays["direction"],
-                arrays["stretch"],
-                arrays["codes"],
-                run.arrays["labels"],
-            )
-        }
+        sides = run.arrays["first"], run.arrays["second"]
+        names = ("magnification", "condition", "direction", "stretch", "codes", "labels")
+        drawn = plotting.landscape_maps(sides, *(run.arrays[name] for name in names))
+        return {"landscape": drawn}

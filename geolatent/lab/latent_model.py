@@ -109,16 +109,9 @@ class LatentModel:
         features: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> Metric:
-        """Return the pull-back metric of the decoder.
+        """Return the pull-back metric of the decoder, or of a feature map on its images.
 
-        Parameters
-        ----------
-        options
-            Whether the uncertainty counts, and how the features' diagonal is had.
-        features
-            A feature map on the images.
-        seed
-            Of the random signs of Hutchinson's estimate.
+        The seed is that of the random signs of Hutchinson's estimate.
         """
         options = options if options is not None else MetricOptions()
         decode = self._method("decoder", self.decoder)

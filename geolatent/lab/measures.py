@@ -197,21 +197,9 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
 
     D = integral of min_i |gamma(t) - z_i| ds  /  integral of ds,    ds = |gamma'| dt,
 
-    with the codes z_i of the data; all lengths are Euclidean, in latent units.
-
-    Parameters
-    ----------
-    curve
-        B curves.
-    codes
-        Codes of the data, (n, d).
-    n_points
-        Points on each curve, the middles of equal intervals of t.
-
-    Returns
-    -------
-    Tensor
-        Shape (B,), float64; of curves of no length, their distance.
+    with the codes z_i of the data, (n, d); all lengths are Euclidean, in latent units.
+    They are taken at the middles of equal intervals of t. Shape (B,), float64; of curves of no
+    length, their distance.
     """
     codes = check_codes("codes", codes, curve.dim).double()
 
@@ -227,14 +215,8 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
 def prior_densities(curve: CubicBSpline, *, n_points: int = 64) -> dict[str, Tensor]:
     r"""Return mean and minimum along curves of the log density of their codes under N(0, I).
 
-    The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt.
-
-    Parameters
-    ----------
-    curve
-        B curves.
-    n_points
-        Points on each curve, the middles of equal intervals of t.
+    The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt, over the middles
+    of equal intervals of t.
 
     Returns
     -------

@@ -27,14 +27,7 @@ def machine_memory() -> int | None:
 
 
 def check_memory(name: str, value: object, n_bytes: int) -> None:
-    """Raise where an option asks for more memory than this machine has.
-
-    Parameters
-    ----------
-    name, value
-        The option.
-    n_bytes
-        What it takes at least.
+    """Raise where an option's value takes so many bytes of memory that this machine lacks them.
 
     Examples
     --------

@@ -108,17 +108,10 @@ def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, row
 
 
 def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = None) -> Pairs:
-    """Read pairs of codes from a file.
+    """Read pairs of codes from a file, in the dtype and to the device of a tensor.
 
-    Parameters
-    ----------
-    path
-        An .npz, .safetensors, .pt or .pth file that holds ``start`` and ``end``, (B, d) each, or an
-        .npy file of shape (B, 2, d). Nothing is unpickled.
-    dim
-        Latent dimension d.
-    like
-        A tensor of the dtype and device that the codes are to have.
+    The file is .npz, .safetensors, .pt or .pth and holds ``start`` and ``end``, (B, d) each, or
+    .npy of shape (B, 2, d). Nothing is unpickled.
 
     Raises
     ------
@@ -209,18 +202,9 @@ def worst_case_pairs(
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs to be solved under one metric.
+    """Pairs to be solved under one metric, from straight lines or the paths on a graph.
 
-    Attributes
-    ----------
-    metric
-        The metric.
-    pairs
-        The pairs.
-    initial
-        Where their curves start; None for straight lines.
-    measures
-        Functions of the straight lines and the geodesics that give further columns.
+    The measures are functions of the straight lines and the geodesics that give further columns.
     """
 
     metric: Metric
@@ -233,23 +217,10 @@ class Case:
 class Shards:
     """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
 
-    Shard k holds pairs k n, k n + 1, ..., of every case, n the ``batch_size``. What it
-    gives follows from the cases, the options and its number alone, but for rounding, which depends
-    on the processor and the number of threads. Iterating solves all shards in
-    turn.
-
-    Attributes
-    ----------
-    cases
-        The cases, of equally many pairs.
-    solver
-        How curves are shortened.
-    length_tolerance
-        Relative tolerance of the reported lengths.
-    batch_size
-        Pairs of a shard, which are solved together.
-    complete
-        What adds columns that need all cases of a shard; None for nothing.
+    Shard k holds pairs k n, k n + 1, ..., of every case, n the ``batch_size``; the cases have
+    equally many pairs. What it gives follows from the cases, the options and its number alone, but
+    for rounding, which depends on the processor and the number of threads. ``complete`` adds
+    columns that need all cases of a shard. Iterating solves all shards in turn.
 
     Examples
     --------
@@ -289,20 +260,10 @@ class Shards:
         return len(self.cases) * (rows.stop - rows.start)
 
     def solve(self, number: int, callback: Callable[[float], None] | None = None) -> SolvedPairs:
-        """Solve one shard.
+        """Solve the shard of a number, from 0; ``callback`` is told the share that is done.
 
-        Parameters
-        ----------
-        number
-            Its number, from 0.
-        callback
-            Told the share of the shard that is done, in [0, 1].
-
-        Returns
-        -------
-        SolvedPairs
-            The rows of the first case, then those of the second, and so on; the column ``pair``
-            numbers the pairs of all shards.
+        The rows are those of the first case, then those of the second, and so on; the column
+        ``pair`` numbers the pairs of all shards.
         """
         rows = self._rows(number)
         solved = []

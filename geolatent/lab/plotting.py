@@ -300,15 +300,7 @@ def before_and_after(straight: Array, geodesic: Array, quantity: str) -> Figure:
 
 
 def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Sequence[str]) -> Figure:
-    """Draw how alike the images of sequences are, each with each.
-
-    Parameters
-    ----------
-    matrices
-        Correlation matrices, (B, sequences, T, T).
-    sequences, pairs
-        Names of the sequences and of the pairs.
-    """
+    """Draw how alike the images of sequences are, each with each: (B, sequences, T, T)."""
     n_pairs, n_sequences = matrices.shape[:2]
     figure = Figure(figsize=(2.7 * n_sequences + 1.1, 2.7 * n_pairs + 0.5), layout="constrained")
     panels = figure.subplots(n_pairs, n_sequences, squeeze=False, sharex=True, sharey=True)
@@ -334,17 +326,10 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
 
 
 def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, float]) -> Figure:
-    """Draw the norms of the codes along curves beside those of codes from the prior N(0, I).
+    """Draw the norms of the codes along curves beside mean and deviation of the prior's, N(0, I).
 
-    Parameters
-    ----------
-    times
-        Curve parameters, (T,).
-    norms
-        Norms by the name of the curve, (B, T) each: their mean is drawn, and faintly those of the
-        first dozen pairs.
-    prior
-        Mean and standard deviation of the prior's norm.
+    Of the norms (B, T) by the name of the curve the mean is drawn, and faintly those of the first
+    dozen pairs, over the curve parameters (T,).
     """
     figure, axes = panel(7.0, 4.4)
     mean, deviation = prior
@@ -388,16 +373,9 @@ def count_bars(counts: Mapping[str, Array], quantity: str) -> Figure:
 def improvements_compared(
     values: Mapping[str, Array], comparable: NDArray[np.bool_], threshold: float
 ) -> Figure:
-    """Draw the relative improvements of the same pairs in several models.
+    """Draw the relative improvements (B,) of the same pairs in several models, by their names.
 
-    Parameters
-    ----------
-    values
-        Relative improvements by the model's name, (B,) each.
-    comparable
-        Whether each pair's improvements differ by at most the threshold, (B,).
-    threshold
-        That threshold, a fraction.
+    ``comparable`` are pairs whose improvements differ by at most the threshold, a fraction.
     """
     first, *others = values
     figure = Figure(figsize=(4.9 * len(others) + 0.4, 5.4), layout="constrained")

@@ -49,15 +49,7 @@ def scatter_classes(
 def distance_matrices(
     matrices: Mapping[str, tuple[Array, str]], labels: NDArray[np.int64]
 ) -> Figure:
-    """Draw matrices of distances between codes that are sorted by class.
-
-    Parameters
-    ----------
-    matrices
-        A matrix (n, n) and its unit, by name.
-    labels
-        Classes of the codes, sorted, (n,).
-    """
+    """Draw matrices of distances (n, n) and their units, by name; codes are sorted by class."""
     figure = Figure(figsize=(4.9 * len(matrices), 4.3), layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     edges = np.flatnonzero(np.diff(labels)) + 0.5
@@ -82,17 +74,10 @@ def distance_matrices(
 
 
 def distances_compared(geodesic: Array, others: Mapping[str, tuple[Array, str]]) -> Figure:
-    """Draw other distances of the same pairs beside the geodesic ones.
+    """Draw other distances (P,) of the same pairs, and their units, beside the geodesic ones.
 
     Those in the units of the geodesic distance by how much they exceed it, in per cent; others
     against it.
-
-    Parameters
-    ----------
-    geodesic
-        Geodesic distances, (P,).
-    others
-        Distances (P,) and their unit, by name.
     """
     figure = Figure(figsize=(4.3 * len(others), 3.9), layout="constrained")
     panels = figure.subplots(1, len(others), squeeze=False)[0]
@@ -157,18 +142,10 @@ def match_clusters(clusters: NDArray[np.int64], classes: NDArray[np.int64]) -> N
 def cluster_maps(
     codes: Array, assignments: Mapping[str, NDArray[np.int64]], centers: Mapping[str, Array]
 ) -> Figure:
-    """Draw codes of a 2-d latent space coloured by class or cluster.
+    """Draw codes (n, 2) coloured by classes (n,), the first assignment, and by clusters (n,).
 
-    Clusters have the colour of the class that is matched with them; see `match_clusters`.
-
-    Parameters
-    ----------
-    codes
-        Shape (n, 2).
-    assignments
-        Classes, and then clusters, (n,), by name.
-    centers
-        Cluster centres, (K, 2), by the same names, where there are any.
+    Clusters have the colour of the class that is matched with them; see `match_clusters`. Centres
+    (K, 2) are drawn for the assignments that have any.
     """
     figure = Figure(figsize=(4.3 * len(assignments) + 1.2, 4.6), layout="constrained")
     panels = figure.subplots(1, len(assignments), squeeze=False, sharex=True, sharey=True)[0]
@@ -267,18 +244,10 @@ def walk_curves(
     band: tuple[float, float] | None = None,
     names: Sequence[str] = (),
 ) -> Figure:
-    """Draw quantities (B, T) along walks below one another.
+    """Draw quantities (B, T) along walks below one another, by name with unit.
 
-    Parameters
-    ----------
-    place, place_name
-        Where the walk is, (T,), and what that is called.
-    curves
-        The quantities, by name with unit.
-    band
-        Mean and standard deviation of the prior's norms, drawn where the quantity is the norm.
-    names
-        Of the walks.
+    ``place`` is where the walk is, (T,). Behind the norm is a band, mean and standard deviation of
+    the prior's norms.
     """
     figure = Figure(figsize=(7.4, 2.3 * len(curves) + 0.5), layout="constrained")
     panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
@@ -307,16 +276,8 @@ def walk_curves(
 def output_curves(place: Array, place_name: str, outputs: Array, quantity: str) -> Figure:
     """Draw outputs of the decoder (B, T, K) along walks, one panel for each walk.
 
-    Colours tell the K outputs apart, of which the first varies most.
-
-    Parameters
-    ----------
-    place, place_name
-        Where the walk is, (T,), and what that is called.
-    outputs
-        K outputs at each place.
-    quantity
-        What the outputs are called.
+    ``place`` is where the walk is, (T,). Colours tell the K outputs apart, of which the first
+    varies most.
     """
     columns = min(3, len(outputs))
     rows = -(-len(outputs) // columns)

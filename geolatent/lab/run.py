@@ -76,9 +76,11 @@ class Run:
         The solved pairs; of a run that was not finished, those of its finished parts. None where
         there are none.
     arrays
-        What ``arrays.safetensors`` holds, by name.
+        What ``arrays.safetensors`` holds, by name; in double precision, for the figures.
     summary
         What ``summary.json`` holds; empty for a run that was not finished.
+    finished
+        Whether the command ran to its end.
     """
 
     path: Path
@@ -88,24 +90,13 @@ class Run:
     pairs: SolvedPairs | None
     arrays: dict[str, NDArray[Any]]
     summary: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the command ran to its end."""
-        return bool(self.summary)
+    finished: bool = True
 
 
 class RunFolder:
     """A run folder that is being written, by this process alone; make one with `create`.
 
     As a context manager it lets others write the folder again at the end; so does `finish`.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    command
-        Name of the command that writes it.
     """
 
     def __init__(self, path: Path, command: str, lock: FolderLock) -> None:
@@ -223,18 +214,10 @@ class RunFolder:
         write_part(self.path, self._environment["run"], number, part)
 
     def check_parts(self, rows: Sequence[int] | None = None) -> tuple[set[int], dict[int, str]]:
-        """Read the parts that are there, one after the other.
+        """Read the parts that are there, one after the other; those beyond ``rows`` never count.
 
-        Parameters
-        ----------
-        rows
-            The number of rows of each part of the run; parts beyond them are never joined.
-
-        Returns
-        -------
-        tuple
-            The numbers of the parts that are as they were written, by this run, under this number;
-            and what is wrong with others.
+        Returned are the numbers of the parts that are as this run wrote them, under this number,
+        with so many rows each; and what is wrong with others.
         """
         if rows is not None:
             self._n_parts = len(rows)
@@ -335,7 +318,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
                 if checksum(folder / name) != expected:
                     raise ValueError(f"{folder / name} is damaged: its checksum is another.")
             pairs = _read_pairs(folder) if (folder / PAIRS).is_file() else None
-        arrays = read_tensors(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
+        arrays = stored_arrays(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
     except (OSError, ValueError) as error:
         required = "a readable run folder; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, folder)} {error}") from error
@@ -345,9 +328,19 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         config=config,
         environment=described,
         pairs=pairs,
-        arrays={name: value.numpy() for name, value in arrays.items()},
+        arrays=arrays,
         summary=summary,
+        finished=finished,
     )
+
+
+def stored_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read arrays by name, those that are no integers in double precision."""
+    tensors = read_tensors(path).items()
+    return {
+        name: (value.double() if value.is_floating_point() else value).numpy()
+        for name, value in tensors
+    }
 
 
 def _read_pairs(folder: Path) -> SolvedPairs:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -138,4 +137,6 @@ class Sample(ModelExperiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        return {"samples": plotting.image_grid(run.arrays["samples"].astype(np.float64))}
+        if "samples" not in run.arrays:
+            return {}
+        return {"samples": plotting.image_grid(run.arrays["samples"])}

@@ -45,21 +45,7 @@ def make_model(
 ) -> LatentModel:
     """Return a model in evaluation mode, its parameters without gradients.
 
-    Parameters
-    ----------
-    source
-        Where it comes from.
-    dtype, device
-        What to convert it to.
-    name
-        What to call it in messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the checkpoint is missing; the message says what to run.
-    ValueError
-        If the model cannot be built.
+    Errors call it ``name``; that of a checkpoint that is missing says what to run.
     """
     checkpoint = source.checkpoint
     check_checkpoint(name, checkpoint)
@@ -77,10 +63,7 @@ def make_model(
 class Dataset:
     """Images of a data set, loaded when they are first asked for.
 
-    Parameters
-    ----------
-    options
-        The chosen images. The training images are those of the same classes in the split "train".
+    The training images are those of the same classes as the chosen ones in the split "train".
     """
 
     def __init__(self, options: DataOptions) -> None:

@@ -26,11 +26,11 @@ from geolatent.lab.costs import Cost, seconds_a_row
 from geolatent.lab.experiment import Arrays, Experiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import plane_grid
-from geolatent.lab.run import Run, RunFolder
+from geolatent.lab.run import Run, RunFolder, stored_arrays
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
 from geolatent.models import VAE, BiGAN
-from geolatent.models.checkpoint import read_tensors, save_model
+from geolatent.models.checkpoint import save_model
 
 MODEL = "model.safetensors"
 # where trainings stored their arrays before all runs did so in one place
@@ -230,13 +230,7 @@ class Train(Experiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        arrays = run.arrays
-        if not arrays:
-            stored = read_tensors(run.path / OLD_ARRAYS)
-            arrays = {name: value.numpy() for name, value in stored.items()}
-        return draw_training(
-            run.summary, {name: value.astype(float) for name, value in arrays.items()}
-        )
+        return draw_training(run.summary, run.arrays or stored_arrays(run.path / OLD_ARRAYS))
 
 
 @torch.no_grad()

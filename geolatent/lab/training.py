@@ -73,16 +73,16 @@ class Batches:
     ) -> None:
         self._images = images
         self._batch_size = batch_size
-        self._order = order
+        self.order = order
 
     def __len__(self) -> int:
         return -(-len(self._images) // self._batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        if self._order is None:
+        if self.order is None:
             yield from self._images.split(self._batch_size)
         else:
-            order = torch.randperm(len(self._images), generator=self._order)
+            order = torch.randperm(len(self._images), generator=self.order)
             for rows in order.split(self._batch_size):
                 yield self._images[rows]
 
@@ -95,15 +95,8 @@ class _ModelModule(lightning.LightningModule):
         self.model = model
         self.options = options
         self.n_images = n_images
-        self._noise: torch.Generator | None = None
+        self.noise = torch.Generator()
         self._noise_state: Tensor | None = None
-
-    @property
-    def noise(self) -> torch.Generator:
-        """The random numbers of the training, there once the fit has started."""
-        if self._noise is None:
-            raise RuntimeError("The noise is there once the fit has started.")
-        return self._noise
 
     @abstractmethod
     def validation_loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
@@ -111,9 +104,9 @@ class _ModelModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Seed the noise on the device that the model has just been moved to."""
-        self._noise = torch.Generator(self.device).manual_seed(self.options.seed)
+        self.noise = torch.Generator(self.device).manual_seed(self.options.seed)
         if self._noise_state is not None:
-            self._noise.set_state(self._noise_state)
+            self.noise.set_state(self._noise_state)
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         """Log the loss of a held-out batch."""

@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from geolatent.lab.plotting import COLORS, Array, grey_or_colour, label_plane, panel, scale_beside
 from geolatent.lab.plotting_statistics import scatter_classes
 
 
-def draw_training(summary: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Figure]:
-    """Draw the losses, test images above their reconstructions and, of a plane, their codes.
-
-    Parameters
-    ----------
-    summary, arrays
-        What the command stored; see `geolatent.lab.train`.
-    """
+def draw_training(
+    summary: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> dict[str, Figure]:
+    """Draw the losses, test images above their reconstructions and, of a plane, their codes."""
     figures = {
         "losses": loss_curves(summary),
         "reconstructions": reconstructions(arrays["images"], arrays["reconstructions"]),
@@ -67,15 +64,7 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
 
 
 def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> Figure:
-    """Draw images in rows, each row above that of their reconstructions.
-
-    Parameters
-    ----------
-    images, reconstructed
-        (n, channels, height, width), in [-1, 1].
-    columns
-        Images in a row.
-    """
+    """Draw images in [-1, 1], (n, channels, height, width), in rows above their reconstructions."""
     columns = min(columns, len(images))
     n_blocks = len(images) // columns
     aspect = images.shape[2] / images.shape[3]
@@ -98,22 +87,14 @@ def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> F
 
 def latent_codes(
     codes: Array,
-    labels: Array | None = None,
+    labels: NDArray[np.int64] | None = None,
     std: Array | None = None,
     std_extent: Array | None = None,
 ) -> Figure:
-    """Draw 2-d codes, coloured by class, over the decoder's standard deviation.
+    """Draw codes (n, 2), coloured by class (n,), over the decoder's standard deviation.
 
-    Parameters
-    ----------
-    codes
-        (n, 2).
-    labels
-        Classes, (n,).
-    std
-        The decoder's standard deviation, averaged over the outputs, on a grid (rows, columns).
-    std_extent
-        Left, right, bottom and top of that grid.
+    It is averaged over the outputs, on a grid (rows, columns); its extent is left, right, bottom
+    and top of the grid.
     """
     figure, axes = panel(7.6, 5.6)
     if std is not None and std_extent is not None:
@@ -131,7 +112,7 @@ def latent_codes(
     if labels is None:
         axes.scatter(codes[:, 0], codes[:, 1], s=8, color=COLORS[0], alpha=0.7, linewidths=0)
     else:
-        scatter_classes(axes, codes, labels.astype(np.int64), size=9, alpha=0.7)
+        scatter_classes(axes, codes, labels, size=9, alpha=0.7)
         beside: dict[str, Any] = {"loc": "center right", "bbox_to_anchor": (-0.12, 0.5)}
         axes.legend(title="class", markerscale=2.0, fontsize=9, **beside)
     label_plane(axes)

@@ -260,21 +260,20 @@ class Walk(MetricExperiment):
         arrays, summary = run.arrays, run.summary
         prior = summary["prior_norm"]
         names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
-        place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
-        frames = arrays["images"].astype(float)
+        place, place_name = arrays["parameter"], _PARAMETERS[summary["kind"]]
+        strips = {name: row[None] for name, row in zip(names, arrays["images"], strict=True)}
         # as `along_walks` chooses them
-        shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
-        strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
+        shown = np.round(np.linspace(0, len(place) - 1, arrays["images"].shape[1])).astype(int)
         drawn = {
             "curves": plotting_statistics.walk_curves(
                 place,
                 place_name,
-                {text: arrays[name].astype(float) for name, text in _NAMES.items()},
+                {text: arrays[name] for name, text in _NAMES.items()},
                 (prior["mean"], prior["std"]),
                 names,
             ),
             "outputs": plotting_statistics.output_curves(
-                place, place_name, arrays["outputs"].astype(float), "pixel values"
+                place, place_name, arrays["outputs"], "pixel values"
             ),
             "images": plotting.image_strips(
                 strips, ["decoded along the walks"], place[shown], place_name
@@ -282,8 +281,6 @@ class Walk(MetricExperiment):
         }
         if arrays["walks"].shape[2] == 2:
             drawn["plane"] = plotting_statistics.walks_in_the_plane(
-                arrays["codes"].astype(float),
-                arrays["labels"].astype(np.int64),
-                arrays["walks"].astype(float),
+                arrays["codes"], arrays["labels"], arrays["walks"]
             )
         return drawn
