@@ -74,7 +74,7 @@ COMMANDS = {
         "the figures of a run again, from its stored results",
     ),
     "report": (
-        "geolatent.lab.plot:report",
+        "geolatent.lab.report:report",
         "one table of all runs in a folder",
     ),
 }

@@ -156,6 +156,15 @@ class Cluster(GraphExperiment):
         console.print(table)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        scores = (
+            f"{name} {np.mean(entry['adjusted_rand']):.3f}"
+            for name, entry in summary["methods"].items()
+        )
+        return "adjusted Rand index: " + ", ".join(scores)
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         scores = {

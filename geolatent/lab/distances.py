@@ -196,8 +196,7 @@ class Distances(GraphExperiment):
             if entry["unknown"]:
                 console.print(
                     f"{_NAMES[name]}: {entry['unknown']} of {n * (n - 1) // 2} distances are not "
-                    "finite and are left out.",
-                    highlight=False,
+                    "finite and are left out."
                 )
 
     def cost(self, model: LatentModel) -> Cost:
@@ -205,6 +204,16 @@ class Distances(GraphExperiment):
         n = len(self.dataset.chosen[0])
         each = geodesic_rows(self.solver, model.dim, from_graph=True)
         return replace(super().cost(model), n_geodesics=n * (n - 1) // 2, rows_each=each)
+
+    @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        told = f"{summary['n_images']} images"
+        ratios = {name: summary["distances"][name]["ratio"] for name in ("geodesic", "latent")}
+        if all(ratio is None for ratio in ratios.values()):  # images without classes
+            return told
+        text = ", ".join(f"{name} {number(ratio, '.2f')}" for name, ratio in ratios.items())
+        return f"{told}; between over within classes: {text}"
 
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:

@@ -2,8 +2,9 @@
 
 To add a command, write a module of this room with a subclass of `ModelExperiment`,
 `MetricExperiment`, `GraphExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
-`geolatent.cli.COMMANDS`; `cluster` and `improvement` are examples. What a subclass documents among
-its attributes is the help of its options, also of those that it inherits.
+`geolatent.cli.COMMANDS` and among the experiments of `geolatent.lab.plot`; `cluster` and
+`improvement` are examples. What a subclass documents among its attributes is the help of its
+options, also of those that it inherits.
 """
 
 from __future__ import annotations
@@ -120,6 +121,11 @@ class Experiment(ABC):
     @abstractmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
+
+    @staticmethod
+    def in_a_report(summary: Summary) -> str:  # noqa: ARG004
+        """Return what a table of many runs tells of one without groups of pairs."""
+        return ""
 
     def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
         """Return what the work in a model costs, about, for a dry run."""

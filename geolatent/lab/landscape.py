@@ -177,6 +177,12 @@ class Landscape(MetricExperiment):
         return Cost(rows=self.resolution**2 * model.dim * JVP)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        at_data = summary["maps"]["condition"]["at_the_data"]["median"]
+        return f"median condition number at the data {number(at_data, '.3g')}"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         sides = run.arrays["first"], run.arrays["second"]

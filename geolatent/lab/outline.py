@@ -36,7 +36,7 @@ def outline(location: str) -> Callable[..., Any]:
     Examples
     --------
     >>> import inspect
-    >>> report = outline("geolatent.lab.plot:report")
+    >>> report = outline("geolatent.lab.report:report")
     >>> list(inspect.signature(report).parameters), report.__doc__.split(".")[0]
     (['runs_dir'], 'Print one table of all finished runs in a folder and its sub-folders')
     >>> solver = outline("geolatent.solvers.georce:GEORCESolver")

@@ -57,7 +57,7 @@ class Pairs:
 
 
 def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
-    """Draw both ends of pairs from the prior, N(0, I), in the dtype and on the device of a tensor.
+    """Draw both ends of pairs from the prior, N(0, I), in the dtype and on the device of ``like``.
 
     The first pairs of a longer draw are those of a shorter one.
     """
@@ -108,7 +108,7 @@ def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, row
 
 
 def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = None) -> Pairs:
-    """Read pairs of codes from a file, in the dtype and to the device of a tensor.
+    """Read pairs of codes from a file, in the dtype and to the device of ``like``.
 
     The file is .npz, .safetensors, .pt or .pth and holds ``start`` and ``end``, (B, d) each, or
     .npy of shape (B, 2, d). Nothing is unpickled.

@@ -51,7 +51,7 @@ def print_last(console: Console, text: str) -> None:
     if console.quiet and _PART.get():
         return
     quiet, console.quiet = console.quiet, False
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True)
     console.quiet = quiet
 
 
@@ -60,7 +60,7 @@ def print_warning(console: Console, text: str) -> None:
     if console.quiet:
         print(text, file=sys.stderr)
     else:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        console.print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def print_statuses(console: Console, groups: Mapping[str, Mapping[str, Any]]) ->
         counts.update(group["statuses"])
     for name, count in counts.items():
         if name not in SURE:
-            console.print(f"{count} {name}: {Status[name].explanation}", highlight=False)
+            console.print(f"{count} {name}: {Status[name].explanation}")
 
 
 def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: str) -> Table:

@@ -135,6 +135,11 @@ class Sample(ModelExperiment):
         console.print(f"{summary['n_images']} images in {self.out / IMAGES}", soft_wrap=True)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        return f"{summary['n_images']} images"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         if "samples" not in run.arrays:

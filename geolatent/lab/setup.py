@@ -133,7 +133,7 @@ def _load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
 def make_features(
     options: FeatureOptions, dataset: Dataset, like: Tensor
 ) -> tuple[nn.Module | None, float | None]:
-    """Return a feature map in the dtype and on the device of a tensor, and how accurate it is.
+    """Return a feature map in the dtype and on the device of ``like``, and how accurate it is.
 
     None for no map, and for the accuracy of one that is no logistic regression; see
     `Dataset.classifier`.

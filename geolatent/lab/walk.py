@@ -255,6 +255,13 @@ class Walk(MetricExperiment):
         return Cost(rows=rows, seconds=seconds_of(walk) / _TIMED * self.n_steps)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        norm = summary["quantities"]["norm"]
+        ends = "-".join(number(norm[key], ".2f") for key in ("min", "max"))
+        return f"{summary['n_walks']} {summary['kind']} walks, norms {ends}"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         arrays, summary = run.arrays, run.summary
