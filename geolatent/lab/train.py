@@ -162,15 +162,10 @@ class Train(Experiment):
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Train the model and save it.
 
-        Returns
-        -------
-        summary : dict
-            The class of the model and its constructor's arguments; the numbers of images, those
-            held out during training among ``n_train``; what `TrainingRecord` says; and the mean
-            squared error of the test images' reconstructions, in pixel units squared, and of the
-            training images' mean in their place.
-        arrays : dict of Tensor
-            What the figures show.
+        The summary holds the class of the model and its constructor's arguments; the numbers of
+        images, those held out during training among ``n_train``; what `TrainingRecord` says; and
+        the mean squared error of the test images' reconstructions, in pixel units squared, and of
+        the training images' mean in their place. The arrays are what the figures show.
         """
         from geolatent.lab.training import fit_model
 

@@ -375,7 +375,7 @@ def fit_model(
     options
         How to train.
     checkpoint
-        Where to save the best epoch's model so far with :func:`geolatent.models.save_model`,
+        Where to save the best epoch's model so far with `geolatent.models.save_model`,
         whenever the validation loss improves.
     state
         A file X.ckpt for the training's state after each epoch, Lightning's checkpoint. Where it
