@@ -21,7 +21,6 @@ from geolatent.lab.experiment import Arrays, GraphExperiment, Summary
 from geolatent.lab.printing import make_table, working
 from geolatent.lab.run import Run, RunFolder
 
-_INFORMATION = "adjusted mutual\ninformation, mean"
 METHODS = ("Euclidean k-means", "geodesic k-means")
 
 
@@ -145,9 +144,15 @@ class Cluster(GraphExperiment):
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print a table of the methods."""
+        scores = (
+            "adjusted Rand index\nmean",
+            "\nmin",
+            "\nmax",
+            "adjusted mutual\ninformation, mean",
+        )
         table = make_table(
             f"{summary['n_clusters']} clusters of {summary['n_codes']} codes against their classes",
-            ["\nmethod", "adjusted Rand index\nmean", "\nmin", "\nmax", _INFORMATION],
+            ("\nmethod", *scores),
         )
         for name, entry in summary["methods"].items():
             rand = np.array(entry["adjusted_rand"])

@@ -222,8 +222,10 @@ def torchvision_images(
     check_choice("split", split, ("train", "test"))
     check_selection(classes, per_class, seed)
     files = find_mnist(mnist_folder(root), split) if name == "MNIST" else None
-    read = _torchvision(name, root, split, download) if files is None else _mnist(*files)
-    pixels, labels = read
+    if files is not None:
+        pixels, labels = _mnist(*files)
+    else:
+        pixels, labels = _torchvision(name, root, split, download)
     rows = select(labels, classes, per_class, seed)
     return scale_pixels(pixels[rows], largest=255.0).unsqueeze(1).contiguous(), labels[rows]
 
@@ -393,11 +395,11 @@ def select(
 
 
 def read_arrays(name: str, path: Path, lone: str) -> dict[str, Tensor]:
-    """Read the file that an option names: arrays as tensors by name, a lone one by one given."""
-    if path.suffix not in (".npy", ".npz"):
-        return read_tensors(path, lone)
+    """Read the file that an option names: arrays as tensors, by name; ``lone`` names one alone."""
     if not path.is_file():
         raise FileNotFoundError(requirement(name, "an existing file", path))
+    if path.suffix not in (".npy", ".npz"):
+        return read_tensors(path, lone)
     try:
         with path.open("rb") as file:
             # Object arrays are refused: they would have to be unpickled, which can run code.
