@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -213,10 +212,9 @@ def _run(command: str, words: Sequence[str]) -> None:
 
             dry_run(work, sweep or {})
         elif sweep:
-            from geolatent.lab.sweep import run_sweep, sweep_points
+            from geolatent.lab.sweep import run_sweep
 
-            points = sweep_points(sweep)
-            run_sweep(work, sweep, _experiments(command, target, completed, kinds, points))
+            run_sweep(work, sweep, _experiments(command, target, completed, kinds, sweep))
         elif inspect.isclass(target):
             work.run()
     finally:
@@ -228,16 +226,15 @@ def _experiments(
     target: Callable[..., Any],
     words: Sequence[str],
     kinds: dict[str, Any],
-    points: list[dict[str, Any]],
+    sweep: dict[str, list[Any]],
 ) -> list[Any]:
     """Return the experiments of a sweep's points, which are read as if given as words."""
+    from geolatent.lab.sweep import point_words, sweep_points
+
     experiments = []
-    for point in points:
-        texts = [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in point.items()
-        ]
-        values = _values(_parser(command, target), [*words, *texts], target, kinds)
+    for point in sweep_points(sweep):
+        more = [f"--{word}" for word in point_words(point)]
+        values = _values(_parser(command, target), [*words, *more], target, kinds)
         for name in (_SWEEP, _QUIET, _DRY_RUN):
             del values[name]
         experiments.append(target(**values))

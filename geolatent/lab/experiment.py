@@ -296,6 +296,7 @@ class GraphExperiment(MetricExperiment):
     def check(self) -> None:
         """Raise where there could be no graph."""
         check_integer("n_nodes", self.n_nodes, minimum=2)
+        check_integer("n_neighbors", self.n_neighbors)
         super().check()
 
     def graph(self, console: Console) -> LatentGraph:

@@ -53,6 +53,14 @@ def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
 
+def point_words(point: Mapping[str, Any]) -> list[str]:
+    """Return the options of a point as they would be given as words, less their dashes."""
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in point.items()
+    ]
+
+
 def _place_points(
     points: Sequence[PairsExperiment], out: Path, tell: Callable[[str], None]
 ) -> list[Path]:
@@ -190,7 +198,4 @@ def _label(command: str, point: Mapping[str, Any], label: str) -> str:
 
 
 def _text(point: Mapping[str, Any]) -> str:
-    values = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()
-    }
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    return ", ".join(point_words(point))
