@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -74,7 +73,7 @@ COMMANDS = {
         "the figures of a run again, from its stored results",
     ),
     "report": (
-        "geolatent.lab.plot:report",
+        "geolatent.lab.report:report",
         "one table of all runs in a folder",
     ),
 }
@@ -83,17 +82,8 @@ COMMANDS = {
 # arguments that are given without a name
 _FOLDERS = ("run_dir", "runs_dir")
 _SWEEP, _QUIET, _DRY_RUN = "sweep", "quiet", "dry_run"
-# commands that work long enough to be asked first what they would do
-_LONG = (
-    "improvement",
-    "interpolate",
-    "compare",
-    "distances",
-    "cluster",
-    "walk",
-    "train",
-    "landscape",
-)
+# commands that are too short to be asked first what they would do
+_SHORT = ("demo", "sample", "plot", "report")
 # the name under which jsonargparse knows the reader of configs
 _BOUNDED = "bounded yaml"
 # status of a process whose reader has gone: 128 + SIGPIPE
@@ -212,55 +202,42 @@ def _run(command: str, words: Sequence[str]) -> None:
     sweep = values.pop(_SWEEP, None)
     quiet = values.pop(_QUIET)
     dry = values.pop(_DRY_RUN, False)
-    from geolatent.lab.console import QUIET
+    from geolatent.lab.printing import QUIET
 
     before = QUIET.set(quiet)
     try:
-        work = _work(command, target, values)
+        work = target(**values)
         if dry:
             from geolatent.lab.dry_run import dry_run
 
             dry_run(work, sweep or {})
         elif sweep:
-            points = _points(command, target, completed, kinds, sweep)
             from geolatent.lab.sweep import run_sweep
 
-            run_sweep(work, sweep, points)
-        else:
+            run_sweep(work, sweep, _experiments(command, target, completed, kinds, sweep))
+        elif inspect.isclass(target):
             work.run()
     finally:
         QUIET.reset(before)
 
 
-def _work(command: str, target: Callable[..., Any], values: dict[str, Any]) -> Any:
-    """Return the experiment of options."""
-    if inspect.isclass(target):
-        return target(**values)
-    from geolatent.lab.unported import Unported
-
-    return Unported(command, target, values)
-
-
-def _points(
+def _experiments(
     command: str,
     target: Callable[..., Any],
     words: Sequence[str],
     kinds: dict[str, Any],
     sweep: dict[str, list[Any]],
 ) -> list[Any]:
-    """Return the experiments of a sweep, their options read as if given as words."""
-    from geolatent.lab.sweep import sweep_points
+    """Return the experiments of a sweep's points, which are read as if given as words."""
+    from geolatent.lab.sweep import point_words, sweep_points
 
     experiments = []
     for point in sweep_points(sweep):
-        texts = [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in point.items()
-        ]
-        values = _values(_parser(command, target), [*words, *texts], target, kinds)
+        more = [f"--{word}" for word in point_words(point)]
+        values = _values(_parser(command, target), [*words, *more], target, kinds)
         for name in (_SWEEP, _QUIET, _DRY_RUN):
             del values[name]
-        experiments.append(_work(command, target, values))
+        experiments.append(target(**values))
     return experiments
 
 
@@ -286,7 +263,7 @@ def _kinds(command: str, light: Callable[..., Any]) -> dict[str, Any]:
         for each in classes:
             kinds |= {f"{option}.{name}": kind for name, kind in option_types(each).items()}
     kinds |= {"config": str, "print_config": None, "help": None, _QUIET: bool}
-    if command in _LONG:
+    if command not in _SHORT:
         kinds[_DRY_RUN] = bool
     if "executor" in kinds:
         kinds[_SWEEP] = dict[str, list[Any]]
@@ -333,7 +310,7 @@ def _parser(command: str, target: Callable[..., Any]) -> ArgumentParser:
         parser.add_argument(f"--{_SWEEP}", type=dict[str, list[Any]], default={}, help=text)
     text = "Print warnings and the last line alone."
     parser.add_argument(f"--{_QUIET}", type=bool, default=False, help=text)
-    if command in _LONG:
+    if command not in _SHORT:
         text = "Say what would be done and about how long it takes; nothing is written."
         parser.add_argument(f"--{_DRY_RUN}", type=bool, default=False, help=text)
     return parser

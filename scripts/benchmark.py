@@ -915,18 +915,28 @@ def benchmark(
 ) -> None:
     """Compare geodesic solvers; write JSON and print a Markdown table.
 
-    Args:
-        output: File for the results, written again after every problem.
-        model: Weights of the 16-d model, X.safetensors.
-        problems: Some of digits, mnist, deep, image, sphere, half_plane; all by default.
-        methods: Some of geolatent, lattice, codes, adam, reverse, stochman, latent_geometry,
-            geomstats, georce; all by default.
-        pairs: Pairs for each problem; by default chosen for each.
-        quick: One setting for each method, fewer pairs, a limit of 6 seconds at most, no image.
-        limit: Seconds for a method on a problem; one that solves pair by pair leaves out the pairs
-            that it does not get to, one that solves all at once is stopped after ten times that.
-        threads: Threads of PyTorch.
-        seed: Seed of pairs and random decoders.
+    Parameters
+    ----------
+    output
+        File for the results, written again after every problem.
+    model
+        Weights of the 16-d model, X.safetensors.
+    problems
+        Some of digits, mnist, deep, image, sphere, half_plane; all by default.
+    methods
+        Some of geolatent, lattice, codes, adam, reverse, stochman, latent_geometry,
+        geomstats, georce; all by default.
+    pairs
+        Pairs for each problem; by default chosen for each.
+    quick
+        One setting for each method, fewer pairs, a limit of 6 seconds at most, no image.
+    limit
+        Seconds for a method on a problem; one that solves pair by pair leaves out the pairs
+        that it does not get to, one that solves all at once is stopped after ten times that.
+    threads
+        Threads of PyTorch.
+    seed
+        Seed of pairs and random decoders.
     """
     torch.set_num_threads(threads)
     makers: dict[str, tuple[Callable[[int], Problem], int, int]] = {

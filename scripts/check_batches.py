@@ -26,9 +26,8 @@ from rich.console import Console
 
 from geolatent.lab.contents import SUMMARY
 from geolatent.lab.execution import run_shards
-from geolatent.lab.improvement import improvement_cases
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.pairs import Shards, prior_pairs
+from geolatent.lab.pairs import Case, Shards, prior_pairs
 from geolatent.lab.run import RunFolder, load_run
 from geolatent.lab.solved import SolvedPairs
 from geolatent.models import digits_vae
@@ -283,8 +282,7 @@ def throughput(folder: Path) -> str:
 def _work(n_shards: int, solver: Solver, length_tolerance: float, batch_size: int) -> Shards:
     metric = LatentModel(digits_vae()).metric()
     pairs = prior_pairs(n_shards * batch_size, 2)
-    cases = improvement_cases(metric, [pairs], with_alignment=False)
-    return Shards(cases, solver, length_tolerance, batch_size)
+    return Shards([Case(metric, pairs)], solver, length_tolerance, batch_size)
 
 
 def overhead(folder: Path) -> str:
@@ -347,8 +345,10 @@ CHECKS = {
 def check_batches(only: Sequence[str] = ()) -> None:
     """Check what batch experiments promise.
 
-    Args:
-        only: Names of checks; all where none is given.
+    Parameters
+    ----------
+    only
+        Names of checks; all where none is given.
     """
     # a shell that starts this in the background has runs ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -208,9 +208,12 @@ def check_certificate(
 ) -> None:
     """Measure the certificate on many pairs and print a table.
 
-    Args:
-        n_pairs: Pairs for each decoder.
-        models: Folder of state dictionaries of disentangling-vae, for decoders that others trained.
+    Parameters
+    ----------
+    n_pairs
+        Pairs for each decoder.
+    models
+        Folder of state dictionaries of disentangling-vae, for decoders that others trained.
     """
     warnings.simplefilter("ignore", UserWarning)  # lengths that do not reach the tight tolerance
     console = Console(width=150)

@@ -253,9 +253,11 @@ PARTS: dict[str, Callable[[], Iterator[Line]]] = {
 def check(parts: list[str] | None = None) -> int:
     """Measure and print the table.
 
-    Args:
-        parts: Some of exponential, norms, means, clusters, walks, densities, families; all by
-            default.
+    Parameters
+    ----------
+    parts
+        Some of exponential, norms, means, clusters, walks, densities, families; all by
+        default.
     """
     torch.set_default_dtype(torch.float64)
     table = make_table("Latent geometry", ["what", "measured", "required", "met"], n_text=1)

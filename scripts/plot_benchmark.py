@@ -78,9 +78,12 @@ def plot_benchmark(
 ) -> None:
     """Draw excess length against cost, one row of panels for each problem.
 
-    Args:
-        results: File written by scripts/benchmark.py.
-        output: Figure to write; its ending is the format.
+    Parameters
+    ----------
+    results
+        File written by scripts/benchmark.py.
+    output
+        Figure to write; its ending is the format.
     """
     stored = json.loads(results.read_text())
     problems = stored["problems"]

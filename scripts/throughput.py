@@ -164,15 +164,24 @@ def throughput(
 ) -> None:
     """Measure pairs per second and the share of the decoder.
 
-    Args:
-        model: Weights of a Gaussian decoder, X.safetensors; by default the embedded 2-d model.
-        pairs: Pairs from N(0, I), solved in one call.
-        device: Where to solve, such as cpu or cuda.
-        output: File for the results.
-        tolerance: Tolerance of the default solver.
-        repeats: Solves that are timed; the fastest counts.
-        threads: Threads of PyTorch on the CPU; its own choice by default.
-        seed: Seed of the pairs.
+    Parameters
+    ----------
+    model
+        Weights of a Gaussian decoder, X.safetensors; by default the embedded 2-d model.
+    pairs
+        Pairs from N(0, I), solved in one call.
+    device
+        Where to solve, such as cpu or cuda.
+    output
+        File for the results.
+    tolerance
+        Tolerance of the default solver.
+    repeats
+        Solves that are timed; the fastest counts.
+    threads
+        Threads of PyTorch on the CPU; its own choice by default.
+    seed
+        Seed of the pairs.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -436,6 +436,7 @@ def test_wrong_configs_are_refused_by_name(text, key, capsys, tmp_path):
         (["interpolate", "--batch_size=0"], "batch_size"),
         (["distances", "--length_tolerance=0"], "length_tolerance"),
         (["cluster", "--n_seeds=0"], "n_seeds"),
+        (["cluster", "--n_neighbors=0"], "n_neighbors"),
         (["improvement", "--device=nonsense"], "device"),
         (["improvement", "--features.kind=module"], "class_path"),
         (["interpolate", "--n_images=1"], "n_images"),

@@ -21,7 +21,7 @@ from geolatent.lab.config import (
 )
 from geolatent.lab.data import DataOptions
 from geolatent.lab.experiment import as_option
-from geolatent.lab.improvement import Improvement, improvement_cases
+from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import measure_grid, measure_plane
 from geolatent.lab.latent_model import LatentModel
@@ -373,7 +373,9 @@ def test_improvement_is_positive_and_grows_with_the_step(digits):
     model, _, _ = digits
     metric = model.metric()
     groups = worst_case_pairs(metric, 8, 2, [0.5, 2.0], like=model.like)
-    solved = SolvedPairs.join(list(Shards(improvement_cases(metric, groups), COARSE)))
+    measures = [measure_along([alignment_with(metric)], with_slerp=False)]
+    cases = [Case(metric, pairs, measures=measures) for pairs in groups]
+    solved = SolvedPairs.join(list(Shards(cases, COARSE)))
     means = []
     for step in (0.5, 2.0):
         part = solved.where("step", step)

@@ -35,13 +35,13 @@ def test_figures_are_named_files(tmp_path):
     assert (tmp_path / "figures" / "one.png").read_bytes()[1:4] == b"PNG"
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 8, 3)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 8)])
 @pytest.mark.parametrize("n_pairs", [1, 3])
 def test_image_strips(tmp_path, shape, n_pairs):
     images = GENERATOR.uniform(-1, 1, (n_pairs, 5, *shape))
     sequences = {"straight": images, "geodesic": images, "logistic geodesic": images}
     titles = [f"pair {pair}" for pair in range(n_pairs)]
-    figure = plotting.image_strips(sequences, titles, (-1.0, 1.0))
+    figure = plotting.image_strips(sequences, titles)
     panels = drawn(figure, tmp_path)
     assert [axes.get_ylabel() for axes in panels] == list(sequences) * n_pairs
     assert all(len(axes.images) == 5 for axes in panels)
@@ -57,9 +57,9 @@ def test_image_strips(tmp_path, shape, n_pairs):
 @pytest.mark.parametrize(("n_pairs", "n_images"), [(6, 11), (6, 13), (2, 30), (1, 60)])
 def test_image_strips_fit_a_page(n_pairs, n_images):
     """A4 less margins; long strips go on in another line."""
-    images = np.zeros((n_pairs, n_images, 8, 8))
+    images = np.zeros((n_pairs, n_images, 1, 8, 8))
     sequences = {"straight": images, "slerp": images, "geodesic": images, "features": images}
-    figure = plotting.image_strips(sequences, [f"pair {i}" for i in range(n_pairs)], (-1.0, 1.0))
+    figure = plotting.image_strips(sequences, [f"pair {i}" for i in range(n_pairs)])
     width, height = figure.get_size_inches()
     assert width <= 7.5
     assert height <= 11.0
@@ -71,9 +71,9 @@ def test_image_strips_fit_a_page(n_pairs, n_images):
 
 
 def test_images_that_are_not_finite_are_marked(tmp_path):
-    images = np.zeros((1, 3, 4, 4))
+    images = np.zeros((1, 3, 1, 4, 4))
     images[0, 2] = np.nan
-    figure = plotting.image_strips({"walk 1": images}, ["walks"], (-1.0, 1.0))
+    figure = plotting.image_strips({"walk 1": images}, ["walks"])
     (axes,) = drawn(figure, tmp_path)
     assert [line.get_xdata()[0] for line in axes.lines] == [2]
     pixels = imread(tmp_path / "figure.png")
@@ -221,8 +221,8 @@ def test_channels_are_moved_or_dropped():
 
 @pytest.mark.parametrize("n_images", [1, 13])
 def test_image_grid(tmp_path, n_images):
-    images = GENERATOR.uniform(-1, 1, (n_images, 8, 8))
-    assert len(drawn(plotting.image_grid(images, (-1.0, 1.0)), tmp_path)) == n_images
+    images = GENERATOR.uniform(-1, 1, (n_images, 1, 8, 8))
+    assert len(drawn(plotting.image_grid(images), tmp_path)) == n_images
 
 
 @pytest.mark.parametrize("values", [improvements(), np.zeros(3), improvements(1)])

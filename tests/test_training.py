@@ -66,7 +66,7 @@ def images():
 
 def test_batches_hold_every_row_once_in_a_new_order():
     rows = torch.arange(10)[:, None]
-    batches = Batches(rows, batch_size=4, seed=0)
+    batches = Batches(rows, batch_size=4, order=torch.Generator().manual_seed(0))
     first, second = (torch.cat(list(batches)).flatten() for _ in range(2))
     assert len(batches) == len(list(Batches(rows, 4))) == 3
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(10))

@@ -17,9 +17,7 @@ from geolatent.checks import check_integer, requirement
 from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting_statistics
-from geolatent.lab.costs import Cost
-from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
-from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.experiment import Arrays, GraphExperiment, Summary
 from geolatent.lab.printing import make_table, working
 from geolatent.lab.run import Run, RunFolder
 
@@ -76,7 +74,7 @@ def cluster_codes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster(MetricExperiment):
+class Cluster(GraphExperiment):
     """Cluster the codes of images by geodesic distance, against Euclidean k-means.
 
     Clusters are compared with the classes by the adjusted Rand index (1 for the same partition, 0
@@ -94,8 +92,6 @@ class Cluster(MetricExperiment):
         Beginnings for each seed, of which the best is kept.
     n_nodes
         Nodes of the graph of training codes, the candidates for centres.
-    n_neighbors
-        Neighbours of each node.
     seed
         Seed of the graph, and first seed of k-means.
     """
@@ -104,21 +100,13 @@ class Cluster(MetricExperiment):
     n_clusters: int | None = None
     n_seeds: int = 5
     n_init: int = 10
-    n_nodes: int = 6000
-    n_neighbors: int = 24
 
     def check(self) -> None:
         """Raise where there is nothing to cluster, or to compare clusters with."""
         check_integer("n_seeds", self.n_seeds)
         check_integer("n_init", self.n_init)
-        check_integer("n_nodes", self.n_nodes, minimum=2)
         super().check()
         check_integer("n_clusters", self.wanted, minimum=2)
-
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.encoded
 
     @cached_property
     def labels(self) -> Tensor:
@@ -139,14 +127,7 @@ class Cluster(MetricExperiment):
         from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
         seeds = list(range(self.seed, self.seed + self.n_seeds))
-        with working(console, "building the graph"):
-            graph = LatentGraph.from_codes(
-                self.pulled_back,
-                self.dataset.codes(self.codec),
-                n_nodes=self.n_nodes,
-                n_neighbors=self.n_neighbors,
-                seed=self.seed,
-            )
+        graph = self.graph(console)
         with working(console, f"clustering {len(self.encoded):,} codes"):
             found = cluster_codes(graph, self.encoded, self.wanted, seeds, self.n_init)
         truth = self.labels.numpy()
@@ -163,15 +144,15 @@ class Cluster(MetricExperiment):
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print a table of the methods."""
+        scores = (
+            "adjusted Rand index\nmean",
+            "\nmin",
+            "\nmax",
+            "adjusted mutual\ninformation, mean",
+        )
         table = make_table(
             f"{summary['n_clusters']} clusters of {summary['n_codes']} codes against their classes",
-            [
-                "\nmethod",
-                "adjusted Rand index\nmean",
-                "\nmin",
-                "\nmax",
-                "adjusted mutual\ninformation, mean",
-            ],
+            ("\nmethod", *scores),
         )
         for name, entry in summary["methods"].items():
             rand = np.array(entry["adjusted_rand"])
@@ -179,26 +160,29 @@ class Cluster(MetricExperiment):
             table.add_row(name, *(f"{number:.3f}" for number in numbers))
         console.print(table)
 
-    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
-        """Return what the graph costs."""
-        return Cost(rows=self.n_nodes)
+    @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        scores = (
+            f"{name} {np.mean(entry['adjusted_rand']):.3f}"
+            for name, entry in summary["methods"].items()
+        )
+        return "adjusted Rand index: " + ", ".join(scores)
 
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays or run.summary is None:
-            return {}
         scores = {
             name: np.array(entry["adjusted_rand"]) for name, entry in run.summary["methods"].items()
         }
         drawn = {"scores": plotting_statistics.scores_by_seed(scores, "adjusted Rand index")}
-        codes = run.arrays["codes"].astype(float)
+        codes = run.arrays["codes"]
         if codes.shape[1] == 2:
             drawn["clusters"] = plotting_statistics.cluster_maps(
                 codes,
                 {"classes": run.arrays["labels"]}
                 | {name: run.arrays[f"{_key(name)}_clusters"][0] for name in METHODS},
-                {name: run.arrays[f"{_key(name)}_centers"][0].astype(float) for name in METHODS},
+                {name: run.arrays[f"{_key(name)}_centers"][0] for name in METHODS},
             )
         return drawn
 

@@ -16,7 +16,7 @@ from geolatent.lab import plotting
 from geolatent.lab.config import ModelEntry
 from geolatent.lab.experiment import Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.pairs import Case, Pairs, draw_images, encoded_pairs
+from geolatent.lab.pairs import Case, Pairs, encoded_pairs
 from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.printing import print_statuses, statistics_table
 from geolatent.lab.run import Run
@@ -68,7 +68,7 @@ class Compare(PairsExperiment):
             raise ValueError(requirement("models", required, list(self.models)))
         check_number("threshold", self.threshold, at_least=0.0)
         super().check()
-        draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
+        _ = self.image_rows
 
     def prepare(self) -> None:
         """Encode the pairs."""
@@ -86,10 +86,8 @@ class Compare(PairsExperiment):
     @cached_property
     def pairs(self) -> dict[str, Pairs]:
         """The codes of the pairs in each model, with the column ``model``, its name."""
-        images, labels = self.dataset.chosen
-        rows = draw_images(self.n_pairs, len(images), self.seed)
         return {
-            name: encoded_pairs(model, images, labels, rows).named("model", name)
+            name: encoded_pairs(model, *self.dataset.chosen, self.image_rows).named("model", name)
             for name, model in self.codecs.items()
         }
 

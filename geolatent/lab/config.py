@@ -62,11 +62,6 @@ class ModelOptions:
         "forward" for a model that is a decoder alone.
     latent_dim
         The latent dimension of a model without an attribute `latent_dim`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If arguments are given without a class, or the latent dimension is not positive.
     """
 
     checkpoint: str | None = None
@@ -119,11 +114,6 @@ class FeatureOptions:
         For "module": the constructor's arguments.
     checkpoint
         For "module": the weights.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a class is given without "module" or lacks with it, or a number is out of its range.
     """
 
     kind: Literal["none", "logistic", "vgg", "module"] = "none"
@@ -156,11 +146,6 @@ class MetricOptions:
         columns, their "hutchinson" estimate, or "auto": exact up to 64 features.
     n_probes
         Random sign vectors of that estimate.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the number of probes is not positive.
     """
 
     uncertainty: bool = True
@@ -191,11 +176,6 @@ class InitialOptions:
         Neighbours of each node of that graph.
     jitter
         Standard deviation of the jitter, in latent units.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of its range.
     """
 
     kind: Literal["auto", "straight", "lattice", "codes"] = "auto"
@@ -231,11 +211,6 @@ class RayOptions:
         Threads of torch in each of them, and CPUs that it takes.
     restarts
         How often each of them is started again, and its shard with it, when it or its machine dies.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a number is out of its range, or the address is one of Ray's client (ray://).
     """
 
     address: str | None = None
@@ -282,12 +257,6 @@ class DataOptions:
         The values in that file that mean black and white; they become -1 and 1.
     test_fraction
         Share of the images in that file that are its test split.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a value is out of its range, or a file's options are given without "file" or are missing
-        with it.
 
     Examples
     --------
@@ -405,13 +374,7 @@ class PrecisionOptions:
 
 
 def check_formats(formats: Formats) -> list[Format]:
-    """Return formats as a list without doubles.
-
-    Raises
-    ------
-    ValueError
-        If one is not png, pdf or svg, or there is none.
-    """
+    """Return formats as a list without doubles."""
     chosen = [formats] if isinstance(formats, str) else list(formats)
     for name in chosen:
         check_choice("format", name, FORMATS)

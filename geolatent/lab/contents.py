@@ -66,15 +66,7 @@ def run_command(folder: Path) -> str | None:
 
 
 def read_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read ``config.yaml`` and ``environment.json``.
-
-    Raises
-    ------
-    OSError
-        If one of them cannot be opened.
-    ValueError
-        If one of them is damaged.
-    """
+    """Read ``config.yaml`` and ``environment.json``; a ValueError tells that one is damaged."""
     config, described = read_yaml(folder / CONFIG), read_json(folder / ENVIRONMENT)
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG} holds no options.")
@@ -86,15 +78,7 @@ def read_options(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_owner(folder: Path, command: str) -> None:
-    """Raise where files of a run would go, or come from, where they do not belong.
-
-    Raises
-    ------
-    FileExistsError
-        If files of such names are not of a run, or are of a training.
-    ValueError
-        If a folder of a run's is a link.
-    """
+    """Raise where files of a run's names are not of a run, or are of a training, or are links."""
     for name in _FOLDERS:
         if (folder / name).is_symlink():
             raise ValueError(requirement("out", f"a folder without a link `{name}`", folder))
@@ -137,13 +121,7 @@ def check_held(folder: Path, command: str, resume: Mapping[str, Any] | None) -> 
 
 
 def check_images(folder: Path) -> None:
-    """Raise where a folder has images that are not of a run.
-
-    Raises
-    ------
-    FileExistsError
-        If ``images`` in it is not of the command sample, or holds anything but its images.
-    """
+    """Raise where ``images`` is not of the command sample, or holds anything but its images."""
     of_run = run_command(folder) == "sample"
     for name in (IMAGES, f"{IMAGES}.unfinished"):
         place, own = folder / name, _NUMBERED[name].fullmatch
@@ -221,13 +199,7 @@ def point_folders(folder: Path) -> list[Path]:
 
 
 def find_points(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the run folders of a sweep's points.
-
-    Returns
-    -------
-    tuple
-        The folders by the `options_key` of what they were asked; and what is wrong with others.
-    """
+    """Return a sweep's run folders by the `options_key` of their options; and what is damaged."""
     found, damaged = {}, []
     for place in point_folders(folder):
         try:
@@ -239,13 +211,7 @@ def find_points(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def check_inputs(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise where files that options name are not those that a run was made of.
-
-    Raises
-    ------
-    FileExistsError
-        If they are others; the message names them.
-    """
+    """Raise where files that options name are not those that a run was made of."""
     _, described = read_options(folder)
     changed = changed_inputs(described["inputs"], config)
     if changed:
@@ -254,15 +220,10 @@ def check_inputs(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def record_files(folder: Path, names: Iterable[str]) -> None:
-    """Add names to the list of what a run wrote to its folder; before the files are written.
+    """Add names, relative to a run's folder, to the list of what the run wrote; before it does.
 
-    Parameters
-    ----------
-    folder
-        The folder; the list is its ``geolatent-files.json``. One that is not of a run, which has an
-        ``environment.json``, gets no list.
-    names
-        Names of files, relative to the folder.
+    The list is the folder's ``geolatent-files.json``. A folder that is not of a run, which has an
+    ``environment.json``, gets none.
     """
     if not (folder / ENVIRONMENT).is_file():
         return

@@ -43,9 +43,9 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
 
     Returns
     -------
-    images : Tensor (n, channels, height, width), float32
-    labels : Tensor (n,), int64, or None
-        None for a file without labels.
+    tuple[Tensor, Tensor | None]
+        Images (n, channels, height, width), float32, and labels (n,), int64; None for a file
+        without labels.
 
     Raises
     ------
@@ -64,24 +64,7 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
             options.download,
             options.seed,
         )
-    labels: Tensor | None
-    if options.name == "digits":
-        images, labels = digits(options.split)
-    else:
-        # The options are known to be there; the checks are for the type checker.
-        path, low, high = options.path or "", options.low or 0.0, options.high or 0.0
-        images, labels = load_images(path, low=low, high=high)
-        if options.split != "all":
-            order = torch.randperm(
-                len(images), generator=torch.Generator().manual_seed(options.seed)
-            )
-            n_test = round(options.test_fraction * len(images))
-            if n_test in (0, len(images)):
-                required = f"a share of {len(images)} images that leaves some on either side"
-                raise ValueError(requirement("test_fraction", required, options.test_fraction))
-            rows = order[:n_test] if options.split == "test" else order[n_test:]
-            rows = rows.sort().values
-            images, labels = images[rows], None if labels is None else labels[rows]
+    images, labels = digits(options.split) if options.name == "digits" else _own_images(options)
     if labels is None:
         for option in ("classes", "per_class"):
             if getattr(options, option) is not None:
@@ -90,6 +73,23 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
         return images, None
     rows = select(labels, options.classes, options.per_class, options.seed)
     return images[rows], labels[rows]
+
+
+def _own_images(options: DataOptions) -> tuple[Tensor, Tensor | None]:
+    """Load one split of a file of the user's own."""
+    # The options are known to be there; the checks are for the type checker.
+    path, low, high = options.path or "", options.low or 0.0, options.high or 0.0
+    images, labels = load_images(path, low=low, high=high)
+    if options.split == "all":
+        return images, labels
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
+    n_test = round(options.test_fraction * len(images))
+    if n_test in (0, len(images)):
+        required = f"a share of {len(images)} images that leaves some on either side"
+        raise ValueError(requirement("test_fraction", required, options.test_fraction))
+    rows = order[:n_test] if options.split == "test" else order[n_test:]
+    rows = rows.sort().values
+    return images[rows], None if labels is None else labels[rows]
 
 
 def scale_pixels(pixels: Tensor, largest: float) -> Tensor:
@@ -106,7 +106,8 @@ def scale_pixels(pixels: Tensor, largest: float) -> Tensor:
 
     Returns
     -------
-    Tensor, float32, of the shape of ``pixels``
+    Tensor
+        float32, of the shape of ``pixels``.
 
     Examples
     --------
@@ -130,15 +131,9 @@ def digits(split: str = "train") -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    images : Tensor (n, 1, 8, 8), float32
-        Grey values in [-1, 1]; -1 is the background.
-    labels : Tensor (n,), int64
-        The digit that was written, 0 to 9.
-
-    Raises
-    ------
-    ValueError
-        If ``split`` is none of the three names.
+    tuple[Tensor, Tensor]
+        Grey values in [-1, 1], (n, 1, 8, 8), float32, -1 the background; and the digits that were
+        written, 0 to 9, (n,), int64.
 
     References
     ----------
@@ -204,9 +199,8 @@ def torchvision_images(
 
     Returns
     -------
-    images : Tensor (n, 1, 28, 28), float32
-        Grey values in [-1, 1]; -1 is the background.
-    labels : Tensor (n,), int64
+    tuple[Tensor, Tensor]
+        Grey values in [-1, 1], (n, 1, 28, 28), float32, -1 the background; and labels, (n,), int64.
 
     Raises
     ------
@@ -227,29 +221,44 @@ def torchvision_images(
     check_choice("name", name, TORCHVISION_NAMES)
     check_choice("split", split, ("train", "test"))
     check_selection(classes, per_class, seed)
-    if name == "MNIST":
-        files = find_mnist(mnist_folder(root), split)
-        if files is not None:
-            return _mnist(files, classes, per_class, seed)
+    files = find_mnist(mnist_folder(root), split) if name == "MNIST" else None
+    if files is not None:
+        pixels, labels = _mnist(*files)
+    else:
+        pixels, labels = _torchvision(name, root, split, download)
+    rows = select(labels, classes, per_class, seed)
+    return scale_pixels(pixels[rows], largest=255.0).unsqueeze(1).contiguous(), labels[rows]
+
+
+def _mnist(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
+    """Read MNIST's own files of images (n, 28, 28) and labels."""
+    pixels, numbers = read_idx(images), read_idx(labels)
+    if pixels.shape != (*numbers.shape, 28, 28) or not numbers.size:
+        required = "a folder with undamaged files of MNIST, images and labels of one split"
+        found = f"{images} of shape {pixels.shape} and {labels} of shape {numbers.shape}"
+        raise ValueError(requirement("root", required, found))
+    return torch.from_numpy(pixels.copy()), torch.from_numpy(numbers.astype(np.int64))
+
+
+def _torchvision(
+    name: str, root: str | os.PathLike[str], split: str, download: bool
+) -> tuple[Tensor, Tensor]:
+    """Let torchvision read images, (n, 28, 28), and labels."""
     # torchvision takes seconds to import: only those who ask for the data pay for it.
     from torchvision import datasets
 
     kind, _, subset = name.partition("-")
     arguments: dict[str, Any] = {"split": subset} if subset else {}
     raw = Path(root) / kind / "raw"
+    required = f"a folder with undamaged files of {name}; remove {raw} and download them again"
+    damaged = requirement("root", required, root)
     try:
         found = getattr(datasets, kind)(
             root=str(root), train=split == "train", download=download, **arguments
         )
         pixels, labels = found.data, found.targets
     except (
-        AssertionError,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
+        *(AssertionError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError),
         pickle.UnpicklingError,
     ) as error:
         # torchvision has one RuntimeError for a missing data set, for a failed download and for a
@@ -266,31 +275,11 @@ def torchvision_images(
         if download and (isinstance(error, OSError) or "Error downloading" in reason):
             message = f"{name} could not be downloaded to {raw}: {reason}"
             raise ConnectionError(message) from error
-        required = f"a folder with undamaged files of {name}; remove {raw} and download them again"
-        raise ValueError(f"{requirement('root', required, root)} {reason}") from error
+        raise ValueError(f"{damaged} {reason}") from error
     if pixels.shape != (len(labels), 28, 28) or not len(labels):
-        required = f"a folder with undamaged files of {name}; remove {raw} and download them again"
         message = f"images of shape {tuple(pixels.shape)} and {len(labels)} labels"
-        raise ValueError(f"{requirement('root', required, root)} It holds {message}.")
-    labels = labels.to(torch.int64)
-    rows = select(labels, classes, per_class, seed)
-    pixels = pixels[rows].mT if kind == "EMNIST" else pixels[rows]
-    return scale_pixels(pixels, largest=255.0).unsqueeze(1).contiguous(), labels[rows]
-
-
-def _mnist(
-    files: tuple[Path, Path], classes: Sequence[int] | None, per_class: int | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Read MNIST's own files of images and labels."""
-    pixels, numbers = map(read_idx, files)
-    if pixels.shape != (*numbers.shape, 28, 28) or not numbers.size:
-        required = "a folder with undamaged files of MNIST, images and labels of one split"
-        found = f"{files[0]} of shape {pixels.shape} and {files[1]} of shape {numbers.shape}"
-        raise ValueError(requirement("root", required, found))
-    labels = torch.from_numpy(numbers.astype(np.int64))
-    rows = select(labels, classes, per_class, seed)
-    chosen = torch.from_numpy(pixels[rows.numpy()])
-    return scale_pixels(chosen, largest=255.0).unsqueeze(1), labels[rows]
+        raise ValueError(f"{damaged} It holds {message}.")
+    return pixels.mT if kind == "EMNIST" else pixels, labels.to(torch.int64)
 
 
 def load_images(
@@ -309,8 +298,8 @@ def load_images(
 
     Returns
     -------
-    images : Tensor (n, channels, height, width), float32
-    labels : Tensor (n,), int64, or None
+    tuple[Tensor, Tensor | None]
+        Images (n, channels, height, width), float32, and labels (n,), int64, or None.
 
     Raises
     ------
@@ -331,7 +320,7 @@ def load_images(
     check_number("low", low)
     check_number("high", high, above=low)
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = read_arrays("path", path, lone="images")
     if "images" not in arrays:
         required = "a file that holds `images`"
         found = f"{path}, which holds {', '.join(sorted(arrays)) or 'nothing'}"
@@ -377,13 +366,8 @@ def select(
 
     Returns
     -------
-    Tensor (m,), int64
-        Row numbers, increasing.
-
-    Raises
-    ------
-    ValueError
-        If a chosen class is not among the labels, or has too few rows.
+    Tensor
+        Row numbers, increasing, (m,), int64.
 
     Examples
     --------
@@ -410,18 +394,18 @@ def select(
     return torch.cat(rows).sort().values
 
 
-def _read_arrays(path: Path) -> dict[str, Tensor]:
-    """Read a file's arrays as tensors by name; a lone one is called ``images``."""
-    if path.suffix not in (".npy", ".npz"):
-        return read_tensors(path, lone="images")
+def read_arrays(name: str, path: Path, lone: str) -> dict[str, Tensor]:
+    """Read the file that an option names: arrays as tensors, by name; ``lone`` names one alone."""
     if not path.is_file():
-        raise FileNotFoundError(requirement("path", "an existing file", path))
-    required = "a readable file of numbers"
+        raise FileNotFoundError(requirement(name, "an existing file", path))
+    if path.suffix not in (".npy", ".npz"):
+        return read_tensors(path, lone)
     try:
         with path.open("rb") as file:
             # Object arrays are refused: they would have to be unpickled, which can run code.
             found = np.load(file, allow_pickle=False)
-            arrays = {"images": found} if isinstance(found, np.ndarray) else dict(found)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            arrays = {lone: found} if isinstance(found, np.ndarray) else dict(found)
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
     except (ValueError, TypeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{requirement('path', required, path)} {error}") from error
+        message = requirement(name, "a readable file of numbers", path)
+        raise ValueError(f"{message} {error}") from error

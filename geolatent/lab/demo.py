@@ -15,9 +15,11 @@ from torch import Tensor
 from geolatent import models
 from geolatent.checks import check_integer, requirement
 from geolatent.curves import CubicBSpline
+from geolatent.geometry.volume import magnification_factor
 from geolatent.graph import LatentGraph
 from geolatent.lab import data, plotting
 from geolatent.lab.config import Formats, check_formats
+from geolatent.lab.measures import plane_grid
 from geolatent.lab.printing import make_console, make_table, print_files, working
 from geolatent.metrics.pullback import GaussianPullbackMetric
 from geolatent.solution import GeodesicSolution
@@ -62,17 +64,7 @@ class DigitPairs:
 def digit_pairs(n_pairs: int, seed: int = 0) -> DigitPairs:
     """Encode random pairs of test digits of different classes with the embedded model.
 
-    Parameters
-    ----------
-    n_pairs
-        Number of pairs; no image is used twice, so at most half the test images.
-    seed
-        Seed of the choice.
-
-    Raises
-    ------
-    ValueError
-        Where there are not enough images.
+    No image is used twice, so that there are at most half as many pairs as test images.
     """
     check_integer("n_pairs", n_pairs)
     check_integer("seed", seed, minimum=0)
@@ -194,7 +186,7 @@ def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
     for curve in (lines, solution.curve[:shown]):
         with torch.no_grad():
             mean = pairs.model.decode_mean(curve(t).flatten(0, 1))
-        images.append(mean.reshape(shown, len(t), 8, 8).numpy())
+        images.append(mean.reshape(shown, len(t), 1, 8, 8).numpy())
     titles = [
         f"{pairs.labels[i, 0]} to {pairs.labels[i, 1]}: "
         f"{100 * solution.relative_improvement[i]:.1f} % shorter "
@@ -202,22 +194,15 @@ def _strips(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
         for i in range(shown)
     ]
     strips = {"straight": images[0], "geodesic": images[1]}
-    return plotting.image_strips(strips, titles, (-1.0, 1.0))
+    return plotting.image_strips(strips, titles)
 
 
 def _plane(pairs: DigitPairs, solution: GeodesicSolution) -> Figure:
-    low, high = pairs.bounds
-    axes = [
-        torch.linspace(float(a), float(b), 201, dtype=torch.float64)
-        for a, b in zip(low, high, strict=True)
-    ]
-    grid = torch.cartesian_prod(*axes)
-    with torch.no_grad():
-        tensors = torch.cat([pairs.metric.tensor(part) for part in grid.split(8192)])
-    factor = torch.linalg.det(tensors).clamp_min(0.0).sqrt().reshape(201, 201).T
+    first, second, grid = plane_grid(*pairs.bounds, 201, torch.float64)
+    factor = magnification_factor(pairs.metric, grid).reshape(201, 201)
     t = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     return plotting.latent_plane(
-        (axes[0].numpy(), axes[1].numpy()),
+        (first.numpy(), second.numpy()),
         factor.numpy(),
         pairs.codes.numpy(),
         pairs.classes.numpy().astype(np.int64),

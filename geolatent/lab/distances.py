@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from geolatent.checks import check_integer, check_number, requirement
+from geolatent.checks import check_number, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.distances import graph_distance_matrix, pairwise_distances
-from geolatent.graph import LatentGraph
 from geolatent.lab import plotting_statistics
 from geolatent.lab.config import DataOptions
 from geolatent.lab.costs import Cost, geodesic_rows
-from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
+from geolatent.lab.experiment import Arrays, GraphExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
@@ -76,7 +75,7 @@ def separation(matrix: Tensor, labels: Tensor) -> dict[str, float | int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distances(MetricExperiment):
+class Distances(GraphExperiment):
     """Measure the geodesic distances between all pairs of some images.
 
     Beside them stand the distances of the codes in the latent space, the lengths of the straight
@@ -92,10 +91,6 @@ class Distances(MetricExperiment):
         FirstOrderSolver.michelis_becker, and its settings.
     length_tolerance
         Relative tolerance of the reported lengths.
-    n_nodes
-        Nodes of the graph of training codes.
-    n_neighbors
-        Neighbours of each node.
     seed
         Seed of the graph.
     """
@@ -104,45 +99,31 @@ class Distances(MetricExperiment):
     data: DataOptions = DataOptions(split="test", per_class=4)
     solver: Solver = PreconditionedSolver()
     length_tolerance: float = 1e-4
-    n_nodes: int = 6000
-    n_neighbors: int = 24
 
     def check(self) -> None:
         """Raise where there are too few images, or no graph between them."""
-        check_integer("n_nodes", self.n_nodes, minimum=2)
         check_number("length_tolerance", self.length_tolerance, above=0.0)
         super().check()
         n = len(self.dataset.chosen[0])
         if n < 3:
             raise ValueError(requirement("data", "three or more images", n))
 
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.sorted_codes
+    @cached_property
+    def order(self) -> Tensor:
+        """Row numbers of the images, those of each class beside one another, (n,)."""
+        return self.dataset.classes.argsort(stable=True)
 
     @cached_property
-    def sorted_codes(self) -> tuple[Tensor, Tensor]:
-        """Codes of the images, (n, d), in the order of their classes, and these, (n,)."""
-        images, classes = self.dataset.chosen[0], self.dataset.classes
-        order = classes.argsort(stable=True)
-        return self.codec.encode(images[order]), classes[order]
+    def encoded(self) -> Tensor:
+        """Codes of the images in that order, (n, d)."""
+        return self.codec.encode(self.dataset.chosen[0][self.order])
 
     def matrices(self, console: Console) -> dict[str, Tensor]:
         """Return the distances between all codes, (n, n), by name."""
-        codes, _ = self.sorted_codes
-        metric, tolerance = self.pulled_back, self.length_tolerance
+        metric, codes, tolerance = self.pulled_back, self.encoded, self.length_tolerance
         first, last = torch.triu_indices(len(codes), len(codes), offset=1)
-        with working(console, "building the graph"):
-            graph = LatentGraph.from_codes(
-                metric,
-                self.dataset.codes(self.codec),
-                n_nodes=self.n_nodes,
-                n_neighbors=self.n_neighbors,
-                seed=self.seed,
-            )
-            by_graph = graph_distance_matrix(graph, codes, codes)
-            by_graph.fill_diagonal_(0.0)
+        graph = self.graph(console)
+        by_graph = graph_distance_matrix(graph, codes, codes).fill_diagonal_(0.0)
         with working(console, f"{len(first):,} geodesics") as tell:
             geodesic = pairwise_distances(
                 metric,
@@ -165,7 +146,7 @@ class Distances(MetricExperiment):
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Measure all distances, and compare them with the classes and with each other."""
         matrices = self.matrices(console)
-        codes, labels = self.sorted_codes
+        codes, labels = self.encoded, self.dataset.classes[self.order]
         first, last = torch.triu_indices(len(codes), len(codes), offset=1)
         reference = matrices["geodesic"][first, last].double().cpu()
         entries: dict[str, Any] = {}
@@ -215,28 +196,35 @@ class Distances(MetricExperiment):
             if entry["unknown"]:
                 console.print(
                     f"{_NAMES[name]}: {entry['unknown']} of {n * (n - 1) // 2} distances are not "
-                    "finite and are left out.",
-                    highlight=False,
+                    "finite and are left out."
                 )
 
     def cost(self, model: LatentModel) -> Cost:
         """Return what the graph and the geodesics of all pairs cost."""
         n = len(self.dataset.chosen[0])
         each = geodesic_rows(self.solver, model.dim, from_graph=True)
-        return Cost(n_geodesics=n * (n - 1) // 2, rows_each=each, rows=self.n_nodes)
+        return replace(super().cost(model), n_geodesics=n * (n - 1) // 2, rows_each=each)
+
+    @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        told = f"{summary['n_images']} images"
+        ratios = {name: summary["distances"][name]["ratio"] for name in ("geodesic", "latent")}
+        if all(ratio is None for ratio in ratios.values()):  # images without classes
+            return told
+        text = ", ".join(f"{name} {number(ratio, '.2f')}" for name, ratio in ratios.items())
+        return f"{told}; between over within classes: {text}"
 
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays:
-            return {}
-        matrices = {name: run.arrays[name].astype(float) for name in _NAMES}
+        matrices, labels = run.arrays, run.arrays["labels"]
         units = {name: _UNITS.get(name, "output units") for name in _NAMES}
-        first, last = np.triu_indices(len(run.arrays["labels"]), 1)
+        first, last = np.triu_indices(len(labels), 1)
         return {
             "distances": plotting_statistics.distance_matrices(
                 {_NAMES[name]: (matrices[name], units[name]) for name in ("geodesic", "latent")},
-                run.arrays["labels"],
+                labels,
             ),
             "compared": plotting_statistics.distances_compared(
                 matrices["geodesic"][first, last],

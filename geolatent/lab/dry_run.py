@@ -23,19 +23,9 @@ _OVERHEAD = 2e-5
 
 
 def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
-    """Print what an experiment would do and what it would cost; nothing is written.
+    """Print what an experiment, or a sweep of it, would do and what it would cost.
 
-    Parameters
-    ----------
-    experiment
-        The experiment.
-    sweep
-        Options of which every combination would be run.
-
-    Raises
-    ------
-    FileNotFoundError, FileExistsError, ValueError
-        Where the experiment itself would not begin.
+    Nothing is written. It raises what the experiment would before it begins.
     """
     config = {**experiment.options, "sweep": sweep} if sweep else experiment.options
     # whoever asks for a lock writes it
@@ -43,34 +33,16 @@ def dry_run(experiment: Experiment, sweep: Mapping[str, Sequence[Any]]) -> None:
         experiment.check_folder(config)
     experiment.check()
     costs = {name: experiment.cost(model) for name, model in experiment.codecs.items()}
-    print_plan(
-        experiment.command,
-        experiment.options,
-        _plan(experiment, sum(cost.n_geodesics for cost in costs.values())),
-        _total(experiment, costs),
-        sweep,
-    )
-
-
-def print_plan(
-    command: str,
-    options: Mapping[str, Any],
-    plan: Mapping[str, str],
-    cost: tuple[float, float],
-    sweep: Mapping[str, Sequence[Any]],
-) -> None:
-    """Print the options, what would be used and made by its name, and decoder rows and seconds."""
+    plan = _plan(experiment, sum(cost.n_geodesics for cost in costs.values()))
+    rows, seconds = _total(experiment, costs)
+    n_points = len(sweep_points(sweep))
     console = make_console()
-    text = yaml.safe_dump(plain(options), sort_keys=False, allow_unicode=True)
-    console.print(f"Options of geolatent {command}:\n\n{text}", soft_wrap=True)
-    n_points = len(sweep_points(sweep)) if sweep else 1
+    text = yaml.safe_dump(plain(experiment.options), sort_keys=False, allow_unicode=True)
+    console.print(f"Options of geolatent {experiment.command}:\n\n{text}", soft_wrap=True)
     for name, found in plan.items():
         console.print(f"{name}: {found}", soft_wrap=True)
-    rows, seconds = cost
-    each = ""
-    if sweep:
-        names = ", ".join(sweep)
-        each = f" for {n_points} combinations of {names}, with the options above"
+    names = ", ".join(sweep)
+    each = f" for {n_points} combinations of {names}, with the options above" if sweep else ""
     amount = f"about {n_points * rows:,.0f} decoder rows, " if rows else ""
     length = timedelta(seconds=max(1, round(n_points * seconds)))
     print_last(
@@ -83,7 +55,7 @@ def print_plan(
 def _plan(experiment: Experiment, n_geodesics: int) -> dict[str, str]:
     """Return what an experiment would use and make, by name."""
     found = {
-        "Output": output(experiment.out, overwrite=experiment.overwrite),
+        "Output": _output(experiment.out, overwrite=experiment.overwrite),
         "Device": str(experiment.place),
     }
     for name, model in experiment.codecs.items():
@@ -96,7 +68,7 @@ def _plan(experiment: Experiment, n_geodesics: int) -> dict[str, str]:
     return found | experiment.plan()
 
 
-def output(folder: Path, *, overwrite: bool) -> str:
+def _output(folder: Path, *, overwrite: bool) -> str:
     """Return the state of an output folder that a command would take."""
     if (folder / LOCK).exists():
         return f"{folder}, which another process may be writing"

@@ -29,13 +29,7 @@ Outcome = tuple[int | None, SolvedPairs | str]
 
 
 def check_executor(executor: Executor) -> None:
-    """Raise where an executor is not installed.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If Ray is asked for and not there.
-    """
+    """Raise where Ray is asked for and not installed."""
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         required = "local, for Ray is not installed (from the checkout: pip install '.[ray]')"
         raise ModuleNotFoundError(requirement("executor", required, executor))
@@ -46,28 +40,15 @@ def run_shards(
     shards: Shards,
     *,
     executor: Executor = "local",
-    ray: RayOptions | None = None,
+    ray: RayOptions = RayOptions(),
     device: str = "auto",
     console: Console | None = None,
 ) -> None:
     """Solve the shards whose parts a run folder lacks, and store each when it is there.
 
-    A shard that fails does not stop the others.
-
-    Parameters
-    ----------
-    folder
-        The folder. Parts in it that are damaged, or of another run, are told and solved again.
-    shards
-        All shards of the run.
-    executor
-        "local", one after the other in this process, or "ray".
-    ray
-        Options of Ray.
-    device
-        The device that Ray's workers choose; see `make_device`.
-    console
-        Where to show the progress.
+    A shard that fails does not stop the others. Parts that are damaged, or of another run, are told
+    and solved again. The executor is "local", one shard after the other in this process, or "ray",
+    whose workers choose the device; see `make_device`.
 
     Raises
     ------
@@ -98,7 +79,7 @@ def run_shards(
             outcomes = (
                 _solve_here(shards, missing, tell)
                 if executor == "local"
-                else _solve_on_ray(shards, missing, ray or RayOptions(), device)
+                else _solve_on_ray(shards, missing, ray, device)
             )
             with closing(outcomes):
                 for number, outcome in outcomes:

@@ -1,9 +1,10 @@
 """An experiment: a dataclass whose fields are the options of a command, and what all of them do.
 
 To add a command, write a module of this room with a subclass of `ModelExperiment`,
-`MetricExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
-`geolatent.cli.COMMANDS`; `cluster` and `improvement` are examples. What a subclass documents among
-its attributes is the help of its options, also of those that it inherits.
+`MetricExperiment`, `GraphExperiment` or `PairsExperiment` (of `pairs_experiment`), and name it in
+`geolatent.cli.COMMANDS` and among the experiments of `geolatent.lab.plot`; `cluster` and
+`improvement` are examples. What a subclass documents among its attributes is the help of its
+options, also of those that it inherits.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 import geolatent
 from geolatent.checks import check_integer
+from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import (
     DataOptions,
@@ -34,14 +36,9 @@ from geolatent.lab.config import (
 )
 from geolatent.lab.costs import Cost
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.printing import make_console, print_files
+from geolatent.lab.printing import make_console, print_files, working
 from geolatent.lab.run import Run, RunFolder
-from geolatent.lab.setup import (
-    Dataset,
-    make_device,
-    make_features,
-    make_model,
-)
+from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.metrics.base import Metric
 from geolatent.solvers.problem import Solver
 
@@ -125,6 +122,11 @@ class Experiment(ABC):
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
 
+    @staticmethod
+    def in_a_report(summary: Summary) -> str:  # noqa: ARG004
+        """Return what a table of many runs tells of one without groups of pairs."""
+        return ""
+
     def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
         """Return what the work in a model costs, about, for a dry run."""
         return Cost()
@@ -159,6 +161,18 @@ class Experiment(ABC):
             resume=options if self.resumes else None,
         )
 
+    def take_folder(self, options: Mapping[str, Any]) -> RunFolder:
+        """Take the folder for the results of options, or a sweep of them."""
+        return RunFolder.create(
+            self.out,
+            self.command,
+            options,
+            seed=self.seed,
+            device=self.place,
+            overwrite=self.overwrite,
+            resume=self.resumes,
+        )
+
     def run(self) -> Run:
         """Do the work, store the results, and print and draw them."""
         began = time.perf_counter()
@@ -166,19 +180,11 @@ class Experiment(ABC):
         self.check()
         self.prepare()
         console = make_console()
-        with RunFolder.create(
-            self.out,
-            self.command,
-            self.options,
-            seed=self.seed,
-            device=self.place,
-            overwrite=self.overwrite,
-            resume=self.resumes,
-        ) as folder:
+        with self.take_folder(self.options) as folder:
             summary, arrays = self.work(folder, console)
             seconds = round(time.perf_counter() - began, 1)
             run = folder.finish({**summary, "seconds": seconds}, arrays)
-        self.tell(console, run.summary or {})
+        self.tell(console, run.summary)
         drawn = plotting.save_figures(self.figures(run), folder.path, self.format)
         print_files(console, folder.path, drawn)
         return run
@@ -228,10 +234,6 @@ class ModelExperiment(Experiment):
         """Codes of the images, (n, d)."""
         return self.codec.encode(self.dataset.chosen[0])
 
-    def at(self, out: Path) -> Self:
-        """Return the same work with another folder, whose results are not replaced."""
-        return replace(self, out=out, overwrite=False)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MetricExperiment(ModelExperiment):
@@ -258,8 +260,8 @@ class MetricExperiment(ModelExperiment):
         super().check()
 
     def prepare(self) -> None:
-        """Make the metric, and with it the feature map."""
-        _ = self.pulled_back
+        """Make the metric, and with it the feature map, and encode the images."""
+        _ = self.pulled_back, self.encoded
 
     @cached_property
     def features_made(self) -> tuple[nn.Module | None, float | None]:
@@ -274,6 +276,44 @@ class MetricExperiment(ModelExperiment):
     def pulled_back(self) -> Metric:
         """The metric of the model, with the feature map if there is one."""
         return self.metric_of(self.codec, self.features_made[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphExperiment(MetricExperiment):
+    """Work on a graph of the codes of training images.
+
+    Attributes
+    ----------
+    n_nodes
+        Nodes of the graph of training codes.
+    n_neighbors
+        Neighbours of each node.
+    """
+
+    n_nodes: int = 6000
+    n_neighbors: int = 24
+
+    def check(self) -> None:
+        """Raise where there could be no graph."""
+        check_integer("n_nodes", self.n_nodes, minimum=2)
+        check_integer("n_neighbors", self.n_neighbors)
+        super().check()
+
+    def graph(self, console: Console) -> LatentGraph:
+        """Make the graph."""
+        codes = self.dataset.codes(self.codec)
+        with working(console, "building the graph"):
+            return LatentGraph.from_codes(
+                self.pulled_back,
+                codes,
+                n_nodes=self.n_nodes,
+                n_neighbors=self.n_neighbors,
+                seed=self.seed,
+            )
+
+    def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
+        """Return what the graph costs."""
+        return Cost(rows=self.n_nodes)
 
 
 def as_option(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from geolatent.checks import requirement
-from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
 from geolatent.lab.config import PairSource
 from geolatent.lab.costs import JVP, Cost
@@ -25,56 +23,9 @@ from geolatent.lab.printing import print_statuses, statistics_table
 from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import summarise
-from geolatent.metrics.base import Metric
 
 DEFAULT_STEPS = (1.0, 2.0, 4.0)
 ALIGNMENTS = ("straight_alignment", "alignment")
-
-
-def improvement_cases(
-    metric: Metric,
-    groups: Sequence[Pairs],
-    initial: LatentGraph | None = None,
-    *,
-    with_alignment: bool = True,
-) -> list[Case]:
-    """Return the cases of groups of pairs, such as those of several step sizes.
-
-    Parameters
-    ----------
-    metric
-        The metric.
-    groups
-        Groups of equally many pairs; see `geolatent.lab.pairs` for where they come from.
-    initial
-        Where curves start; None for straight lines.
-    with_alignment
-        Add the columns ``straight_alignment`` and ``alignment``; d forward rows at 16 points of
-        every line and curve.
-
-    Returns
-    -------
-    list of Case
-        One for each group.
-
-    References
-    ----------
-    Michelis, Becker, "On Linear Interpolation in the Latent Space of Deep Generative Models",
-    2021, https://arxiv.org/abs/2105.03663, algorithm 1.
-
-    Examples
-    --------
-    >>> from geolatent import GaussianPullbackMetric, models
-    >>> from geolatent.lab.pairs import Shards, worst_case_pairs
-    >>> metric = GaussianPullbackMetric(models.digits_vae().decode)
-    >>> groups = worst_case_pairs(metric, 2, 2, steps=(1.0, 2.0))
-    >>> (solved,) = Shards(improvement_cases(metric, groups, with_alignment=False))
-    >>> solved.column("step").tolist(), bool((solved.column("relative_improvement") >= 0).all())
-    ([1.0, 1.0, 2.0, 2.0], True)
-    """
-    measures = [measure_along([alignment_with(metric)], with_slerp=False)]
-    measures = measures if with_alignment else []
-    return [Case(metric, pairs, initial, measures) for pairs in groups]
 
 
 def by_step(solved: SolvedPairs) -> dict[str, SolvedPairs]:
@@ -141,10 +92,11 @@ class Improvement(SourceExperiment):
 
     def cases(self) -> list[Case]:
         """Return a case for each step size."""
-        graph = self.graph(self.codec, self.pulled_back, self.groups)
-        return improvement_cases(
-            self.pulled_back, self.groups, graph, with_alignment=self.alignment
-        )
+        metric = self.pulled_back
+        graph = self.graph(self.codec, metric, self.groups)
+        measures = [measure_along([alignment_with(metric)], with_slerp=False)]
+        measures = measures if self.alignment else []
+        return [Case(metric, pairs, graph, measures) for pairs in self.groups]
 
     def summarise(self, solved: SolvedPairs) -> Summary:
         """Return the statistics of each step size."""

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -237,17 +236,15 @@ class Interpolate(SourceExperiment):
         """Draw the figures of a run from what it stored."""
         if run.pairs is None or "frames" not in run.arrays:
             return {}
-        frames = run.arrays["frames"].astype(np.float64)
+        frames = run.arrays["frames"]
         groups = groups_of(run.pairs, "metric")
         first, sequences = next(iter(groups.values())), ["straight", "slerp", *groups]
-        strips = {
-            name: plotting.grey_or_colour(frames[:, place]) for place, name in enumerate(sequences)
-        }
+        strips = {name: frames[:, place] for place, name in enumerate(sequences)}
         titles = [_title(pair, first, groups) for pair in range(len(frames))]
         drawn = {
-            "strips": plotting.image_strips(strips, titles, (-1.0, 1.0)),
+            "strips": plotting.image_strips(strips, titles),
             "correlations": plotting.correlation_matrices(
-                run.arrays["correlations"][:_MATRICES].astype(np.float64),
+                run.arrays["correlations"][:_MATRICES],
                 sequences,
                 [f"pair {pair}" for pair in range(len(frames))],
             ),

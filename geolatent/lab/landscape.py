@@ -15,7 +15,7 @@ from geolatent.lab import plotting
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import eigen
+from geolatent.lab.measures import eigen, plane_grid
 from geolatent.lab.memory import check_memory
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
@@ -85,21 +85,11 @@ def measure_grid(
     dict
         ``first`` and ``second``, the values of z_1 (columns) and z_2 (rows) of the grid, (R,) each,
         and what `measure_plane` gives, (R, R, ...); in float64.
-
-    Raises
-    ------
-    ValueError
-        If the corners are not in order or not of the plane.
     """
     check_integer("resolution", resolution, minimum=2)
     low, high = check_box(low, high, 2)
-    first, second = (
-        torch.linspace(float(a), float(b), resolution, dtype=torch.float64)
-        for a, b in zip(low, high, strict=True)
-    )
-    rows, columns = torch.meshgrid(second, first, indexing="ij")
-    grid = torch.stack([columns.flatten(), rows.flatten()], dim=1).to(low)
-    measured = measure_plane(metric, grid).items()
+    first, second, grid = plane_grid(low, high, resolution, torch.float64)
+    measured = measure_plane(metric, grid.to(low)).items()
     shaped = {name: value.unflatten(0, (resolution, resolution)) for name, value in measured}
     return {"first": first, "second": second, **shaped}
 
@@ -140,11 +130,6 @@ class Landscape(MetricExperiment):
             required = "a model with two latent dimensions, which can be drawn"
             raise ValueError(requirement("model", required, f"one with {self.codec.dim}"))
         _ = self.dataset.chosen
-
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.encoded
 
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Measure the metric on the grid and at the codes."""
@@ -187,19 +172,15 @@ class Landscape(MetricExperiment):
         return Cost(rows=self.resolution**2 * model.dim * JVP)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        at_data = summary["maps"]["condition"]["at_the_data"]["median"]
+        return f"median condition number at the data {number(at_data, '.3g')}"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays:
-            return {}
-        arrays = {name: value.astype(float) for name, value in run.arrays.items()}
-        return {
-            "landscape": plotting.landscape_maps(
-                (arrays["first"], arrays["second"]),
-                arrays["magnification"],
-                arrays["condition"],
-                arrays["direction"],
-                arrays["stretch"],
-                arrays["codes"],
-                run.arrays["labels"],
-            )
-        }
+        sides = run.arrays["first"], run.arrays["second"]
+        names = ("magnification", "condition", "direction", "stretch", "codes", "labels")
+        drawn = plotting.landscape_maps(sides, *(run.arrays[name] for name in names))
+        return {"landscape": drawn}

@@ -32,11 +32,6 @@ class LatentModel:
     latent_dim
         Latent dimension d; by default the module's attribute of that name.
 
-    Raises
-    ------
-    ValueError
-        If the module has no such decoder, or the latent dimension is unknown.
-
     Examples
     --------
     >>> from geolatent import data, models
@@ -80,23 +75,13 @@ class LatentModel:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return the (mean) codes of images, (n, channels, height, width) -> (n, d).
-
-        Raises
-        ------
-        ValueError
-            If the model has no encoder, or the images are not of its shape.
-        """
+        """Return the (mean) codes of images, (n, channels, height, width) -> (n, d)."""
         method = self._method("encoder", self.encoder)
         shape = getattr(self.module, "image_shape", None)
         if shape is not None and tuple(images.shape[1:]) != tuple(shape):
             required = f"the model's images, of shape {tuple(shape)}"
             raise ValueError(requirement("data", required, describe(images)))
-        codes = []
-        for part in images.to(self.like).split(_ROWS):
-            code = method(part)
-            codes.append(code[0] if isinstance(code, tuple) else code)
-        result = torch.cat(codes)
+        result = self._means(method, images)
         if result.ndim != 2 or result.shape[1] != self.dim:
             required = f"a method that returns codes of shape (n, {self.dim})"
             raise ValueError(requirement("encoder", required, f"one returning {describe(result)}"))
@@ -105,18 +90,17 @@ class LatentModel:
     @torch.no_grad()
     def images(self, codes: Tensor) -> Tensor:
         """Return the (mean) images of codes, (n, d) -> (n, channels, height, width)."""
-        decode = self._method("decoder", self.decoder)
-        parts = []
-        for part in codes.to(self.like).split(_ROWS):
-            image = decode(part)
-            parts.append(image[0] if isinstance(image, tuple) else image)
-        return torch.cat(parts)
+        return self._means(self._method("decoder", self.decoder), codes)
+
+    def _means(self, method: Callable[..., Any], inputs: Tensor) -> Tensor:
+        found = (method(part) for part in inputs.to(self.like).split(_ROWS))
+        return torch.cat([each[0] if isinstance(each, tuple) else each for each in found])
 
     @property
     def gaussian(self) -> bool:
         """Whether the decoder returns mean and standard deviation."""
         with torch.no_grad():
-            probe = torch.zeros(1, self.dim, dtype=self.like.dtype, device=self.like.device)
+            probe = torch.zeros(1, self.dim).to(self.like)
             return isinstance(self._method("decoder", self.decoder)(probe), tuple)
 
     def metric(
@@ -125,16 +109,9 @@ class LatentModel:
         features: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> Metric:
-        """Return the pull-back metric of the decoder.
+        """Return the pull-back metric of the decoder, or of a feature map on its images.
 
-        Parameters
-        ----------
-        options
-            Whether the uncertainty counts, and how the features' diagonal is had.
-        features
-            A feature map on the images.
-        seed
-            Of the random signs of Hutchinson's estimate.
+        The seed is that of the random signs of Hutchinson's estimate.
         """
         options = options if options is not None else MetricOptions()
         decode = self._method("decoder", self.decoder)

@@ -111,6 +111,20 @@ def eigen(metric: Metric, codes: Tensor, name: str = "codes") -> tuple[Tensor, T
     return torch.where(known, values, torch.nan), torch.where(known[..., None], vectors, torch.nan)
 
 
+def plane_grid(
+    low: Tensor, high: Tensor, resolution: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z_1 (columns) and z_2 (rows) of a grid between two corners, and its points by rows.
+
+    Shapes (R,), (R,) and (R R, 2) for the resolution R.
+    """
+    first, second = (
+        torch.linspace(float(a), float(b), resolution, dtype=dtype)
+        for a, b in zip(low, high, strict=True)
+    )
+    return first, second, torch.cartesian_prod(second, first).flip(1)
+
+
 def alignment(metric: Metric, curve: CubicBSpline, *, n_points: int = ALIGNED) -> Tensor:
     r"""Return how far curves follow the metric's smallest eigenvectors, in [0, 1].
 
@@ -183,21 +197,9 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
 
     D = integral of min_i |gamma(t) - z_i| ds  /  integral of ds,    ds = |gamma'| dt,
 
-    with the codes z_i of the data; all lengths are Euclidean, in latent units.
-
-    Parameters
-    ----------
-    curve
-        B curves.
-    codes
-        Codes of the data, (n, d).
-    n_points
-        Points on each curve, the middles of equal intervals of t.
-
-    Returns
-    -------
-    Tensor
-        Shape (B,), float64; of curves of no length, their distance.
+    with the codes z_i of the data, (n, d); all lengths are Euclidean, in latent units.
+    They are taken at the middles of equal intervals of t. Shape (B,), float64; of curves of no
+    length, their distance.
     """
     codes = check_codes("codes", codes, curve.dim).double()
 
@@ -213,14 +215,8 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
 def prior_densities(curve: CubicBSpline, *, n_points: int = 64) -> dict[str, Tensor]:
     r"""Return mean and minimum along curves of the log density of their codes under N(0, I).
 
-    The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt.
-
-    Parameters
-    ----------
-    curve
-        B curves.
-    n_points
-        Points on each curve, the middles of equal intervals of t.
+    The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt, over the middles
+    of equal intervals of t.
 
     Returns
     -------
@@ -251,20 +247,10 @@ def decode_along(model: LatentModel, curve: CubicBSpline, n_points: int) -> Tens
 def classes_along(
     model: LatentModel, classifier: nn.Module, curve: CubicBSpline, n_points: int = 128
 ) -> Tensor:
-    """Return the most probable class at equal steps of t, (B, T), as positions of the outputs.
+    """Return the most probable class at equal steps of t, ends included, (B, T).
 
-    -1 where the decoded image is not finite.
-
-    Parameters
-    ----------
-    model
-        Decodes the curve.
-    classifier
-        Images -> scores or log-probabilities (n, K).
-    curve
-        B curves.
-    n_points
-        Points on each curve, the ends included.
+    It is a position among the outputs of a classifier of images, scores or log-probabilities
+    (n, K); -1 where the decoded image is not finite.
     """
     classes = []
     for number in range(curve.batch_size):

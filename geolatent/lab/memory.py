@@ -27,19 +27,7 @@ def machine_memory() -> int | None:
 
 
 def check_memory(name: str, value: object, n_bytes: int) -> None:
-    """Raise where an option asks for more memory than this machine has.
-
-    Parameters
-    ----------
-    name, value
-        The option.
-    n_bytes
-        What it takes at least.
-
-    Raises
-    ------
-    ValueError
-        If that is too much; the message tells how much it takes, and how much there is.
+    """Raise where an option's value takes so many bytes of memory that this machine lacks them.
 
     Examples
     --------

@@ -27,11 +27,6 @@ NEUTRAL_OPTIONS = (
 def plain(value: Any) -> Any:
     """Return a value in the types of YAML and JSON; NaN and infinities become null.
 
-    Raises
-    ------
-    TypeError
-        If there is no such value.
-
     Examples
     --------
     >>> plain({"steps": (1, 2.5), "out": Path("runs"), "left": float("nan")})

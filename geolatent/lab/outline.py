@@ -6,11 +6,10 @@ Commands live in modules that need torch, which takes seconds to import; their o
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from geolatent.lab.config import CHOICES
 
@@ -25,23 +24,19 @@ _OBJECT = ast.parse("str | dict[str, __import__('typing').Any]", mode="eval").bo
 def outline(location: str) -> Callable[..., Any]:
     """Return a function, or a dataclass, without its body and without importing its module.
 
-    Of a class its fields are left, and those of its bases. Annotations that name anything else than
-    the modules `LIGHT` offer become ``str | dict[str, Any]``, and such defaults their texts.
+    Of a class its fields are left, and those of its bases; annotations that name anything else than
+    the modules `LIGHT` offer become ``str | dict[str, Any]``, and such defaults their texts. A
+    function has no such options.
 
     Parameters
     ----------
     location
         ``"package.module:name"``.
 
-    Raises
-    ------
-    ValueError
-        If the module has no such function or class.
-
     Examples
     --------
     >>> import inspect
-    >>> report = outline("geolatent.lab.plot:report")
+    >>> report = outline("geolatent.lab.report:report")
     >>> list(inspect.signature(report).parameters), report.__doc__.split(".")[0]
     (['runs_dir'], 'Print one table of all finished runs in a folder and its sub-folders')
     >>> solver = outline("geolatent.solvers.georce:GEORCESolver")
@@ -70,13 +65,9 @@ def outline(location: str) -> Callable[..., Any]:
             places[line.name] = f"{module}:{line.name}"
     # of no module of the package: jsonargparse imports the one that a function says it is of
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    node = copy.deepcopy(found[0])
+    node = found[0]
     docstring = ast.Expr(ast.Constant(ast.get_docstring(node, clean=False) or ""))
     if isinstance(node, ast.FunctionDef):
-        for argument in (*node.args.args, *node.args.kwonlyargs):
-            if argument.annotation is not None and _names(argument.annotation) - known:
-                argument.annotation = _OBJECT
-        node.args.defaults = [_light(default, known) for default in node.args.defaults]
         node.body = [docstring]
     else:
         bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
@@ -84,7 +75,7 @@ def outline(location: str) -> Callable[..., Any]:
         namespace |= {base: outline(places[base]) for base in bases}
         node.bases = [ast.Name(base, ast.Load()) for base in bases]
         node.decorator_list = [d for d in node.decorator_list if not _names(d) - known]
-        node.body = [docstring, *(f for f in map(_field(known), node.body) if f is not None)]
+        node.body = [docstring, *(_field(line, known) for line in node.body if _is_field(line))]
     parts = ast.fix_missing_locations(ast.Module([*lines, node], type_ignores=[]))
     # the source of this package, as an import would run it
     exec(compile(parts, spec.origin, "exec", dont_inherit=True), namespace)
@@ -107,25 +98,15 @@ def _names(node: ast.AST) -> set[str]:
     return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
 
 
-def _light(default: ast.expr, known: set[str]) -> ast.expr:
-    """Return a default that can be had, or its text: the name of the class of an object."""
-    if not _names(default) - known:
-        return default
-    called = default.func if isinstance(default, ast.Call) else default
-    return ast.Constant(ast.unparse(called))
+def _is_field(line: ast.stmt) -> TypeGuard[ast.AnnAssign]:
+    return isinstance(line, ast.AnnAssign) and "ClassVar" not in _names(line.annotation)
 
 
-def _field(known: set[str]) -> Callable[[ast.stmt], ast.stmt | None]:
-    """Return what makes the field of an outline of a line of a class; None of any other line."""
-
-    def field(line: ast.stmt) -> ast.stmt | None:
-        if not isinstance(line, ast.AnnAssign) or "ClassVar" in _names(line.annotation):
-            return None
-        kept = copy.deepcopy(line)
-        if _names(kept.annotation) - known:
-            kept.annotation = _OBJECT
-        if kept.value is not None:
-            kept.value = _light(kept.value, known)
-        return kept
-
-    return field
+def _field(line: ast.AnnAssign, known: set[str]) -> ast.AnnAssign:
+    """Return the field of an outline; a default that cannot be had is the name of its class."""
+    if _names(line.annotation) - known:
+        line.annotation = _OBJECT
+    if line.value is not None and _names(line.value) - known:
+        called = line.value.func if isinstance(line.value, ast.Call) else line.value
+        line.value = ast.Constant(ast.unparse(called))
+    return line

@@ -16,12 +16,12 @@ from torch import Tensor
 from geolatent.checks import check_integer, check_number, check_pairs, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
+from geolatent.lab.data import read_arrays
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
-from geolatent.models.checkpoint import read_tensors
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
@@ -57,16 +57,9 @@ class Pairs:
 
 
 def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
-    """Draw both ends of pairs from the prior, N(0, I).
+    """Draw both ends of pairs from the prior, N(0, I), in the dtype and on the device of ``like``.
 
-    Parameters
-    ----------
-    n_pairs, dim
-        Number of pairs and latent dimension.
-    seed
-        Seed; the first pairs of a longer draw are those of a shorter one.
-    like
-        A tensor of the dtype and device that the codes are to have.
+    The first pairs of a longer draw are those of a shorter one.
     """
     check_room(n_pairs, dim)
     codes = draw_normal(n_pairs, 2 * dim, seed, like)
@@ -92,13 +85,7 @@ def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> 
 
 
 def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
-    """Draw pairs of images, none of them twice, as row numbers (B, 2).
-
-    Raises
-    ------
-    ValueError
-        Where there are fewer than two images for each pair.
-    """
+    """Draw pairs of images, none of them twice, as row numbers (B, 2)."""
     check_integer("n_pairs", n_pairs)
     if 2 * n_pairs > n_images:
         required = f"at most {n_images // 2}, the pairs that {n_images} images give"
@@ -108,22 +95,10 @@ def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
 
 
 def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, rows: Tensor) -> Pairs:
-    """Encode pairs of images with a model's own encoder.
+    """Encode pairs of images, whose row numbers are (B, 2), with a model's own encoder.
 
-    Parameters
-    ----------
-    model
-        The model.
-    images, labels
-        The images, (n, channels, height, width), and their classes, (n,), where known.
-    rows
-        Row numbers of the pairs, (B, 2).
-
-    Returns
-    -------
-    Pairs
-        With the columns ``start_image`` and ``end_image`` (row numbers), and ``start_label`` and
-        ``end_label`` where labels are given.
+    They have the columns ``start_image`` and ``end_image`` (row numbers), and ``start_label`` and
+    ``end_label`` where classes (n,) are given.
     """
     first, last = rows[:, 0], rows[:, 1]
     columns: dict[str, Any] = {"start_image": first, "end_image": last}
@@ -133,17 +108,10 @@ def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, row
 
 
 def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = None) -> Pairs:
-    """Read pairs of codes from a file.
+    """Read pairs of codes from a file, in the dtype and to the device of ``like``.
 
-    Parameters
-    ----------
-    path
-        An .npz, .safetensors, .pt or .pth file that holds ``start`` and ``end``, (B, d) each, or an
-        .npy file of shape (B, 2, d). Nothing is unpickled.
-    dim
-        Latent dimension d.
-    like
-        A tensor of the dtype and device that the codes are to have.
+    The file is .npz, .safetensors, .pt or .pth and holds ``start`` and ``end``, (B, d) each, or
+    .npy of shape (B, 2, d). Nothing is unpickled.
 
     Raises
     ------
@@ -152,26 +120,14 @@ def read_pairs(path: str | os.PathLike[str], dim: int, like: Tensor | None = Non
     ValueError, TypeError
         If it cannot be read, or does not hold finite codes of that shape.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(requirement("codes", "an existing file", file))
-    if file.suffix in (".npy", ".npz"):
-        try:
-            found = np.load(file, allow_pickle=False)
-            arrays = {"codes": found} if file.suffix == ".npy" else dict(found)
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            message = requirement("codes", "a readable file of numbers", file)
-            raise ValueError(f"{message} {error}") from error
-    else:
-        tensors = read_tensors(file)
+    tensors = read_arrays("codes", Path(path), lone="codes")
     both = tensors.get("codes")
     if both is not None and both.ndim == 3 and both.shape[1] == 2:
         tensors = {"start": both[:, 0], "end": both[:, 1]}
     if not {"start", "end"} <= tensors.keys():
         required = "a file that holds `start` and `end`, (B, d) each, or codes of shape (B, 2, d)"
         found_names = ", ".join(f"{name} {tuple(value.shape)}" for name, value in tensors.items())
-        raise ValueError(requirement("codes", required, f"{file} with {found_names}"))
+        raise ValueError(requirement("codes", required, f"{path} with {found_names}"))
     start, end = check_pairs(tensors["start"], tensors["end"], dim)
     wanted = like if like is not None else torch.empty(0)
     return Pairs(start.to(wanted), end.to(wanted))
@@ -246,18 +202,9 @@ def worst_case_pairs(
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs to be solved under one metric.
+    """Pairs to be solved under one metric, from straight lines or the paths on a graph.
 
-    Attributes
-    ----------
-    metric
-        The metric.
-    pairs
-        The pairs.
-    initial
-        Where their curves start; None for straight lines.
-    measures
-        Functions of the straight lines and the geodesics that give further columns.
+    The measures are functions of the straight lines and the geodesics that give further columns.
     """
 
     metric: Metric
@@ -270,28 +217,10 @@ class Case:
 class Shards:
     """The work of an experiment, cut into shards that can be solved alone, anywhere, in any order.
 
-    Shard k holds pairs k n, k n + 1, ..., of every case, n the ``batch_size``. What it
-    gives follows from the cases, the options and its number alone, but for rounding, which depends
-    on the processor and the number of threads. Iterating solves all shards in
-    turn.
-
-    Attributes
-    ----------
-    cases
-        The cases, of equally many pairs.
-    solver
-        How curves are shortened.
-    length_tolerance
-        Relative tolerance of the reported lengths.
-    batch_size
-        Pairs of a shard, which are solved together.
-    complete
-        What adds columns that need all cases of a shard; None for nothing.
-
-    Raises
-    ------
-    ValueError
-        Where the cases differ in their number of pairs, or a number is out of its range.
+    Shard k holds pairs k n, k n + 1, ..., of every case, n the ``batch_size``; the cases have
+    equally many pairs. What it gives follows from the cases, the options and its number alone, but
+    for rounding, which depends on the processor and the number of threads. ``complete`` adds
+    columns that need all cases of a shard. Iterating solves all shards in turn.
 
     Examples
     --------
@@ -331,20 +260,10 @@ class Shards:
         return len(self.cases) * (rows.stop - rows.start)
 
     def solve(self, number: int, callback: Callable[[float], None] | None = None) -> SolvedPairs:
-        """Solve one shard.
+        """Solve the shard of a number, from 0; ``callback`` is told the share that is done.
 
-        Parameters
-        ----------
-        number
-            Its number, from 0.
-        callback
-            Told the share of the shard that is done, in [0, 1].
-
-        Returns
-        -------
-        SolvedPairs
-            The rows of the first case, then those of the second, and so on; the column ``pair``
-            numbers the pairs of all shards.
+        The rows are those of the first case, then those of the second, and so on; the column
+        ``pair`` numbers the pairs of all shards.
         """
         rows = self._rows(number)
         solved = []

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.graph import LatentGraph
@@ -103,6 +104,15 @@ class PairsExperiment(MetricExperiment):
         super().check()
         check_executor(self.executor)
 
+    def prepare(self) -> None:
+        """Make the metric; of the images at most those of pairs are encoded."""
+        _ = self.pulled_back
+
+    @cached_property
+    def image_rows(self) -> Tensor:
+        """Row numbers of pairs of images, (n_pairs, 2)."""
+        return draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
+
     def graph(self, model: LatentModel, metric: Metric, pairs: list[Pairs]) -> LatentGraph | None:
         """Return the graph that the curves between pairs start from, or None."""
         return make_initial(self.initial, metric, model, self.dataset, pairs, seed=self.seed)
@@ -174,7 +184,7 @@ class SourceExperiment(PairsExperiment):
             raise ValueError(requirement("codes", required, self.codes))
         super().check()
         if self.pairs == "encoded":
-            draw_images(self.n_pairs, len(self.dataset.chosen[0]), self.seed)
+            _ = self.image_rows
         elif self.pairs != "codes":
             check_room(self.n_pairs, self.codec.dim)
 
@@ -191,6 +201,4 @@ class SourceExperiment(PairsExperiment):
             return [read_pairs(self.codes, dim, like)[: self.n_pairs]]
         if self.pairs == "prior":
             return [prior_pairs(self.n_pairs, dim, seed=self.seed, like=like)]
-        images, labels = self.dataset.chosen
-        rows = draw_images(self.n_pairs, len(images), self.seed)
-        return [encoded_pairs(self.codec, images, labels, rows)]
+        return [encoded_pairs(self.codec, *self.dataset.chosen, self.image_rows)]

@@ -13,12 +13,7 @@ from geolatent.requirements import requirement
 
 
 def check_places(values: Mapping[str, Any]) -> None:
-    """Raise where a command's options name a place that it cannot use.
-
-    Parameters
-    ----------
-    values
-        The options of a command by name, as its function takes them.
+    """Raise where a command's options, by their names, name a place that it cannot use.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
@@ -37,11 +37,12 @@ _PAGE = (7.4, 10.4)
 _LARGEST_IMAGE, _SMALLEST_IMAGE = 0.62, 0.28
 _IMAGES_IN_A_LINE = 13
 # points beyond which a scatter is pixels in PDF and SVG files
-_RASTERIZED = 3000
+RASTERIZED = 3000
 # of what is not finite
-_UNKNOWN = "#c8c8c8"
+UNKNOWN = "#c8c8c8"
 # groups of pairs, curves, models: Okabe and Ito's colours, told apart by all eyes
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b0a500")
+LINES = ("-", "--", "-.", ":")
 # of classes on a dark ground
 _LIGHT_COLORS = (
     *("#f4f1de", "#ffb703", "#fb8500", "#8ecae6", "#ff99c8"),
@@ -87,15 +88,23 @@ def save_figures(
     return [save_figure(figure, Path(folder) / path) for path, figure in paths.items()]
 
 
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of so many inches with one panel."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def label_plane(axes: Axes) -> None:
+    """Name the coordinates of a 2-d latent space, which has the same scale along both."""
+    axes.set_xlabel("latent coordinate $z_1$")
+    axes.set_ylabel("latent coordinate $z_2$")
+    axes.set_aspect("equal")
+
+
 def grey_or_colour(images: Array) -> Array:
     """Move the channels of images (..., channels, height, width) to where they are drawn.
 
     Grey images lose their channel, colour images have it last.
-
-    Raises
-    ------
-    ValueError
-        If there are neither one nor three channels.
     """
     channels = images.shape[-3]
     if channels not in (1, 3):
@@ -104,24 +113,22 @@ def grey_or_colour(images: Array) -> Array:
     return images[..., 0, :, :] if channels == 1 else np.moveaxis(images, -3, -1)
 
 
-def _show(axes: Axes, images: Sequence[Array], value_range: tuple[float, float]) -> None:
-    """Draw images beside one another, (height, width) or (height, width, 3), centred at 0, 1, ...
+def _show(axes: Axes, images: Array) -> None:
+    """Draw images beside one another, as `grey_or_colour` gives them, centred at 0, 1, ...
 
     One that is not finite is a grey field with a cross.
     """
-    low, high = value_range
     height, width = images[0].shape[:2]
     for place, image in enumerate(images):
         extent = (place - 0.49, place + 0.49, -0.49 * height / width, 0.49 * height / width)
         if not np.isfinite(image).all():
-            axes.imshow([[0.0]], cmap=_plain(_UNKNOWN), extent=extent)
+            axes.imshow([[0.0]], cmap=ListedColormap([UNKNOWN]), extent=extent)
             axes.plot(place, 0.0, "x", color="#5a5a5a", ms=9, mew=1.6)
-        elif image.ndim == 3:
-            shown = np.clip((image - low) / (high - low), 0.0, 1.0)
-            axes.imshow(shown, extent=extent, interpolation="nearest")
         else:
+            # colour images have no colour map
+            shown = np.clip((image + 1.0) / 2.0, 0.0, 1.0)
             axes.imshow(
-                image, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="nearest"
+                shown, cmap="gray", vmin=0.0, vmax=1.0, extent=extent, interpolation="nearest"
             )
     axes.set_xlim(-0.5, len(images) - 0.5)
     axes.set_ylim(-0.5 * height / width, 0.5 * height / width)
@@ -131,14 +138,9 @@ def _show(axes: Axes, images: Sequence[Array], value_range: tuple[float, float])
     axes.spines[:].set_visible(False)
 
 
-def _plain(color: str) -> matplotlib.colors.ListedColormap:
-    return matplotlib.colors.ListedColormap([color])
-
-
 def image_strips(
     sequences: Mapping[str, Array],
     titles: Sequence[str],
-    value_range: tuple[float, float],
     place: Array | None = None,
     place_name: str = "curve parameter t",
 ) -> Figure:
@@ -150,16 +152,15 @@ def image_strips(
     Parameters
     ----------
     sequences
-        Images by the name of the curve, (B, T, height, width) or (B, T, height, width, 3). Those
-        that are not finite are grey fields with a cross.
+        Images in [-1, 1] by the name of the curve, (B, T, channels, height, width). Those that are
+        not finite are grey fields with a cross.
     titles
         One line for each pair.
-    value_range
-        Values drawn black and white.
     place, place_name
         Where each image is on its curve, (T,), equal steps from 0 to 1 by default; and what that
         is called.
     """
+    sequences = {name: grey_or_colour(images) for name, images in sequences.items()}
     first = next(iter(sequences.values()))
     n_pairs, n_images = first.shape[:2]
     place = np.linspace(0.0, 1.0, n_images) if place is None else place
@@ -194,7 +195,7 @@ def image_strips(
                     size * ratio / height,
                 )
                 axes = figure.add_axes(box)
-                _show(axes, list(images[pair, block.start : block.stop]), value_range)
+                _show(axes, images[pair, block.start : block.stop])
                 axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
                 if row == n_rows - 1 and (n_lines > 1 or pair == n_pairs - 1):
                     numbers = [f"{place[number]:.3g}" for number in block]
@@ -206,14 +207,14 @@ def image_strips(
     return figure
 
 
-def image_grid(images: Array, value_range: tuple[float, float], columns: int = 10) -> Figure:
-    """Draw images, (n, height, width) or (n, height, width, 3), in rows."""
+def image_grid(images: Array, columns: int = 10) -> Figure:
+    """Draw images in [-1, 1], (n, channels, height, width), in rows."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(0.9 * columns, 0.9 * rows))
     grid = figure.add_gridspec(rows, columns, wspace=0.05, hspace=0.05)
-    for number, image in enumerate(images):
-        _show(figure.add_subplot(grid[number // columns, number % columns]), [image], value_range)
+    for number, image in enumerate(grey_or_colour(images)):
+        _show(figure.add_subplot(grid[number // columns, number % columns]), image[None])
     return figure
 
 
@@ -253,17 +254,13 @@ def improvement_by_step(groups: Mapping[float, Array]) -> Figure:
     """Draw the relative improvement against the step size: mean, quartiles, 5 and 95 %."""
     percent = {step: 100.0 * _known(groups[step]) for step in sorted(groups)}
     steps = [step for step, values in percent.items() if values.size]
-    figure = Figure(figsize=(6.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(6.2, 4.2)
     quantiles = (0.05, 0.25, 0.75, 0.95)
     levels = np.array([np.quantile(percent[s], quantiles) for s in steps]).reshape(-1, 4)
     means = [float(percent[s].mean()) for s in steps]
-    axes.fill_between(
-        steps, levels[:, 0], levels[:, 3], color=COLORS[0], alpha=0.15, label="5 to 95 %"
-    )
-    axes.fill_between(
-        steps, levels[:, 1], levels[:, 2], color=COLORS[0], alpha=0.3, label="25 to 75 %"
-    )
+    for low, high, alpha, label in ((0, 3, 0.15, "5 to 95 %"), (1, 2, 0.3, "25 to 75 %")):
+        band = levels[:, low], levels[:, high]
+        axes.fill_between(steps, *band, color=COLORS[0], alpha=alpha, label=label)
     axes.plot(steps, means, "o-", color=COLORS[0], label="mean")
     for step, mean in zip(steps, means, strict=True):
         text = f"{mean:.1f} %"
@@ -280,8 +277,7 @@ def improvement_by_step(groups: Mapping[float, Array]) -> Figure:
 
 def before_and_after(straight: Array, geodesic: Array, quantity: str) -> Figure:
     """Draw a quantity of each pair's geodesic against that of its straight line."""
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(5.2, 5.2)
     known = np.isfinite(straight) & np.isfinite(geodesic)
     first, second = straight[known], geodesic[known]
     axes.scatter(first, second, s=20, alpha=0.7, linewidths=0, color=COLORS[0], label="pairs")
@@ -304,20 +300,11 @@ def before_and_after(straight: Array, geodesic: Array, quantity: str) -> Figure:
 
 
 def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Sequence[str]) -> Figure:
-    """Draw how alike the images of sequences are, each with each.
-
-    Parameters
-    ----------
-    matrices
-        Correlation matrices, (B, sequences, T, T).
-    sequences, pairs
-        Names of the sequences and of the pairs.
-    """
+    """Draw how alike the images of sequences are, each with each: (B, sequences, T, T)."""
     n_pairs, n_sequences = matrices.shape[:2]
     figure = Figure(figsize=(2.7 * n_sequences + 1.1, 2.7 * n_pairs + 0.5), layout="constrained")
     panels = figure.subplots(n_pairs, n_sequences, squeeze=False, sharex=True, sharey=True)
-    lowest = float(_known(matrices).min(initial=1.0))
-    lowest = min(lowest, 0.99)
+    lowest = float(_known(matrices).min(initial=0.99))
     for pair in range(n_pairs):
         for number, name in enumerate(sequences):
             axes: Axes = panels[pair, number]
@@ -325,7 +312,7 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
             image = axes.imshow(
                 matrix, extent=(0, 1, 0, 1), origin="lower", cmap="viridis", vmin=lowest, vmax=1.0
             )
-            axes.set_facecolor(_UNKNOWN)
+            axes.set_facecolor(UNKNOWN)
             known = np.isfinite(matrix).all()
             text = f"variance {matrix.var():.3f}" if known else "images not finite (grey)"
             axes.set_title(f"{name}\n{text}" if pair == 0 else text, fontsize=9)
@@ -339,20 +326,12 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
 
 
 def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, float]) -> Figure:
-    """Draw the norms of the codes along curves beside those of codes from the prior N(0, I).
+    """Draw the norms of the codes along curves beside mean and deviation of the prior's, N(0, I).
 
-    Parameters
-    ----------
-    times
-        Curve parameters, (T,).
-    norms
-        Norms by the name of the curve, (B, T) each: their mean is drawn, and faintly those of the
-        first dozen pairs.
-    prior
-        Mean and standard deviation of the prior's norm.
+    Of the norms (B, T) by the name of the curve the mean is drawn, and faintly those of the first
+    dozen pairs, over the curve parameters (T,).
     """
-    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(7.0, 4.4)
     mean, deviation = prior
     axes.axhspan(max(mean - 2 * deviation, 0.0), mean + 2 * deviation, color="0.5", alpha=0.12)
     axes.axhspan(mean - deviation, mean + deviation, color="0.5", alpha=0.22)
@@ -361,7 +340,7 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     for number, (name, values) in enumerate(norms.items()):
         color = COLORS[number % len(COLORS)]
         axes.plot(times, values[:12].T, color=color, lw=0.6, alpha=0.35)
-        style = ("-", "--", "-.", ":")[number % 4]
+        style = LINES[number % len(LINES)]
         axes.plot(times, values.mean(0), style, color=color, lw=2.4, label=f"{name}: mean")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(bottom=0.0)
@@ -373,8 +352,7 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
 
 def count_bars(counts: Mapping[str, Array], quantity: str) -> Figure:
     """Draw how many pairs have each count, one bar for each group; counts may be NaN."""
-    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(7.0, 4.0)
     known = {name: _known(values).astype(np.int64) for name, values in counts.items()}
     most = max(int(values.max(initial=0)) for values in known.values())
     width = 0.8 / len(counts)
@@ -395,21 +373,13 @@ def count_bars(counts: Mapping[str, Array], quantity: str) -> Figure:
 def improvements_compared(
     values: Mapping[str, Array], comparable: NDArray[np.bool_], threshold: float
 ) -> Figure:
-    """Draw the relative improvements of the same pairs in several models.
+    """Draw the relative improvements (B,) of the same pairs in several models, by their names.
 
-    Parameters
-    ----------
-    values
-        Relative improvements by the model's name, (B,) each.
-    comparable
-        Whether each pair's improvements differ by at most the threshold, (B,).
-    threshold
-        That threshold, a fraction.
+    ``comparable`` are pairs whose improvements differ by at most the threshold, a fraction.
     """
     first, *others = values
-    panels_wide = len(others)
-    figure = Figure(figsize=(4.9 * panels_wide + 0.4, 5.4), layout="constrained")
-    panels = figure.subplots(1, panels_wide, squeeze=False)[0]
+    figure = Figure(figsize=(4.9 * len(others) + 0.4, 5.4), layout="constrained")
+    panels = figure.subplots(1, len(others), squeeze=False)[0]
     top = 105.0 * max(float(_known(value).max(initial=0.0)) for value in values.values())
     limits = np.array([-0.02 * top, max(top, 1e-3)])
     band = 100.0 * threshold
@@ -479,10 +449,8 @@ def landscape_maps(
     )
     for axes, (title, values, name) in zip(panels, maps, strict=True):
         axes.set_title(title, fontsize=11)
-        image = _map(axes, axes_values, values)
-        _colorbar(figure, image, name)
-        axes.set_xlabel("latent coordinate $z_1$")
-        axes.set_ylabel("latent coordinate $z_2$")
+        _map(axes, axes_values, values, name)
+        label_plane(axes)
     for axes in panels[:2]:
         _classes_on_map(axes, codes, labels)
     spacing = max(1, len(first) // 26)
@@ -505,17 +473,17 @@ def landscape_maps(
     return figure
 
 
-def _map(axes: Axes, axes_values: tuple[Array, Array], values: Array) -> AxesImage:
+def _map(axes: Axes, axes_values: tuple[Array, Array], values: Array, name: str) -> None:
     """Draw positive values on a grid by a logarithmic scale; grey where they are not finite."""
     first, second = axes_values
     positive = values[np.isfinite(values) & (values > 0)]
     top = float(positive.max()) if positive.size else 1.0
     # a few nearly singular places must not take the scale
     low = max(float(positive.min(initial=top)), 1e-12 * top)
-    colors = matplotlib.colormaps["viridis"].with_extremes(bad=_UNKNOWN)
+    colors = matplotlib.colormaps["viridis"].with_extremes(bad=UNKNOWN)
     axes.set_xlim(first[0], first[-1])
     axes.set_ylim(second[0], second[-1])
-    return axes.imshow(
+    image = axes.imshow(
         np.where(values > 0, np.maximum(values, low), np.where(values == 0, low, np.nan)),
         extent=(first[0], first[-1], second[0], second[-1]),
         origin="lower",
@@ -524,32 +492,32 @@ def _map(axes: Axes, axes_values: tuple[Array, Array], values: Array) -> AxesIma
         norm=LogNorm(low, top if top > low else 1.01 * low),
         interpolation="bilinear" if np.isfinite(values).all() else "nearest",
     )
+    scale_beside(image, name)
 
 
-def _colorbar(figure: Figure, image: AxesImage, name: str) -> None:
+def scale_beside(image: AxesImage, name: str) -> None:
     """Draw the scale of a map, as high as the map."""
     place = image.axes.inset_axes((1.03, 0.0, 0.045, 1.0))
-    figure.colorbar(image, cax=place).set_label(name)
+    image.figure.colorbar(image, cax=place).set_label(name)
 
 
 def _classes_on_map(axes: Axes, codes: Array, labels: NDArray[np.int64]) -> None:
     """Draw codes (n, 2) on a dark map, one colour for each class, and its name amid them."""
     for label in np.unique(labels):
-        chosen = codes[labels == label]
+        x, y = codes[labels == label].T
         axes.scatter(
-            chosen[:, 0],
-            chosen[:, 1],
+            x,
+            y,
             s=7,
             color=_LIGHT_COLORS[int(label) % len(_LIGHT_COLORS)],
             alpha=0.75,
             linewidths=0,
             label=str(label),
-            rasterized=len(codes) > _RASTERIZED,
+            rasterized=len(codes) > RASTERIZED,
         )
-        x, y = np.median(chosen, axis=0)
         axes.text(
-            x,
-            y,
+            float(np.median(x)),
+            float(np.median(y)),
             str(label),
             color="white",
             ha="center",
@@ -599,26 +567,15 @@ def latent_plane(
     straight, geodesic
         Points along the curves, (B, T, 2).
     """
-    figure = Figure(figsize=(8.6, 6.4), layout="constrained")
-    axes = figure.add_subplot()
-    image = _map(axes, axes_values, magnification)
-    _colorbar(figure, image, _MAGNIFICATION_LABEL)
+    figure, axes = panel(8.6, 6.4)
+    _map(axes, axes_values, magnification, _MAGNIFICATION_LABEL)
     _classes_on_map(axes, codes, labels)
     for number, (line, curve) in enumerate(zip(straight, geodesic, strict=True)):
         names = ("straight line", "geodesic") if number == 0 else ("", "")
         axes.plot(*line.T, color=STRAIGHT_COLOR, lw=1.3, ls="--", label=names[0] or None)
         axes.plot(*curve.T, color=GEODESIC_COLOR, lw=2.0, label=names[1] or None)
-        ends = np.stack([curve[0], curve[-1]])
-        axes.scatter(
-            ends[:, 0],
-            ends[:, 1],
-            s=34,
-            color="white",
-            edgecolors="black",
-            linewidths=0.8,
-            zorder=5,
-        )
-    axes.set_xlabel("latent coordinate $z_1$")
-    axes.set_ylabel("latent coordinate $z_2$")
+        x, y = curve[[0, -1]].T
+        axes.scatter(x, y, s=34, color="white", edgecolors="black", linewidths=0.8, zorder=5)
+    label_plane(axes)
     _legend_of_map(figure, axes, "class, curve")
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,23 +14,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from geolatent.lab.plotting import COLORS, Array
+from geolatent.lab.plotting import COLORS, LINES, RASTERIZED, UNKNOWN, Array, label_plane, panel
 
 # of classes and clusters: Paul Tol's "muted", told apart by all eyes with the help of the markers
 _CLASS_COLORS = (
-    "#332288",
-    "#e08214",
-    "#117733",
-    "#cc6677",
-    "#88ccee",
-    "#882255",
-    "#ddcc77",
-    "#44aa99",
-    "#666666",
-    "#aa4499",
+    *("#332288", "#e08214", "#117733", "#cc6677", "#88ccee"),
+    *("#882255", "#ddcc77", "#44aa99", "#666666", "#aa4499"),
 )
 _MARKERS = "osD^vP<X>*"
-_LINES = ("-", "--", "-.", ":")
 
 
 def scatter_classes(
@@ -40,39 +32,31 @@ def scatter_classes(
         color = _CLASS_COLORS[int(label) % len(_CLASS_COLORS)]
         # after ten classes colours begin again, with other markers
         shift = int(label) // len(_CLASS_COLORS)
-        one = codes[labels == label]
+        x, y = codes[labels == label].T
         axes.scatter(
-            one[:, 0],
-            one[:, 1],
+            x,
+            y,
             s=size,
             color=color,
             marker=_MARKERS[(int(label) + 3 * shift) % len(_MARKERS)],
             alpha=alpha,
             linewidths=0,
             label=str(label),
-            rasterized=len(codes) > 3000,
+            rasterized=len(codes) > RASTERIZED,
         )
 
 
 def distance_matrices(
     matrices: Mapping[str, tuple[Array, str]], labels: NDArray[np.int64]
 ) -> Figure:
-    """Draw matrices of distances between codes that are sorted by class.
-
-    Parameters
-    ----------
-    matrices
-        A matrix (n, n) and its unit, by name.
-    labels
-        Classes of the codes, sorted, (n,).
-    """
+    """Draw matrices of distances (n, n) and their units, by name; codes are sorted by class."""
     figure = Figure(figsize=(4.9 * len(matrices), 4.3), layout="constrained")
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     edges = np.flatnonzero(np.diff(labels)) + 0.5
     starts = np.concatenate([[-0.5], edges, [len(labels) - 0.5]])
     names = [str(label) for label in labels[np.ceil(starts[:-1]).astype(int)]]
     for axes, (name, (matrix, unit)) in zip(panels, matrices.items(), strict=True):
-        axes.set_facecolor("#c8c8c8")  # where a distance is not known
+        axes.set_facecolor(UNKNOWN)
         shown = np.where(np.isfinite(matrix), matrix, np.nan)
         image = axes.imshow(shown, cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=axes, shrink=0.9, pad=0.02).set_label(f"distance ({unit})")
@@ -90,17 +74,10 @@ def distance_matrices(
 
 
 def distances_compared(geodesic: Array, others: Mapping[str, tuple[Array, str]]) -> Figure:
-    """Draw other distances of the same pairs beside the geodesic ones.
+    """Draw other distances (P,) of the same pairs, and their units, beside the geodesic ones.
 
     Those in the units of the geodesic distance by how much they exceed it, in per cent; others
     against it.
-
-    Parameters
-    ----------
-    geodesic
-        Geodesic distances, (P,).
-    others
-        Distances (P,) and their unit, by name.
     """
     figure = Figure(figsize=(4.3 * len(others), 3.9), layout="constrained")
     panels = figure.subplots(1, len(others), squeeze=False)[0]
@@ -165,18 +142,10 @@ def match_clusters(clusters: NDArray[np.int64], classes: NDArray[np.int64]) -> N
 def cluster_maps(
     codes: Array, assignments: Mapping[str, NDArray[np.int64]], centers: Mapping[str, Array]
 ) -> Figure:
-    """Draw codes of a 2-d latent space coloured by class or cluster.
+    """Draw codes (n, 2) coloured by classes (n,), the first assignment, and by clusters (n,).
 
-    Clusters have the colour of the class that is matched with them; see `match_clusters`.
-
-    Parameters
-    ----------
-    codes
-        Shape (n, 2).
-    assignments
-        Classes, and then clusters, (n,), by name.
-    centers
-        Cluster centres, (K, 2), by the same names, where there are any.
+    Clusters have the colour of the class that is matched with them; see `match_clusters`. Centres
+    (K, 2) are drawn for the assignments that have any.
     """
     figure = Figure(figsize=(4.3 * len(assignments) + 1.2, 4.6), layout="constrained")
     panels = figure.subplots(1, len(assignments), squeeze=False, sharex=True, sharey=True)[0]
@@ -212,15 +181,13 @@ def cluster_maps(
 
 def scores_by_seed(scores: Mapping[str, Array], quantity: str) -> Figure:
     """Draw a score of several methods, a point for each seed and a line at the mean."""
-    figure = Figure(figsize=(2.2 * len(scores) + 1.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(2.2 * len(scores) + 1.4, 4.0)
     for place, values in enumerate(scores.values()):
         spread = np.linspace(-0.12, 0.12, len(values))
         color = COLORS[place % len(COLORS)]
-        label = "one seed" if place == 0 else None
-        axes.scatter(place + spread, values, s=26, color=color, label=label)
-        label = "mean" if place == 0 else ""
-        axes.hlines(values.mean(), place - 0.25, place + 0.25, color=color, lw=2, label=label)
+        one, mean = ("one seed", "mean") if place == 0 else (None, "")
+        axes.scatter(place + spread, values, s=26, color=color, label=one)
+        axes.hlines(values.mean(), place - 0.25, place + 0.25, color=color, lw=2, label=mean)
         text = f"{values.mean():.3f}"
         axes.annotate(
             text, (place + 0.25, values.mean()), (4, 0), textcoords="offset points", va="center"
@@ -236,37 +203,37 @@ def scores_by_seed(scores: Mapping[str, Array], quantity: str) -> Figure:
     return figure
 
 
+def _style(number: int) -> tuple[str, str]:
+    """Return colour and line of a walk; lines differ where colours begin again."""
+    return COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
+
+
 def walks_in_the_plane(codes: Array, labels: NDArray[np.int64], walks: Array) -> Figure:
     """Draw walks (B, T, 2) through a 2-d latent space with the codes of the data, (n, 2).
 
     A dot is where a walk starts, a cross where one ends before its last step.
     """
-    figure = Figure(figsize=(7.6, 6.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(7.6, 6.0)
     scatter_classes(axes, codes, labels, size=9, alpha=0.6)
     points, names = axes.get_legend_handles_labels()
     lines = []
     for number, walk in enumerate(walks):
-        color, style = COLORS[number % len(COLORS)], _LINES[number // len(COLORS) % len(_LINES)]
+        color, style = _style(number)
         axes.plot(*walk.T, color="white", lw=2.8)
         lines += axes.plot(*walk.T, style, color=color, lw=1.5, label=f"walk {number + 1}")
-        axes.scatter(walk[0, 0], walk[0, 1], color=color, edgecolors="black", s=45, zorder=5)
+        form: dict[str, Any] = {"color": color, "edgecolors": "black", "zorder": 5}
+        axes.scatter(walk[0, 0], walk[0, 1], s=45, **form)
         known = np.isfinite(walk).all(1)
         if known[0] and not known[-1]:
             last = walk[known.sum() - 1]
-            axes.scatter(
-                last[0], last[1], marker="X", color=color, edgecolors="black", s=70, zorder=5
-            )
-    start = Line2D([], [], ls="", marker="o", color="0.6", markeredgecolor="black", label="start")
-    end = Line2D([], [], ls="", marker="X", color="0.6", markeredgecolor="black", label="ended")
-    ended = bool(np.isnan(walks).any())
-    handles = [*lines, start, *([end] if ended else [])]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+            axes.scatter(last[0], last[1], marker="X", s=70, **form)
+    for marker, name in [("o", "start"), ("X", "ended")][: 1 + int(np.isnan(walks).any())]:
+        form = {"ls": "", "marker": marker, "color": "0.6", "markeredgecolor": "black"}
+        lines.append(Line2D([], [], label=name, **form))
+    figure.legend(handles=lines, loc="outside right upper", fontsize=9)
     beside = {"title": "class", "fontsize": 9, "markerscale": 1.5}
     figure.legend(points, names, loc="outside right lower", **beside)
-    axes.set_xlabel("latent coordinate $z_1$")
-    axes.set_ylabel("latent coordinate $z_2$")
-    axes.set_aspect("equal")
+    label_plane(axes)
     return figure
 
 
@@ -277,18 +244,10 @@ def walk_curves(
     band: tuple[float, float] | None = None,
     names: Sequence[str] = (),
 ) -> Figure:
-    """Draw quantities (B, T) along walks below one another.
+    """Draw quantities (B, T) along walks below one another, by name with unit.
 
-    Parameters
-    ----------
-    place, place_name
-        Where the walk is, (T,), and what that is called.
-    curves
-        The quantities, by name with unit.
-    band
-        Mean and standard deviation of the prior's norms, drawn where the quantity is the norm.
-    names
-        Of the walks.
+    ``place`` is where the walk is, (T,). Behind the norm is a band, mean and standard deviation of
+    the prior's norms.
     """
     figure = Figure(figsize=(7.4, 2.3 * len(curves) + 0.5), layout="constrained")
     panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
@@ -299,8 +258,8 @@ def walk_curves(
             axes.axhspan(low, high, color="#dddddd", label="prior:\nmean ± std")
         for number, row in enumerate(values):
             label = names[number] if number < len(names) else None
-            style = _LINES[number // len(COLORS) % len(_LINES)]
-            axes.plot(place, row, style, color=COLORS[number % len(COLORS)], lw=1.3, label=label)
+            color, style = _style(number)
+            axes.plot(place, row, style, color=color, lw=1.3, label=label)
         axes.set_ylabel(name.replace(" (", "\n("), fontsize=9)
         axes.set_xlim(place[0], place[-1])
         axes.grid(alpha=0.3)
@@ -317,16 +276,8 @@ def walk_curves(
 def output_curves(place: Array, place_name: str, outputs: Array, quantity: str) -> Figure:
     """Draw outputs of the decoder (B, T, K) along walks, one panel for each walk.
 
-    Colours tell the K outputs apart, of which the first varies most.
-
-    Parameters
-    ----------
-    place, place_name
-        Where the walk is, (T,), and what that is called.
-    outputs
-        K outputs at each place.
-    quantity
-        What the outputs are called.
+    ``place`` is where the walk is, (T,). Colours tell the K outputs apart, of which the first
+    varies most.
     """
     columns = min(3, len(outputs))
     rows = -(-len(outputs) // columns)

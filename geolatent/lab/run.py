@@ -46,7 +46,6 @@ from geolatent.lab.contents import (
     PAIRS,
     SUMMARY,
     check_held,
-    check_images,
     check_owner,
     read_options,
     remove_parts,
@@ -77,9 +76,11 @@ class Run:
         The solved pairs; of a run that was not finished, those of its finished parts. None where
         there are none.
     arrays
-        What ``arrays.safetensors`` holds, by name.
+        What ``arrays.safetensors`` holds, by name; in double precision, for the figures.
     summary
-        What ``summary.json`` holds; None for a run that was not finished.
+        What ``summary.json`` holds; empty for a run that was not finished.
+    finished
+        Whether the command ran to its end.
     """
 
     path: Path
@@ -88,25 +89,14 @@ class Run:
     environment: dict[str, Any]
     pairs: SolvedPairs | None
     arrays: dict[str, NDArray[Any]]
-    summary: dict[str, Any] | None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the command ran to its end."""
-        return self.summary is not None
+    summary: dict[str, Any]
+    finished: bool = True
 
 
 class RunFolder:
     """A run folder that is being written, by this process alone; make one with `create`.
 
     As a context manager it lets others write the folder again at the end; so does `finish`.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    command
-        Name of the command that writes it.
     """
 
     def __init__(self, path: Path, command: str, lock: FolderLock) -> None:
@@ -132,36 +122,15 @@ class RunFolder:
         command: str = "",
         resume: Mapping[str, Any] | None = None,
     ) -> None:
-        """Raise where a run cannot be written to a folder.
+        """Raise what `create` would; ``resume`` are the options of a run that may be gone on with.
 
-        Parameters
-        ----------
-        path
-            The folder.
-        overwrite
-            Whether the results that it holds may go.
-        command, resume
-            A command and its options, of which an unfinished run may be gone on with. Options that
-            change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
-
-        Raises
-        ------
-        FileExistsError
-            If there are other results in the folder and ``overwrite`` is false; where options
-            differ, it names them. Whatever ``overwrite`` is, if files that would go are not of a
-            run, or are of a training.
-        BlockingIOError
-            If another process is writing the folder.
-        ValueError
-            If the folder's ``config.yaml`` cannot be read.
+        Options that change results by rounding at most (`NEUTRAL_OPTIONS`) need not be the same.
         """
         if (Path(path) / LOCK).exists():
             FolderLock(Path(path)).release()
         check_owner(Path(path), command)
         if not overwrite:
             check_held(Path(path), command, resume)
-
-    check_images = staticmethod(check_images)
 
     @classmethod
     def create(
@@ -195,8 +164,9 @@ class RunFolder:
         Raises
         ------
         FileExistsError
-            If there are other results in the folder and ``overwrite`` is false, or files of such
-            names that are not of a run, or those of a training.
+            If there are other results in the folder and ``overwrite`` is false; where options
+            differ, it names them. Whatever ``overwrite`` is, if files that would go are not of a
+            run, or are of a training.
         BlockingIOError
             If another process is writing the folder.
         ValueError
@@ -244,18 +214,10 @@ class RunFolder:
         write_part(self.path, self._environment["run"], number, part)
 
     def check_parts(self, rows: Sequence[int] | None = None) -> tuple[set[int], dict[int, str]]:
-        """Read the parts that are there, one after the other.
+        """Read the parts that are there, one after the other; those beyond ``rows`` never count.
 
-        Parameters
-        ----------
-        rows
-            The number of rows of each part of the run; parts beyond them are never joined.
-
-        Returns
-        -------
-        tuple
-            The numbers of the parts that are as they were written, by this run, under this number;
-            and what is wrong with others.
+        Returned are the numbers of the parts that are as this run wrote them, under this number,
+        with so many rows each; and what is wrong with others.
         """
         if rows is not None:
             self._n_parts = len(rows)
@@ -272,8 +234,7 @@ class RunFolder:
             if rows is None or found == rows[number]:
                 whole.add(number)
             else:
-                text = f"part {number} has {found} rows and should have {rows[number]}"
-                damaged[number] = text
+                damaged[number] = f"part {number} has {found} rows and should have {rows[number]}"
         return whole, damaged
 
     def join(self, sources: Sequence[Callable[[], SolvedPairs]] | None = None) -> SolvedPairs:
@@ -330,11 +291,6 @@ class RunFolder:
 def load_run(path: str | os.PathLike[str]) -> Run:
     """Read a run folder, a finished one or one that was interrupted.
 
-    Parameters
-    ----------
-    path
-        The folder.
-
     Damaged parts of an interrupted run are left out, with a warning that names them.
 
     Raises
@@ -352,8 +308,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             raise FileNotFoundError(f"{message} There is no file {folder / name}.")
     try:
         config, described = read_options(folder)
-        summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else None
-        if summary is None:
+        finished = (folder / SUMMARY).is_file()
+        summary = read_json(folder / SUMMARY) if finished else {}
+        if not finished:
             parts = list(_whole(stored_parts(folder, described.get("run", ""))))
             pairs = SolvedPairs.join(parts) if parts else None
         else:
@@ -361,7 +318,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
                 if checksum(folder / name) != expected:
                     raise ValueError(f"{folder / name} is damaged: its checksum is another.")
             pairs = _read_pairs(folder) if (folder / PAIRS).is_file() else None
-        arrays = read_tensors(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
+        arrays = stored_arrays(folder / ARRAYS) if (folder / ARRAYS).is_file() else {}
     except (OSError, ValueError) as error:
         required = "a readable run folder; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, folder)} {error}") from error
@@ -371,9 +328,19 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         config=config,
         environment=described,
         pairs=pairs,
-        arrays={name: value.numpy() for name, value in arrays.items()},
+        arrays=arrays,
         summary=summary,
+        finished=finished,
     )
+
+
+def stored_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read arrays by name, those that are no integers in double precision."""
+    tensors = read_tensors(path).items()
+    return {
+        name: (value.double() if value.is_floating_point() else value).numpy()
+        for name, value in tensors
+    }
 
 
 def _read_pairs(folder: Path) -> SolvedPairs:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from geolatent.checks import check_integer, check_tensor, requirement
 from geolatent.lab import plotting
-from geolatent.lab.contents import IMAGES
+from geolatent.lab.contents import IMAGES, check_images
 from geolatent.lab.experiment import Arrays, ModelExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
@@ -39,11 +38,6 @@ def png_bytes(image: Tensor) -> bytes:
     ----------
     image
         (1 or 3, height, width).
-
-    Raises
-    ------
-    ValueError
-        If the image has another shape or is not finite.
 
     Examples
     --------
@@ -85,7 +79,7 @@ class Sample(ModelExperiment):
     def check(self) -> None:
         """Raise where there are not so many images, or no room for them."""
         check_integer("n_samples", self.n_samples)
-        RunFolder.check_images(self.out)
+        check_images(self.out)
         super().check()
         if self.source == "prior":
             check_memory("n_samples", self.n_samples, self.n_samples * self.decoded(1).nbytes)
@@ -138,9 +132,13 @@ class Sample(ModelExperiment):
         console.print(f"{summary['n_images']} images in {self.out / IMAGES}", soft_wrap=True)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        return f"{summary['n_images']} images"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         if "samples" not in run.arrays:
             return {}
-        images = plotting.grey_or_colour(run.arrays["samples"].astype(np.float64))
-        return {"samples": plotting.image_grid(images, (-1.0, 1.0))}
+        return {"samples": plotting.image_grid(run.arrays["samples"])}

@@ -16,7 +16,7 @@ from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, Mo
 from geolatent.lab.data import load
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.pairs import Pairs
-from geolatent.lab.places import check_checkpoint
+from geolatent.lab.places import check_checkpoint, check_data
 from geolatent.metrics.base import Metric
 from geolatent.models import build_model, digits_vae, load_model
 from geolatent.models.features import LogisticRegression, VGGFeatures, fit_logistic_regression
@@ -27,13 +27,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def make_device(name: str) -> torch.device:
-    """Return a device by its name; "auto" is a CUDA device where there is one, else the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there is no such device.
-    """
+    """Return a device by its name; "auto" is a CUDA device where there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -51,21 +45,7 @@ def make_model(
 ) -> LatentModel:
     """Return a model in evaluation mode, its parameters without gradients.
 
-    Parameters
-    ----------
-    source
-        Where it comes from.
-    dtype, device
-        What to convert it to.
-    name
-        What to call it in messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the checkpoint is missing; the message says what to run.
-    ValueError
-        If the model cannot be built.
+    Errors call it ``name``; that of a checkpoint that is missing says what to run.
     """
     checkpoint = source.checkpoint
     check_checkpoint(name, checkpoint)
@@ -83,10 +63,7 @@ def make_model(
 class Dataset:
     """Images of a data set, loaded when they are first asked for.
 
-    Parameters
-    ----------
-    options
-        The chosen images. The training images are those of the same classes in the split "train".
+    The training images are those of the same classes as the chosen ones in the split "train".
     """
 
     def __init__(self, options: DataOptions) -> None:
@@ -118,15 +95,7 @@ class Dataset:
     def classifier(self, inverse_penalty: float = 0.01) -> tuple[LogisticRegression, float]:
         """Fit a logistic regression to four fifths of the training images.
 
-        Returns
-        -------
-        tuple
-            The classifier, and its accuracy on the last fifth.
-
-        Raises
-        ------
-        ValueError
-            If the images have no labels.
+        Returned are the classifier and its accuracy on the last fifth.
         """
         images, labels = self.training
         if labels is None:
@@ -157,29 +126,17 @@ class Dataset:
 
 
 def _load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
-    try:
-        return load(options)
-    except FileNotFoundError as error:
-        if options.name == "file":
-            raise
-        raise FileNotFoundError(
-            f"{error} Run the command again with --data.download true, or with --data.root FOLDER."
-        ) from error
+    check_data(options)  # which says what to do
+    return load(options)
 
 
 def make_features(
     options: FeatureOptions, dataset: Dataset, like: Tensor
 ) -> tuple[nn.Module | None, float | None]:
-    """Return a feature map, or None, and a logistic regression's accuracy on held-out images.
+    """Return a feature map in the dtype and on the device of ``like``, and how accurate it is.
 
-    Parameters
-    ----------
-    options
-        Which feature map.
-    dataset
-        Images to fit a logistic regression to.
-    like
-        A tensor of the dtype and device that the map is to have.
+    None for no map, and for the accuracy of one that is no logistic regression; see
+    `Dataset.classifier`.
     """
     accuracy = None
     features: nn.Module
@@ -195,13 +152,7 @@ def make_features(
 
 
 def initial_kind(options: InitialOptions, dim: int) -> str:
-    """Return where curves start in a latent space: "straight", "lattice" or "codes".
-
-    Raises
-    ------
-    ValueError
-        If a lattice is asked for in more than three dimensions.
-    """
+    """Return where curves start in a latent space: "straight", "lattice" or "codes"."""
     if options.kind == "auto":
         return "lattice" if dim == 2 else "straight"
     if options.kind == "lattice" and dim > 3:
@@ -221,23 +172,8 @@ def make_initial(
 ) -> LatentGraph | None:
     """Return the graph that curves start from, or None for straight lines.
 
-    Parameters
-    ----------
-    options
-        Which graph.
-    metric
-        The metric of its edges.
-    model, dataset
-        For the codes of the training images.
-    pairs
-        The pairs, all of which the lattice is to hold.
-    seed
-        Seed of the jitter of a graph of codes.
-
-    Raises
-    ------
-    ValueError
-        If a lattice is asked for in more than three dimensions.
+    Its edges are measured by the metric. A lattice holds the codes of the training images and all
+    pairs; a graph of these codes draws them again, jittered, with a seed.
     """
     kind = initial_kind(options, model.dim)
     if kind == "straight":

@@ -61,17 +61,7 @@ class SolvedPairs:
         solution: GeodesicSolution,
         columns: Mapping[str, Any] | None = None,
     ) -> SolvedPairs:
-        """Make a table of a solution.
-
-        Parameters
-        ----------
-        start, end
-            Codes, (B, d).
-        solution
-            What `geolatent.solve_geodesic` returned for them.
-        columns
-            Further columns, which come first: B values each.
-        """
+        """Make a table of the solution of pairs of codes, (B, d); further columns come first."""
         evaluations = solution.evaluations
         measured = {
             "start": start,

@@ -49,14 +49,7 @@ def groups_of(pairs: SolvedPairs, column: str) -> dict[str, SolvedPairs]:
 
 
 def summarise(pairs: SolvedPairs, columns: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the statistics of solved pairs.
-
-    Parameters
-    ----------
-    pairs
-        The pairs.
-    columns
-        Columns of the experiment to be summarised as well.
+    """Return the statistics of solved pairs, some further columns among them.
 
     Returns
     -------

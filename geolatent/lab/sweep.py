@@ -6,15 +6,17 @@ import errno
 import json
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count, product
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 from geolatent.checks import requirement
 from geolatent.files import UnfinishedError
 from geolatent.lab.contents import POINTS, SUMMARY, check_inputs, find_points
 from geolatent.lab.options import is_neutral, options_key
+from geolatent.lab.pairs_experiment import PairsExperiment
 from geolatent.lab.places import check_places
 from geolatent.lab.printing import (
     make_console,
@@ -23,8 +25,7 @@ from geolatent.lab.printing import (
     print_warning,
     statistics_table,
 )
-from geolatent.lab.run import RunFolder, load_run
-from geolatent.lab.setup import make_device
+from geolatent.lab.run import load_run
 from geolatent.lab.solved import SolvedPairs
 
 # no room on the disk: the other points would fail too
@@ -33,12 +34,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Return all combinations of listed options; the last option changes fastest.
-
-    Raises
-    ------
-    ValueError
-        If an option changes results by rounding at most, has no values or a value twice, or a value
-        is no number, text or list.
 
     Examples
     --------
@@ -58,31 +53,20 @@ def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
 
-class Point(Protocol):
-    """What a sweep runs: an `Experiment`."""
-
-    @property
-    def command(self) -> str:
-        """Name of the command."""
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The options by name."""
-
-    def at(self, out: Path) -> Self:
-        """Return the same with another folder, whose results are not replaced."""
-
-    def run(self) -> object:
-        """Do the work."""
+def point_words(point: Mapping[str, Any]) -> list[str]:
+    """Return the options of a point as they would be given as words, less their dashes."""
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in point.items()
+    ]
 
 
-def _place_points(points: Sequence[Point], out: Path, tell: Callable[[str], None]) -> list[Path]:
+def _place_points(
+    points: Sequence[PairsExperiment], out: Path, tell: Callable[[str], None]
+) -> list[Path]:
     """Return the run folder of each point: the one that has its options, or a new one.
 
-    Raises
-    ------
-    FileExistsError
-        If a point was run with other files than those that its options name now.
+    A FileExistsError tells of one that was run with other files than its options name now.
     """
     found, damaged = find_points(out)
     for text in damaged:
@@ -100,7 +84,7 @@ def _place_points(points: Sequence[Point], out: Path, tell: Callable[[str], None
     return places
 
 
-def _run_point(point: Point) -> str | None:
+def _run_point(point: PairsExperiment) -> str | None:
     """Run a point; where it fails, return what to say of it."""
     try:
         with part_of_a_command():
@@ -115,23 +99,16 @@ def _run_point(point: Point) -> str | None:
 
 
 def run_sweep(
-    experiment: Point, sweep: Mapping[str, Sequence[Any]], experiments: Sequence[Point]
+    experiment: PairsExperiment,
+    sweep: Mapping[str, Sequence[Any]],
+    experiments: Sequence[PairsExperiment],
 ) -> None:
-    """Run an experiment for each point of a sweep, and join the results.
+    """Run the experiment of each of the `sweep_points`, and join the results.
 
-    Each point has a run folder of its own in ``points/``; the folder above holds one table of all
-    pairs, which begins with the columns of the swept options. Points that are finished are not
-    run again: they are known by their options, so that a sweep whose points were mended goes on. A
-    point that fails does not stop the others.
-
-    Parameters
-    ----------
-    experiment
-        The experiment, the swept options as they are without the sweep.
-    sweep
-        The swept options: their dotted names, and values.
-    experiments
-        That of each of the `sweep_points`.
+    Each point has a run folder of its own in ``points/``; the folder above, which ``experiment``
+    names, holds one table of all pairs, which begins with the columns of the swept options. Points
+    that are finished are not run again: they are known by their options, so that a sweep whose
+    points were mended goes on. A point that fails does not stop the others.
 
     Raises
     ------
@@ -142,24 +119,13 @@ def run_sweep(
     OSError
         If the disk is full.
     """
-    command, options = experiment.command, experiment.options
-    out, overwrite = options["out"], options["overwrite"]
-    points = sweep_points(sweep)
-    config = {**options, "sweep": sweep}
+    out, points = experiment.out, sweep_points(sweep)
+    config = {**experiment.options, "sweep": sweep}
     console = make_console()
-    device = make_device(options["device"])
-    RunFolder.check(out, overwrite=overwrite, command=command, resume=config)
-    if not overwrite:  # to refuse it before anything is written
+    experiment.check_folder(config)
+    if not experiment.overwrite:  # to refuse it before anything is written
         _place_points(experiments, out, partial(print_warning, console))
-    with RunFolder.create(
-        out,
-        command,
-        config,
-        seed=options["seed"],
-        device=device,
-        overwrite=overwrite,
-        resume=True,
-    ) as folder:
+    with experiment.take_folder(config) as folder:
         folder.update(config)
         places = _place_points(experiments, out, lambda _: None)
         titles = [f"point {n + 1} of {len(points)}: {_text(p)}" for n, p in enumerate(points)]
@@ -179,10 +145,10 @@ def run_sweep(
             place = places[number]
             finished = (place / SUMMARY).exists()
             console.print(f"{title}: done before" if finished else title, soft_wrap=True)
-            failed = None if finished else _run_point(each.at(place))
+            failed = None if finished else _run_point(replace(each, out=place, overwrite=False))
             try:
                 if failed is None:
-                    runs[number] = load_run(place).summary or {}
+                    runs[number] = load_run(place).summary
             except ValueError as error:
                 failed = f"{error} Remove {place} to run it again."
             if failed is not None:
@@ -196,7 +162,7 @@ def run_sweep(
             )
         folder.join([partial(_point_pairs, *pair) for pair in zip(places, points, strict=True)])
         groups = {
-            _label(command, point, label): group
+            _label(experiment.command, point, label): group
             for point, summary in zip(points, runs.values(), strict=True)
             for label, group in summary["groups"].items()
         }
@@ -232,7 +198,4 @@ def _label(command: str, point: Mapping[str, Any], label: str) -> str:
 
 
 def _text(point: Mapping[str, Any]) -> str:
-    values = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in point.items()
-    }
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+    return ", ".join(point_words(point))

@@ -25,11 +25,12 @@ from geolatent.lab.contents import SUMMARY, run_command
 from geolatent.lab.costs import Cost, seconds_a_row
 from geolatent.lab.experiment import Arrays, Experiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.run import Run, RunFolder
+from geolatent.lab.measures import plane_grid
+from geolatent.lab.run import Run, RunFolder, stored_arrays
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
 from geolatent.models import VAE, BiGAN
-from geolatent.models.checkpoint import read_tensors, save_model
+from geolatent.models.checkpoint import save_model
 
 MODEL = "model.safetensors"
 # where trainings stored their arrays before all runs did so in one place
@@ -161,15 +162,10 @@ class Train(Experiment):
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Train the model and save it.
 
-        Returns
-        -------
-        summary : dict
-            The class of the model and its constructor's arguments; the numbers of images, those
-            held out during training among ``n_train``; what `TrainingRecord` says; and the mean
-            squared error of the test images' reconstructions, in pixel units squared, and of the
-            training images' mean in their place.
-        arrays : dict of Tensor
-            What the figures show.
+        The summary holds the class of the model and its constructor's arguments; the numbers of
+        images, those held out during training among ``n_train``; what `TrainingRecord` says; and
+        the mean squared error of the test images' reconstructions, in pixel units squared, and of
+        the training images' mean in their place. The arrays are what the figures show.
         """
         from geolatent.lab.training import fit_model
 
@@ -229,13 +225,7 @@ class Train(Experiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        arrays = run.arrays
-        if not arrays:
-            stored = read_tensors(run.path / OLD_ARRAYS)
-            arrays = {name: value.numpy() for name, value in stored.items()}
-        return draw_training(
-            run.summary or {}, {name: value.astype(float) for name, value in arrays.items()}
-        )
+        return draw_training(run.summary, run.arrays or stored_arrays(run.path / OLD_ARRAYS))
 
 
 @torch.no_grad()
@@ -262,14 +252,9 @@ def reconstruct(
     if labels is not None:
         shown["labels"] = labels
     if isinstance(network, VAE) and network.precision is not None and model.dim == 2:
-        low, high = codes.min(0).values, codes.max(0).values
+        low, high = codes.amin(0), codes.amax(0)
         margin = 0.25 * (high - low)
-        sides = [
-            torch.linspace(float(a), float(b), _GRID)
-            for a, b in zip(low - margin, high + margin, strict=True)
-        ]
-        second, first = torch.meshgrid(sides[1], sides[0], indexing="ij")
-        grid = torch.stack([first.flatten(), second.flatten()], dim=1)
+        *sides, grid = plane_grid(low - margin, high + margin, _GRID, codes.dtype)
         std = [network.decode(part)[1].flatten(1).mean(1) for part in grid.split(1024)]
         shown["std"] = torch.cat(std).reshape(_GRID, _GRID)
         shown["std_extent"] = torch.stack([side[index] for side in sides for index in (0, -1)])

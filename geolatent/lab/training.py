@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from geolatent.checks import check_tensor, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import TrainingOptions
-from geolatent.lab.console import make_console, work_progress
+from geolatent.lab.printing import make_console, work_progress
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.vae import VAE
@@ -63,15 +63,17 @@ class TrainingRecord:
 
 
 class Batches:
-    """Batches of a tensor, in a new seeded order on every pass if a seed is given.
+    """Batches of a tensor, in a new order on every pass if there are random numbers for it.
 
     Images that fit in memory are sliced at once, which a ``DataLoader`` would do one by one.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self, images: Tensor, batch_size: int, order: torch.Generator | None = None
+    ) -> None:
         self._images = images
         self._batch_size = batch_size
-        self.order = None if seed is None else torch.Generator().manual_seed(seed)
+        self.order = order
 
     def __len__(self) -> int:
         return -(-len(self._images) // self._batch_size)
@@ -93,15 +95,8 @@ class _ModelModule(lightning.LightningModule):
         self.model = model
         self.options = options
         self.n_images = n_images
-        self._noise: torch.Generator | None = None
+        self.noise = torch.Generator()
         self._noise_state: Tensor | None = None
-
-    @property
-    def noise(self) -> torch.Generator:
-        """The random numbers of the training, there once the fit has started."""
-        if self._noise is None:
-            raise RuntimeError("The noise is there once the fit has started.")
-        return self._noise
 
     @abstractmethod
     def validation_loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
@@ -109,9 +104,9 @@ class _ModelModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Seed the noise on the device that the model has just been moved to."""
-        self._noise = torch.Generator(self.device).manual_seed(self.options.seed)
+        self.noise = torch.Generator(self.device).manual_seed(self.options.seed)
         if self._noise_state is not None:
-            self._noise.set_state(self._noise_state)
+            self.noise.set_state(self._noise_state)
 
     def validation_step(self, batch: Tensor, index: int) -> None:
         """Log the loss of a held-out batch."""
@@ -220,9 +215,9 @@ class BiGANModule(_ModelModule):
 class _History(Callback):
     """Keeps the losses of every epoch and the weights of the best one."""
 
-    def __init__(self, model: nn.Module, batches: Batches, checkpoint: Path | None) -> None:
+    def __init__(self, model: nn.Module, order: torch.Generator, checkpoint: Path | None) -> None:
         self.model = model
-        self.batches = batches
+        self.order = order
         self.losses: dict[str, list[float]] = {
             "train_loss": [],
             "validation_loss": [],
@@ -247,13 +242,11 @@ class _History(Callback):
                 self.losses[name].append(float(trainer.callback_metrics[name]))
 
     def state_dict(self) -> dict[str, Any]:
-        assert self.batches.order is not None  # those of the training are always shuffled
-        return {"losses": self.losses, "best": self.best, "order": self.batches.order.get_state()}
+        return {"losses": self.losses, "best": self.best, "order": self.order.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert self.batches.order is not None
         self.losses, self.best = state["losses"], state["best"]
-        self.batches.order.set_state(state["order"])
+        self.order.set_state(state["order"])
 
 
 class _WholeFiles(TorchCheckpointIO):
@@ -336,13 +329,8 @@ def check_training(
     try:
         found = torch.load(state, map_location="cpu", weights_only=True)["geolatent"]["run"]
     except (
+        *(EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError),
         pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
     ) as error:
         message = requirement("state", "the readable state of a training", state)
         raise ValueError(f"{message} {type(error).__name__}.") from error
@@ -384,7 +372,7 @@ def fit_model(
     options
         How to train.
     checkpoint
-        Where to save the best epoch's model so far with :func:`geolatent.models.save_model`,
+        Where to save the best epoch's model so far with `geolatent.models.save_model`,
         whenever the validation loss improves.
     state
         A file X.ckpt for the training's state after each epoch, Lightning's checkpoint. Where it
@@ -395,11 +383,6 @@ def fit_model(
     -------
     TrainingRecord
         The losses.
-
-    Raises
-    ------
-    ValueError
-        See `check_training`.
 
     References
     ----------
@@ -428,12 +411,13 @@ def fit_model(
         module: VAEModule | BiGANModule = BiGANModule(model, options, len(images))
     else:
         module = VAEModule(model, options, len(images))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
+    rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
     held_out = _n_held_out(options, len(images))
-    training = Batches(images[order[held_out:]], options.batch_size, options.seed)
-    validation = Batches(images[order[:held_out]], options.batch_size)
+    order = torch.Generator().manual_seed(options.seed)
+    training = Batches(images[rows[held_out:]], options.batch_size, order)
+    validation = Batches(images[rows[:held_out]], options.batch_size)
 
-    history = _History(model, training, Path(checkpoint) if checkpoint is not None else None)
+    history = _History(model, order, Path(checkpoint) if checkpoint is not None else None)
     callbacks: list[Callback] = [history]
     if options.patience is not None:
         callbacks.append(EarlyStopping("validation_loss", patience=options.patience))

@@ -10,20 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from geolatent.lab.plotting import COLORS
+from geolatent.lab.plotting import COLORS, Array, grey_or_colour, label_plane, panel, scale_beside
 from geolatent.lab.plotting_statistics import scatter_classes
 
-Array = NDArray[np.float64]
 
-
-def draw_training(summary: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, Figure]:
-    """Draw the losses, test images above their reconstructions and, of a plane, their codes.
-
-    Parameters
-    ----------
-    summary, arrays
-        What the command stored; see `geolatent.lab.train`.
-    """
+def draw_training(
+    summary: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> dict[str, Figure]:
+    """Draw the losses, test images above their reconstructions and, of a plane, their codes."""
     figures = {
         "losses": loss_curves(summary),
         "reconstructions": reconstructions(arrays["images"], arrays["reconstructions"]),
@@ -70,15 +64,7 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
 
 
 def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> Figure:
-    """Draw images in rows, each row above that of their reconstructions.
-
-    Parameters
-    ----------
-    images, reconstructed
-        (n, channels, height, width), in [-1, 1].
-    columns
-        Images in a row.
-    """
+    """Draw images in [-1, 1], (n, channels, height, width), in rows above their reconstructions."""
     columns = min(columns, len(images))
     n_blocks = len(images) // columns
     aspect = images.shape[2] / images.shape[3]
@@ -91,12 +77,8 @@ def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> F
             (("test images", images[rows]), ("reconstructions", reconstructed[rows]))
         ):
             axes = figure.add_subplot(inner[row])
-            strip = np.concatenate(list(part), axis=2).transpose(1, 2, 0)
-            strip = np.clip((strip + 1.0) / 2.0, 0.0, 1.0)
-            if strip.shape[2] == 3:
-                axes.imshow(strip)
-            else:
-                axes.imshow(strip[:, :, 0], cmap="gray", vmin=0.0, vmax=1.0)
+            strip = np.clip((grey_or_colour(np.concatenate(part, axis=2)) + 1.0) / 2.0, 0.0, 1.0)
+            axes.imshow(strip, cmap="gray", vmin=0.0, vmax=1.0)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
@@ -105,25 +87,16 @@ def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> F
 
 def latent_codes(
     codes: Array,
-    labels: Array | None = None,
+    labels: NDArray[np.int64] | None = None,
     std: Array | None = None,
     std_extent: Array | None = None,
 ) -> Figure:
-    """Draw 2-d codes, coloured by class, over the decoder's standard deviation.
+    """Draw codes (n, 2), coloured by class (n,), over the decoder's standard deviation.
 
-    Parameters
-    ----------
-    codes
-        (n, 2).
-    labels
-        Classes, (n,).
-    std
-        The decoder's standard deviation, averaged over the outputs, on a grid (rows, columns).
-    std_extent
-        Left, right, bottom and top of that grid.
+    It is averaged over the outputs, on a grid (rows, columns); its extent is left, right, bottom
+    and top of the grid.
     """
-    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panel(7.6, 5.6)
     if std is not None and std_extent is not None:
         left, right, bottom, top = (float(side) for side in std_extent)
         image = axes.imshow(
@@ -134,21 +107,13 @@ def latent_codes(
             aspect="equal",
             interpolation="bilinear",
         )
-        bar = figure.colorbar(image, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)))
-        bar.set_label(r"mean standard deviation of the decoder, $\log_{10}$ (pixel units)")
+        name = r"mean standard deviation of the decoder, $\log_{10}$ (pixel units)"
+        scale_beside(image, name)
     if labels is None:
         axes.scatter(codes[:, 0], codes[:, 1], s=8, color=COLORS[0], alpha=0.7, linewidths=0)
     else:
-        scatter_classes(axes, codes, labels.astype(np.int64), size=9, alpha=0.7)
-    axes.set_xlabel("latent coordinate $z_1$")
-    axes.set_ylabel("latent coordinate $z_2$")
-    axes.set_aspect("equal")
-    if labels is not None:
-        axes.legend(
-            title="class",
-            markerscale=2.0,
-            loc="center right",
-            bbox_to_anchor=(-0.12, 0.5),
-            fontsize=9,
-        )
+        scatter_classes(axes, codes, labels, size=9, alpha=0.7)
+        beside: dict[str, Any] = {"loc": "center right", "bbox_to_anchor": (-0.12, 0.5)}
+        axes.legend(title="class", markerscale=2.0, fontsize=9, **beside)
+    label_plane(axes)
     return figure

@@ -114,29 +114,25 @@ def along_walks(model: LatentModel, metric: Metric, walks: Tensor, prior: str) -
     b, t, d = walks.shape
     flat = walks.reshape(-1, d)
     known = flat.isfinite().all(1)
-    magnification = torch.full_like(flat[:, 0], torch.nan)
-    norm, brightness = magnification.clone(), magnification.clone()
-    magnification[known] = magnification_factor(metric, flat[known])
-    norm[known] = norm_profile(flat[known], prior).norms
+
+    def along(values: Tensor) -> Tensor:
+        every = values.new_full((len(flat), *values.shape[1:]), torch.nan)
+        every[known] = values
+        return every.reshape(b, t, *values.shape[1:]).float()
+
     images = model.images(flat[known])
     pixels = images.flatten(1)
-    brightness[known] = pixels.mean(1)
     finite = pixels.isfinite().all(1)
     spread = pixels[finite].var(0, correction=0) if finite.any() else pixels[0]
     most = spread.topk(min(_OUTPUTS, pixels.shape[1])).indices
-    outputs = flat.new_full((len(flat), len(most)), torch.nan)
-    outputs[known] = pixels[:, most]
     shown = torch.linspace(0, t - 1, min(_IMAGES, t), device=walks.device).round().long()
-    every = images.new_full((len(flat), *images.shape[1:]), torch.nan)
-    every[known] = images
-    frames = every.reshape(b, t, *images.shape[1:])[:, shown]
     return {
         "lost": (~finite).sum(),
-        "norm": norm.reshape(b, t).float(),
-        "magnification": magnification.reshape(b, t).float(),
-        "brightness": brightness.reshape(b, t).float(),
-        "outputs": outputs.reshape(b, t, -1).float(),
-        "images": frames.float(),
+        "norm": along(norm_profile(flat[known], prior).norms),
+        "magnification": along(magnification_factor(metric, flat[known])),
+        "brightness": along(pixels.mean(1)),
+        "outputs": along(pixels[:, most]),
+        "images": along(images)[:, shown],
     }
 
 
@@ -186,11 +182,6 @@ class Walk(MetricExperiment):
         n = len(self.dataset.chosen[0])
         if n < self.n_walks:
             raise ValueError(requirement("n_walks", f"at most {n}, the images", self.n_walks))
-
-    def prepare(self) -> None:
-        """Encode the images."""
-        super().prepare()
-        _ = self.encoded
 
     def walks(self) -> tuple[Tensor, Tensor]:
         """Return the walks, (n_walks, n_steps + 1, d), and the parameter along them."""
@@ -264,37 +255,39 @@ class Walk(MetricExperiment):
         return Cost(rows=rows, seconds=seconds_of(walk) / _TIMED * self.n_steps)
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        norm = summary["quantities"]["norm"]
+        ends = "-".join(number(norm[key], ".2f") for key in ("min", "max"))
+        return f"{summary['n_walks']} {summary['kind']} walks, norms {ends}"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        if not run.arrays or run.summary is None:
-            return {}
         arrays, summary = run.arrays, run.summary
         prior = summary["prior_norm"]
         names = [f"walk {place}" for place in range(1, len(arrays["walks"]) + 1)]
-        place, place_name = arrays["parameter"].astype(float), _PARAMETERS[summary["kind"]]
-        frames = plotting.grey_or_colour(arrays["images"].astype(float))
+        place, place_name = arrays["parameter"], _PARAMETERS[summary["kind"]]
+        strips = {name: row[None] for name, row in zip(names, arrays["images"], strict=True)}
         # as `along_walks` chooses them
-        shown = np.round(np.linspace(0, len(place) - 1, frames.shape[1])).astype(int)
-        strips = {name: row[None] for name, row in zip(names, frames, strict=True)}
+        shown = np.round(np.linspace(0, len(place) - 1, arrays["images"].shape[1])).astype(int)
         drawn = {
             "curves": plotting_statistics.walk_curves(
                 place,
                 place_name,
-                {text: arrays[name].astype(float) for name, text in _NAMES.items()},
+                {text: arrays[name] for name, text in _NAMES.items()},
                 (prior["mean"], prior["std"]),
                 names,
             ),
             "outputs": plotting_statistics.output_curves(
-                place, place_name, arrays["outputs"].astype(float), "pixel values"
+                place, place_name, arrays["outputs"], "pixel values"
             ),
             "images": plotting.image_strips(
-                strips, ["decoded along the walks"], (-1.0, 1.0), place[shown], place_name
+                strips, ["decoded along the walks"], place[shown], place_name
             ),
         }
         if arrays["walks"].shape[2] == 2:
             drawn["plane"] = plotting_statistics.walks_in_the_plane(
-                arrays["codes"].astype(float),
-                arrays["labels"].astype(np.int64),
-                arrays["walks"].astype(float),
+                arrays["codes"], arrays["labels"], arrays["walks"]
             )
         return drawn

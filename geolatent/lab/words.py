@@ -125,14 +125,9 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def what_is_wrong(message: str, kinds: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return a parser's message in a line, and the name of an option that there is not, if any.
+    """Return jsonargparse's message in a line, and the option in it that there is not, if any.
 
-    Parameters
-    ----------
-    message
-        What jsonargparse says, in one line or many.
-    kinds
-        The options and their types.
+    ``kinds`` are the options and their types.
     """
     # the keys of an object's settings are told one in the other
     outer = ".".join(re.findall(r'Parser key "([^"]+)"', message))
