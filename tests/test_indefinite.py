@@ -162,5 +162,5 @@ def test_gradient_of_a_square_that_rounds_to_zero():
 
 
 def test_the_stored_numbers_stay():
-    assert [int(status) for status in Status] == list(range(8))
+    assert [int(status) for status in Status] == list(range(9))
     assert Status.INDEFINITE_METRIC == 7
