@@ -29,9 +29,9 @@ from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
 _FAIR_STEPS = 20
-# steps after which a level's preconditioner is renewed, and, on a decoder with kinks, is left
+# steps after which a level's preconditioner is renewed where there are kinks, and the level left
 _RENEWED, _ROUGH_STEPS = 8, 16
-# by which the predicted improvement has fallen at the end of a level there, at least
+# of the predicted improvement: a level is left there at the latest where so much of it remains
 _ROUGH_REDUCTION = 0.1
 # chords that converge with a lower order cross kinks; so many of them can tell
 _SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
@@ -268,9 +268,9 @@ class _Descent(Stage):
         reached = enough & (predicted <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
         rough = self._rough(index)
-        enough = rough & (self.steps[index] >= _ROUGH_STEPS)
+        lingering = rough & (self.steps[index] >= _ROUGH_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
-        leaving = reached | stalled | spent | enough
+        leaving = reached | stalled | spent | lingering
         if not leaving.any():
             self._renew()
             return
