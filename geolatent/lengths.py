@@ -12,7 +12,7 @@ from torch import Tensor
 from geolatent.checks import check_codes, check_number, describe, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.metrics.base import Metric, check_metric, negative
-from geolatent.metrics.chords import Chords
+from geolatent.metrics.chords import Chords, convergence_order
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 
@@ -217,7 +217,7 @@ def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, T
     kinks = mean - 4.0 * bent
     alone = sum((m + 1) * part for m, part in zip((2, 3, 4), per_interval, strict=True)) / 50.0
     lacking = torch.where(kinks < 0, alone, torch.where(bent < 0, mean, kinks + bent))
-    order = torch.log2((strided[2] - strided[4]) / (fine - strided[2]))
+    order = convergence_order(strided[4], strided[2], fine)
     return lacking, torch.stack(variances).mean(0).sqrt(), order < _SMOOTH_ORDER
 
 
@@ -254,13 +254,19 @@ def _measure_by_speed(
     return pairs.numel()
 
 
-def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> Measured:
-    """Check the arguments of what follows, and measure."""
+def check_curve(metric: Metric, curve: object) -> Tensor:
+    """Return where curves in the latent space of a metric start, (B, d), without gradients."""
     check_metric(metric)
     if not isinstance(curve, CubicBSpline):
         raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
-    codes = check_codes("curve", curve.control_points[:, 0], metric.dim)
+    codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
     metric.check("curve", codes[:1])
+    return codes
+
+
+def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> Measured:
+    """Check the arguments of what follows, and measure."""
+    codes = check_curve(metric, curve)
     tolerance = check_number("tolerance", tolerance, above=0.0)
     rows = Rows.of(metric, codes).counting(len(codes))
     return measure(rows, [curve], tolerance=tolerance)

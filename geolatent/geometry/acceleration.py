@@ -7,8 +7,9 @@ from torch import Tensor
 
 from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
-from geolatent.geometry.exponential import check_curve, check_tangents
+from geolatent.geometry.exponential import check_tangents
 from geolatent.geometry.flow import norms, solve_metric
+from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 

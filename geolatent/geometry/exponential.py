@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_codes, check_pairs, check_tensor, describe, requirement
-from geolatent.curves import CubicBSpline
+from geolatent.checks import check_pairs, check_tensor, requirement
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.metrics.base import Metric, check_metric
@@ -56,16 +55,6 @@ def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor
     codes, vectors = check_pairs(z, v, check_metric(metric).dim, names=("z", "v"))
     metric.check("z", codes[:1])
     return codes, vectors
-
-
-def check_curve(metric: Metric, curve: object) -> Tensor:
-    """Return where curves in the latent space of a metric start, (B, d), without gradients."""
-    check_metric(metric)
-    if not isinstance(curve, CubicBSpline):
-        raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
-    codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
-    metric.check("curve", codes[:1])
-    return codes
 
 
 def shoot(

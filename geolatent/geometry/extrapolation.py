@@ -9,9 +9,10 @@ from torch import Tensor
 
 from geolatent.checks import check_tensor
 from geolatent.curves import CubicBSpline
-from geolatent.geometry.exponential import check_curve, shoot
+from geolatent.geometry.exponential import shoot
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.ode import TrajectoryStatus
+from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from geolatent.checks import check_alike, check_number, check_tensor, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
-from geolatent.geometry.exponential import check_curve
+from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 

@@ -75,3 +75,8 @@ class Chords:
         """Take h, s and w apart."""
         w = self.n_weighted
         return values.split([values.shape[-1] - 2 * w, w, w], dim=-1)
+
+
+def convergence_order(coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+    """Return the order at which sums of N, 2 N and 4 N chords converge, by their differences."""
+    return torch.log2((middle - coarse) / (fine - middle))

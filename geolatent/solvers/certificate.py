@@ -208,11 +208,12 @@ def certificate(
     plain = index[~known]
     if plain.numel():
         value[plain], gradient[plain], _ = energy(x[plain], plain)
-    preconditioner = sobolev_preconditioner(knots, n, tensors)
+    preconditioner = sobolev_preconditioner(knots, n, tensors[plain])
     if known.any():
         found = energy.with_hessian(x[known], index[known])
         value[known], gradient[known] = found[:2]
-        factor = preconditioner.factor.index_copy(0, index[known], cholesky(found[2]))
+        factor = x.new_empty((*x.shape, x.shape[1]))
+        factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
         preconditioner = Preconditioner(factor)
     state = minimizer.init(x, value, gradient, preconditioner)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)

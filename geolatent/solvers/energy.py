@@ -7,7 +7,7 @@ from torch import Tensor
 
 from geolatent.curves import basis_matrix
 from geolatent.metrics.base import negative
-from geolatent.metrics.chords import Chords
+from geolatent.metrics.chords import Chords, convergence_order
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 
@@ -190,7 +190,7 @@ class DiscreteEnergy:
             every = values[:, ::stride]
             lengths.append(chords.squares(every[:, :-1], every[:, 1:]).double().sqrt().sum(1))
         fine, middle, coarse = lengths
-        self.order[index] = torch.log2((middle - coarse) / (fine - middle))
+        self.order[index] = convergence_order(coarse, middle, fine)
 
     def _by_columns(self, curves: Tensor, index: Tensor, *, residual: bool) -> tuple[Tensor, ...]:
         """Differentiate the chords r_i by forward mode; the Hessian is sum_i (dr_i)^T dr_i.
