@@ -37,8 +37,9 @@ _ROUGH_REDUCTION = 0.1
 _SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
 # and so many allow to end for it: in up to three dimensions, where levels are cheap, more
 _ENDING_CHORDS, _ENDING_CHORDS_IN_FEW = 32, 96
+_RESOLVED = 0.0
 # predicted to be left where a pair ends for kinks, in units of what its last level gained
-_ROUGH_LEFT = 2.0
+_ROUGH_LEFT = 2.5
 # a level that took more steps, or gained more than this times what was promised, found a valley
 # that is nearly flat in some direction
 _MANY_STEPS, _ROUGH_RATIO = 4, 1.5
@@ -243,6 +244,7 @@ class _Descent(Stage):
         outcome.going[self.open] = True
         self.steps = torch.zeros_like(going, dtype=torch.int64)
         self.steps[proof.refuted.index] = proof.steps
+        self.last = last
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
         if not last:
             least = torch.full_like(found.predicted, solver.level_reduction)
@@ -284,7 +286,10 @@ class _Descent(Stage):
         self.lessons.rough[pairs[leaving & rough]] = True
         few = self.energy.gauss_newton
         telling = self.n_chords >= (_ENDING_CHORDS_IN_FEW if few else _ENDING_CHORDS)
-        done = leaving & rough & telling & (got <= solver.rough_tolerance)
+        known = self.lessons.rough[pairs] | (self.energy.order[index] < _SMOOTH_ORDER)
+        if not self.last:
+            known = rough & telling & (self.energy.order[index] > _RESOLVED)
+        done = leaving & known & (got <= solver.rough_tolerance)
         # were every level to gain half of what the one before did, as much would be left
         outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
         outcome.end(pairs[done], Status.ROUGH)
