@@ -121,9 +121,10 @@ def test_the_length_tolerance_follows_the_solver():
 
 
 @pytest.mark.parametrize(
-    ("d", "layers", "rows", "excess"), [(2, 4, 4500, 0.005), (6, 6, 5000, 0.02)]
+    ("d", "layers", "rows", "excess", "ends"),
+    [(2, 4, 4500, 0.005, 0.7), (6, 6, 8500, 0.015, 0.9)],
 )
-def test_kinked_flows_end_near_the_chord(d, layers, rows, excess):
+def test_kinked_flows_end_near_the_chord(d, layers, rows, excess, ends):
     flow = coupling_flow(d, layers)
     start, end = torch.randn(2, 20, d)
     exact = (flow(start) - flow(end)).norm(dim=1)
@@ -133,8 +134,8 @@ def test_kinked_flows_end_near_the_chord(d, layers, rows, excess):
     assert over.median() < excess
     assert (solution.straight_length / exact - 1.0).median() > 5.0 * over.median()
     assert solution.evaluations.equivalents.mean() < rows
-    ended = solution.status == Status.ROUGH
-    assert ended.double().mean() >= 0.4
+    ended = (solution.status == Status.ROUGH) | (solution.status == Status.CONVERGED)
+    assert ended.double().mean() >= ends
     left = 1.0 - exact / solution.length
     assert (left <= 3.0 * solution.predicted_improvement + 1e-3)[ended].all()
 

@@ -10,6 +10,7 @@ from torch import nn
 from geolatent import (
     CubicBSpline,
     FirstOrderSolver,
+    GaussianFisherRaoMetric,
     GaussianPullbackMetric,
     GEORCESolver,
     LatentGraph,
@@ -358,11 +359,12 @@ COUNTED = {
     "weighted": lambda: counting(GaussianPullbackMetric)(
         Bumpy(gaussian=True), nn.Sequential(nn.Linear(10, 3), nn.Softplus())
     ),
-    "quadrature": lambda: counting(GaussianPullbackMetric)(
+    "estimated": lambda: counting(GaussianPullbackMetric)(
         Bumpy(gaussian=True),
         nn.Sequential(nn.Linear(10, 3), nn.Softplus()),
         diagonal="hutchinson",
     ),
+    "quadrature": lambda: counting(GaussianFisherRaoMetric)(Bumpy(gaussian=True)),
 }
 
 
@@ -372,7 +374,7 @@ COUNTED = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_evaluations_are_what_was_evaluated(name, solver):
     metric = COUNTED[name]()
-    dim = 2 if name in ("columns", "weighted", "quadrature") else 5
+    dim = 2 if name in ("columns", "weighted", "estimated", "quadrature") else 5
     start, end = torch.randn(7, dim), torch.randn(7, dim)
     end[2] = start[2]
     solution = solve_geodesic(metric, start, end, solver)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -111,8 +111,8 @@ class GaussianPullbackMetric(Metric):
         h: takes the mean, gives (n, ...).
     diagonal
         How diag(J_h^T J_h) is had: ``"exact"``, one vector-Jacobian product per output of h;
-        ``"hutchinson"``, E |J_h (s * J_sigma v)|^2 over random signs s; ``"auto"``, exact up to 64
-        outputs.
+        ``"hutchinson"``, the mean of (J_h^T u)^2 over vectors u of random signs; ``"auto"``, exact
+        up to 64 outputs.
     n_probes
         Number of random sign vectors.
     seed
@@ -132,7 +132,7 @@ class GaussianPullbackMetric(Metric):
     https://arxiv.org/abs/1710.11379, equation 5. Michelis, Becker, "On Linear Interpolation in the
     Latent Space of Deep Generative Models", 2021, https://arxiv.org/abs/2105.03663, equation 4
     and appendix E. Hutchinson, "A stochastic estimator of the trace of the influence matrix",
-    1990.
+    1990. Bekas, Kokiopoulou, Saad, "An estimator for the diagonal of a matrix", 2007.
     """
 
     def __init__(
@@ -171,24 +171,17 @@ class GaussianPullbackMetric(Metric):
 
     @property
     def chords(self) -> Chords | None:
-        """Chords of the features and, by their exact squared norms, the standard deviation."""
+        """Chords of the features and, weighted by diag(J_h^T J_h), the standard deviation."""
         if self._chart is None:
             return super().chords
-        if not self._is_exact(self.features.output_shape.numel()):  # type: ignore[union-attr]
-            return None
         return Chords(self._chart, self.decoder.output_shape.numel())
 
     def _weighted(self, z: Tensor) -> Tensor:
         """Return h(mu), sigma and diag(J_h^T J_h) side by side, (n, K + 2 D)."""
         joint = self.decoder(z)
         std = joint.chunk(2, dim=1)[1]
-        features: Map = self.features  # type: ignore[assignment]
-        values, norms = _squared_column_norms(features, self._mean(joint))
+        values, norms = self._squared_column_norms(self._mean(joint))
         return torch.cat([values, std, norms.flatten(1)], dim=1)
-
-    def _is_exact(self, n_features: int) -> bool:
-        """Whether diag(J_h^T J_h) is computed row by row."""
-        return self.diagonal == "exact" or (self.diagonal == "auto" and n_features <= 64)
 
     def _tensor(self, z: Tensor) -> Tensor:
         if self.features is None:
@@ -198,7 +191,9 @@ class GaussianPullbackMetric(Metric):
         mean, mean_columns, std_columns = self._split(joint, columns)
         repeated = mean.repeat(d, *[1] * (mean.ndim - 1))
         pushed = self.features.jvp(repeated, mean_columns.flatten(0, 1))[1].reshape(d, n, -1)
-        return gram(pushed) + self._diagonal_gram(mean, std_columns, pushed.shape[2])
+        weights = self._squared_column_norms(mean)[1].flatten(1)
+        flat = std_columns.flatten(2)
+        return gram(pushed) + torch.einsum("inD,nD,jnD->nij", flat, weights, flat)
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         if self.features is None:
@@ -206,8 +201,8 @@ class GaussianPullbackMetric(Metric):
         joint, tangent = self.decoder.jvp(z, v)
         mean, mean_tangent, std_tangent = self._split(joint, tangent[None])
         pushed = self.features.jvp(mean, mean_tangent[0])[1]
-        diagonal = self._diagonal_gram(mean, std_tangent, pushed.shape[1])
-        return pushed.square().sum(1) + diagonal[:, 0, 0]
+        weights = self._squared_column_norms(mean)[1]
+        return pushed.square().sum(1) + (weights * std_tangent[0].square()).flatten(1).sum(1)
 
     def _mean(self, joint: Tensor) -> Tensor:
         """Return the means in joined outputs (n, 2 D), in the shape that h expects."""
@@ -225,47 +220,36 @@ class GaussianPullbackMetric(Metric):
         )
         return self._mean(joint), mean_tangents, std_tangents
 
-    def _diagonal_gram(self, mean: Tensor, tangents: Tensor, n_features: int) -> Tensor:
-        """Return w_i^T diag(J_h^T J_h) w_j for tangents w (m, n, ...) at the n means, (n, m, m)."""
+    def _squared_column_norms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return h(x) and diag(J_h^T J_h), or its estimate, of the shape of x."""
         features: Map = self.features  # type: ignore[assignment]
-        m, n = tangents.shape[:2]
-        if self._is_exact(n_features):
-            diagonal = _squared_column_norms(features, mean)[1]
-            flat = tangents.flatten(2)
-            return torch.einsum("inD,nD,jnD->nij", flat, diagonal.flatten(1), flat)
-        total = tangents.new_zeros((n, m, m))
-        repeated = mean.repeat(m, *[1] * (mean.ndim - 1))
-        for signs in self._signs(mean):
-            pushed = features.jvp(repeated, (tangents * signs).flatten(0, 1))[1]
-            total = total + gram(pushed.reshape(m, n, -1)) / self.n_probes
-        return total
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            point = x if x.requires_grad else x.detach().clone().requires_grad_()
+            value = features(point)
+            total = torch.zeros_like(x)
+            for combination in self._combinations(value) if value.requires_grad else ():
+                (row,) = torch.autograd.grad(
+                    combination.sum(),
+                    point,
+                    retain_graph=True,
+                    create_graph=differentiable,
+                    materialize_grads=True,
+                )
+                total = total + row.square()
+        return (value if differentiable else value.detach()), total
 
-    def _signs(self, mean: Tensor) -> Tensor:
-        """Return the probes, (n_probes, ...), the same in every call."""
+    def _combinations(self, values: Tensor) -> Iterator[Tensor]:
+        """Yield linear combinations (n,) of outputs (n, K) whose squared gradients sum up to it."""
+        n_features = values.shape[1]
+        if self.diagonal == "exact" or (self.diagonal == "auto" and n_features <= 64):
+            yield from values.unbind(1)
+            return
         generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.n_probes, *mean.shape[1:])
-        return (2 * torch.randint(0, 2, shape, generator=generator) - 1).to(mean)
+        signs = 2 * torch.randint(0, 2, (self.n_probes, n_features), generator=generator) - 1
+        yield from (values @ signs.to(values).T / self.n_probes**0.5).unbind(1)
 
 
 def gram(columns: Tensor) -> Tensor:
     """Return the inner products of columns (d, n, D), shape (n, d, d)."""
     return torch.einsum("inD,jnD->nij", columns, columns)
-
-
-def _squared_column_norms(map_: Map, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return F(x) and diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
-    differentiable = torch.is_grad_enabled() and x.requires_grad
-    with torch.inference_mode(False), torch.enable_grad():
-        point = x if x.requires_grad else x.detach().clone().requires_grad_()
-        value = map_(point)
-        total = torch.zeros_like(x)
-        for k in range(value.shape[1] if value.requires_grad else 0):
-            (row,) = torch.autograd.grad(
-                value[:, k].sum(),
-                point,
-                retain_graph=True,
-                create_graph=differentiable,
-                materialize_grads=True,
-            )
-            total = total + row.square()
-    return (value if differentiable else value.detach()), total

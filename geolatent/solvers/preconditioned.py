@@ -33,11 +33,12 @@ _FAIR_STEPS = 20
 _RENEWED, _ROUGH_STEPS = 8, 16
 # of the predicted improvement: a level is left there at the latest where so much of it remains
 _ROUGH_REDUCTION = 0.1
-# chords that converge with a lower order cross kinks; so many of them can tell
-_SMOOTH_ORDER, _TELLING_CHORDS = 1.35, 16
-# and so many allow to end for it: in up to three dimensions, where levels are cheap, more
-_ENDING_CHORDS, _ENDING_CHORDS_IN_FEW = 32, 96
-_RESOLVED = 0.0
+# chords that converge with a lower order cross kinks; so many of them can tell: in up to three
+# dimensions, where levels are cheap, more
+_SMOOTH_ORDER, _TELLING_CHORDS, _TELLING_CHORDS_IN_FEW = 1.35, 16, 96
+# so many allow to end for it, where they converge at all: what a level gained whose chords miss
+# more than the ones before tells nothing of what is left
+_ENDING_CHORDS, _RESOLVED_ORDER = 32, 0.0
 # predicted to be left where a pair ends for kinks, in units of what its last level gained
 _ROUGH_LEFT = 2.5
 # a level that took more steps, or gained more than this times what was promised, found a valley
@@ -284,12 +285,7 @@ class _Descent(Stage):
         end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
         self._leave(state.select(leaving), end[leaving], ratio[leaving])
         self.lessons.rough[pairs[leaving & rough]] = True
-        few = self.energy.gauss_newton
-        telling = self.n_chords >= (_ENDING_CHORDS_IN_FEW if few else _ENDING_CHORDS)
-        known = self.lessons.rough[pairs] | (self.energy.order[index] < _SMOOTH_ORDER)
-        if not self.last:
-            known = rough & telling & (self.energy.order[index] > _RESOLVED)
-        done = leaving & known & (got <= solver.rough_tolerance)
+        done = leaving & self._may_end(index) & (got <= solver.rough_tolerance)
         # were every level to gain half of what the one before did, as much would be left
         outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
         outcome.end(pairs[done], Status.ROUGH)
@@ -298,8 +294,16 @@ class _Descent(Stage):
 
     def _rough(self, index: Tensor) -> Tensor:
         """Return which curves have met kinks, by the order at which their chords converge."""
-        low = self.energy.order[index] < _SMOOTH_ORDER
-        return low & (self.n_chords >= _TELLING_CHORDS)
+        few = self.energy.gauss_newton
+        telling = self.n_chords >= (_TELLING_CHORDS_IN_FEW if few else _TELLING_CHORDS)
+        return (self.energy.order[index] < _SMOOTH_ORDER) & telling
+
+    def _may_end(self, index: Tensor) -> Tensor:
+        """Return which pairs may end for kinks; on the last level all that have ever met some."""
+        if self.last:
+            return self.lessons.rough[self.found.pairs[index]]
+        resolved = self.energy.order[index] > _RESOLVED_ORDER
+        return self._rough(index) & resolved & (self.n_chords >= _ENDING_CHORDS)
 
     @property
     def n_chords(self) -> int:
