@@ -10,7 +10,15 @@ from torch import Tensor
 from geolatent.curves import basis_matrix
 from geolatent.quadrature import composite_rule
 from geolatent.solvers.energy import RIDGE, DiscreteEnergy
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner, cholesky
+from geolatent.solvers.lbfgs import (
+    LBFGS,
+    DensePreconditioner,
+    KroneckerPreconditioner,
+    LBFGSState,
+    Memory,
+    Preconditioner,
+    cholesky,
+)
 from geolatent.solvers.problem import Outcome, Problem, Stage
 
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
@@ -44,18 +52,24 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     scale = RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
     eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
     tensors = tensors + scale[:, None, None, None] * eye
+    if not is_dense(n, d):
+        return KroneckerPreconditioner.of(stiffness_matrix(knots), tensors.mean(1))
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
-    if not is_dense(n, d):
-        stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
-        return Preconditioner.kronecker(stiffness, tensors.mean(1))
     places = torch.arange(m, dtype=t.dtype, device=t.device)
     hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
     hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
     matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
-    return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+    return DensePreconditioner.of(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+
+
+def stiffness_matrix(knots: Tensor) -> Tensor:
+    """Return the integrals of B_i' B_j' over [0, 1] for the free control points, (n - 2, n - 2)."""
+    t, weights = composite_rule(knots, 3)
+    slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
+    return torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
 
 
 def is_dense(n_control_points: int, dim: int) -> bool:
@@ -169,6 +183,7 @@ def certificate(
     rough: Tensor | None = None,
     tensors: Tensor | None = None,
     minimizer: LBFGS | None = None,
+    memory: Memory | None = None,
 ) -> Certificate:
     """Judge curves by the Newton decrement in the spline space of a discrete energy.
 
@@ -190,13 +205,15 @@ def certificate(
         Metric tensors along the curves, (A, M, d, d), for H where there are no Hessians.
     minimizer
         Settings of the minimiser.
+    memory
+        What it remembers of the curves in a space before, in the coordinates of this one.
     """
     none = torch.zeros_like(energy.pairs, dtype=torch.bool)
     objective = NewtonObjective(energy, none if flat is None else flat)
     minimizer = minimizer or LBFGS()
     if energy.gauss_newton:
         value, gradient, hessian, convex = objective.start()
-        preconditioner = Preconditioner.dense(hessian)
+        preconditioner = DensePreconditioner.of(hessian)
         state = minimizer.init(energy.start, value, gradient, preconditioner)
         return Certificate(energy.pairs, objective, minimizer, state, convex)
     if tensors is None:
@@ -214,8 +231,8 @@ def certificate(
         value[known], gradient[known] = found[:2]
         factor = x.new_empty((*x.shape, x.shape[1]))
         factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
-        preconditioner = Preconditioner(factor)
-    state = minimizer.init(x, value, gradient, preconditioner)
+        preconditioner = DensePreconditioner(factor)
+    state = minimizer.init(x, value, gradient, preconditioner, memory)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)
 
 

@@ -21,8 +21,9 @@ from geolatent.solvers.certificate import (
     metric_tensors,
     next_level,
     relative_decrease,
+    stiffness_matrix,
 )
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState
+from geolatent.solvers.lbfgs import LBFGS, DensePreconditioner, LBFGSState, Memory
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 
 # predictions are scaled up or down by what levels really gained, by this factor at most
@@ -132,10 +133,13 @@ class PreconditionedSolver(Solver):
         lessons = _Lessons.none(outcome)
         n = max(problem.control_points.shape[1], self.first_control_points)
         tensors: Tensor | None = None
+        memory: Memory | None = None
         turn = 0
         while (pairs := outcome.pairs).numel():
             knots, matrix = refine(outcome.knots, n)
             points = matrix @ outcome.control_points[pairs]
+            if memory is not None:
+                memory = _refined(memory, outcome.knots, knots, matrix)
             if not problem.has_gauss_newton and turn < len(self.metric_points):
                 m = self.metric_points[turn]
                 tensors = metric_tensors(problem, outcome, knots, points, pairs, m)
@@ -150,6 +154,7 @@ class PreconditionedSolver(Solver):
                 rough=lessons.rough[pairs],
                 tensors=tensors,
                 minimizer=self.minimizer,
+                memory=memory,
             )
             final = n > self.max_control_points
             converged, going = self._judge(outcome, lessons, found, final=final)
@@ -160,8 +165,10 @@ class PreconditionedSolver(Solver):
                 return
             outcome.going[pairs] = going
             last = next_level(n) > self.max_control_points
-            yield _Descent(self, outcome, lessons, found, going, proof, last=last)
-            tensors = None if tensors is None else tensors[outcome.going[pairs]]
+            yield (descent := _Descent(self, outcome, lessons, found, going, proof, last=last))
+            going = outcome.going[pairs]
+            tensors = None if tensors is None else tensors[going]
+            memory = None if problem.has_gauss_newton else descent.memory.select(going)
             n = next_level(n)
             turn += 1
 
@@ -243,6 +250,7 @@ class _Descent(Stage):
         self.n_control_points = self.energy.points.shape[1]
         self.state = found.state.select(going).join(proof.refuted)
         outcome.going[self.open] = True
+        self.memory = found.state.memory
         self.steps = torch.zeros_like(going, dtype=torch.int64)
         self.steps[proof.refuted.index] = proof.steps
         self.last = last
@@ -313,7 +321,7 @@ class _Descent(Stage):
     def _renew(self) -> None:
         """Give the pairs that have taken many steps the Gauss-Newton Hessians of where they are."""
         state, energy = self.state, self.energy
-        if not energy.renewable or state.preconditioner.shared is not None:
+        if not energy.renewable or not isinstance(state.preconditioner, DensePreconditioner):
             return
         # few chords tell of kinks only where these are dense
         low = energy.order[state.index] < (
@@ -328,6 +336,7 @@ class _Descent(Stage):
         """Store the curves of pairs that leave, and what the level tells of their next one."""
         outcome, lessons = self.outcome, self.lessons
         pairs = self.found.pairs[state.index]
+        self.memory = self.memory.put(state.index, state.memory)
         outcome.refine(self.n_control_points)
         outcome.control_points[pairs] = self.energy.curves(state.x, state.index)
         outcome.n_control_points[pairs] = self.n_control_points
@@ -341,6 +350,17 @@ class _Descent(Stage):
         unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
         lessons.unseen[pairs] = unseen.clamp_min(0.0)
         lessons.trusted[pairs] = self.found.convex[state.index] & state.convex
+
+
+def _refined(memory: Memory, coarse: Tensor, fine: Tensor, matrix: Tensor) -> Memory:
+    """Return what was remembered on coarse knots in the free control points of finer ones.
+
+    Gradients are lifted by their Riesz representatives in the space of the B-splines' stiffness
+    matrix, V = S W S_coarse^-1 for control points that are inserted by W.
+    """
+    inserted = matrix[1:-1, 1:-1]
+    lifted = torch.linalg.solve(stiffness_matrix(coarse), inserted.T @ stiffness_matrix(fine)).T
+    return memory.moved(inserted, lifted)
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tensor) -> Tensor:
