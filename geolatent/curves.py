@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Result, as_tensor
 from geolatent.checks import (
     check_integer,
     check_number,
@@ -217,7 +218,7 @@ def straight_control_points(start: Tensor, end: Tensor, knots: Tensor) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class CubicBSpline:
+class CubicBSpline(Result):
     """Clamped cubic B-spline curves gamma(t) = sum_i B_i(t) P_i, t in [0, 1].
 
     Parameters
@@ -265,6 +266,7 @@ class CubicBSpline:
         if not (clamped and inside and smooth):
             required = "four zeros, nondecreasing inner knots in (0, 1) at most 3-fold, four ones"
             raise ValueError(requirement("knots", required, knots.tolist()))
+        object.__setattr__(self, "control_points", points)
         object.__setattr__(self, "knots", knots.to(points.device))
 
     @classmethod
@@ -310,9 +312,12 @@ class CubicBSpline:
         return self.control_points.shape[2]
 
     def _evaluate(self, t: Tensor, derivative: int) -> Tensor:
-        if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim not in (1, 2):
-            required = "a floating-point tensor of shape (T,) or (B, T)"
+        times = as_tensor(t)
+        floats = isinstance(times, Tensor) and times.is_floating_point()
+        if not isinstance(times, Tensor) or not floats or times.ndim not in (1, 2):
+            required = "a floating-point tensor or array of shape (T,) or (B, T)"
             raise TypeError(requirement("t", required, describe(t)))
+        t = times
         if t.ndim == 2 and t.shape[0] not in (1, self.batch_size):
             required = f"a tensor of shape (T,) or ({self.batch_size}, T)"
             raise ValueError(requirement("t", required, describe(t)))

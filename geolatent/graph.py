@@ -195,7 +195,7 @@ class LatentGraph:
         from sklearn.neighbors import NearestNeighbors
 
         check_metric(metric)
-        codes = check_codes("codes", codes, metric.dim).detach()
+        codes = check_codes("codes", codes, metric.dim, like=metric.like).detach()
         if codes.shape[0] < 2:
             raise ValueError(requirement("codes", "at least two codes", describe(codes)))
         metric.check("codes", codes[:1])
@@ -238,7 +238,7 @@ class LatentGraph:
 
         """
         check_metric(metric)
-        low, high = check_box(low, high)
+        low, high = check_box(low, high, like=metric.like)
         d = low.numel()
         if d > 3 or (metric.dim is not None and d != metric.dim):
             required = "of shape (d,) with d the latent dimension, at most 3 (use from_codes above)"

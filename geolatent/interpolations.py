@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geolatent.arrays import as_tensor
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -25,9 +26,10 @@ Interpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _check_times(t: object, n_pairs: int, like: Tensor) -> tuple[Tensor, bool]:
     """Return t as float64 of shape (B or 1, T), and whether it was one number."""
-    required = f"a number or a floating-point tensor of shape (T,) or ({n_pairs}, T)"
+    required = f"a number, or a floating-point tensor or array of shape (T,) or ({n_pairs}, T)"
     if isinstance(t, int | float) and not isinstance(t, bool):
         t = torch.tensor(float(t), dtype=torch.float64)
+    t = as_tensor(t)
     if not isinstance(t, Tensor) or not t.is_floating_point():
         raise TypeError(requirement("t", required, describe(t)))
     if t.ndim > 2 or t.numel() == 0 or (t.ndim == 2 and t.shape[0] not in (1, n_pairs)):

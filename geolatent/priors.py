@@ -9,13 +9,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Result
 from geolatent.checks import check_choice, check_integer, check_tensor
 
 _PRIORS = ("normal", "uniform")
 
 
 @dataclass(frozen=True)
-class NormProfile:
+class NormProfile(Result):
     """Norms along paths, beside those of codes drawn from the prior.
 
     Attributes

@@ -118,5 +118,11 @@ def test_bad_input(call, error, message):
 def test_bad_codes_for_a_graph(graph):
     with pytest.raises(ValueError, match="`start`"):
         graph_distances(graph, torch.rand(3), torch.rand(3))
-    with pytest.raises(TypeError, match=r"`points`.*dtype"):
-        graph_distance_matrix(graph, torch.rand(3, 2, dtype=torch.float32))
+
+
+def test_codes_are_brought_to_the_dtype_of_a_graph(graph):
+    codes = torch.rand(3, 2)
+    for others in (codes.float(), codes.float().numpy()):
+        matrix = graph_distance_matrix(graph, others)
+        assert matrix.dtype == torch.float64
+        torch.testing.assert_close(matrix, graph_distance_matrix(graph, codes), rtol=0, atol=1e-5)

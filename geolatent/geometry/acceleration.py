@@ -118,7 +118,7 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
     True
     """
-    check_curve(metric, curve)
+    curve = check_curve(metric, curve)
     if t is None:
         t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
     t = check_tensor("t", t, "(T,)").detach().to(curve.knots)

@@ -66,7 +66,7 @@ def brownian_motion(
     (4, 11, 2)
     """
     metric = check_metric(metric)
-    codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)"))
+    codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)", like=metric.like))
     codes = codes.detach()
     metric.check("start", codes[:1])
     time = check_number("time", time, above=0.0)

@@ -82,8 +82,11 @@ def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tens
     tensor([4.])
     """
     metric, codes = check_at(metric, z)
-    vectors = (check_vectors(name, each, codes).detach() for name, each in (("u", u), ("v", v)))
-    return _sectional(metric, codes, *vectors)
+    like = metric.like
+    u, v = (
+        check_vectors(name, each, codes, like=like).detach() for name, each in (("u", u), ("v", v))
+    )
+    return _sectional(metric, codes, u, v)
 
 
 def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -107,13 +107,14 @@ def pairwise_distances(
             [6., 4., 0.]])
     """
     check_metric(metric)
-    points = check_codes("points", points, metric.dim).detach()
+    like = metric.like
+    points = check_codes("points", points, metric.dim, like=like).detach()
     n = points.shape[0]
     if others is None:
         first, last = torch.triu_indices(n, n, offset=1, device=points.device)
         start, end = points[first], points[last]
     else:
-        others = check_codes("others", others, points.shape[1]).detach()
+        others = check_codes("others", others, points.shape[1], like=like).detach()
         check_alike("others", others, "points", points)
         m = others.shape[0]
         start = points.repeat_interleave(m, dim=0)
@@ -168,8 +169,7 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
     tensor([2.8280])
     """
     check_graph(graph)
-    first, last = check_pairs(start, end, graph.codes.shape[1])
-    check_alike("start", first, "graph.codes", graph.codes)
+    first, last = check_pairs(start, end, graph.codes.shape[1], like=graph.codes)
     found = graph.paths(first, last)
     lengths = torch.tensor(
         [torch.inf if path is None else path.arc_length[-1] for path in found], dtype=first.dtype
@@ -209,11 +209,9 @@ def graph_distance_matrix(
     """
     check_graph(graph)
     d = graph.codes.shape[1]
-    points = check_codes("points", points, d).detach()
-    check_alike("points", points, "graph.codes", graph.codes)
+    points = check_codes("points", points, d, like=graph.codes).detach()
     if others is not None:
-        others = check_codes("others", others, d).detach()
-        check_alike("others", others, "graph.codes", graph.codes)
+        others = check_codes("others", others, d, like=graph.codes).detach()
     ends = points if others is None else torch.cat([points, others])
     joined = graph.joined(ends, len(points))
     wanted = slice(graph.n_nodes) if others is None else slice(graph.n_nodes + len(points), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Result
 from geolatent.checks import check_pairs, check_tensor, requirement
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
@@ -17,7 +18,7 @@ from geolatent.solution import Evaluations
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Result):
     """Geodesics that leave B codes with given velocities.
 
     Attributes
@@ -52,7 +53,8 @@ class Trajectory:
 
 def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor]:
     """Return codes and tangent vectors as two tensors of one shape (B, d), broadcast together."""
-    codes, vectors = check_pairs(z, v, check_metric(metric).dim, names=("z", "v"))
+    check_metric(metric)
+    codes, vectors = check_pairs(z, v, metric.dim, names=("z", "v"), like=metric.like)
     metric.check("z", codes[:1])
     return codes, vectors
 

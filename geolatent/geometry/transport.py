@@ -112,9 +112,11 @@ def parallel_transport(
     >>> bool(torch.allclose(moved, torch.tensor([[0.0, -1.0]]), atol=1e-4))
     True
     """
-    codes = check_curve(metric, curve)
+    curve = check_curve(metric, curve)
+    codes = curve.control_points[:, 0].detach()
     b, d = codes.shape
-    v = check_tensor("vectors", vectors, f"({b}, {d}) or ({b}, k, {d})").detach()
+    shape = f"({b}, {d}) or ({b}, k, {d})"
+    v = check_tensor("vectors", vectors, shape, like=metric.like).detach()
     check_alike("vectors", v, "curve", codes)
     times = torch.ones(1, dtype=torch.float64, device=v.device)
     if t is not None:

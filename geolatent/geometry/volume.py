@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Result
 from geolatent.checks import check_box, check_codes, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
@@ -17,7 +18,7 @@ from geolatent.metrics.rows import Rows
 def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
     """Return a metric and codes (n, d) that it takes, without gradients, or refuse them."""
     metric = check_metric(metric)
-    codes = check_codes("z", z, metric.dim).detach()
+    codes = check_codes("z", z, metric.dim, like=metric.like).detach()
     metric.check("z", codes[:1])
     return metric, codes
 
@@ -92,7 +93,7 @@ def condition_number(metric: Metric, z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VolumeSample:
+class VolumeSample(Result):
     """Codes drawn by the volume measure.
 
     Attributes
@@ -166,7 +167,7 @@ def sample_volume(
     ((100, 2), 9.0, 1.0)
     """
     metric = check_metric(metric)
-    low, high = check_box(low, high, metric.dim)
+    low, high = check_box(low, high, metric.dim, like=metric.like)
     n = check_integer("n", n)
     max_proposals = check_integer("max_proposals", max_proposals)
     metric.check("low", low[None])

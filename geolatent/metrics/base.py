@@ -39,6 +39,14 @@ class Metric(ABC):
     immersion: Map | None = None
     quadratic_cost: Literal["jvp", "forward"] = "jvp"
 
+    @property
+    def like(self) -> Tensor | None:
+        """A tensor of the dtype and device that codes are brought to.
+
+        A parameter of the metric's functions; None where they have none, and codes keep their own.
+        """
+        return None
+
     @abstractmethod
     def _tensor(self, z: Tensor) -> Tensor: ...
 
@@ -107,7 +115,7 @@ class Metric(ABC):
         Tensor
             Shape (n, d, d), symmetric, in squared units of the decoder's output.
         """
-        z = check_codes("z", z, self.dim)
+        z = check_codes("z", z, self.dim, like=self.like)
         self.check("z", z[:1].detach())
         return self._tensor(z)
 
@@ -124,8 +132,9 @@ class Metric(ABC):
         Tensor
             Shape (n,), squared lengths of the tangent vectors.
         """
-        z = check_codes("z", z, self.dim)
-        v = check_vectors("v", v, z)
+        like = self.like
+        z = check_codes("z", z, self.dim, like=like)
+        v = check_vectors("v", v, z, like=like)
         self.check("z", z[:1].detach())
         return self._quadratic(z, v)
 
