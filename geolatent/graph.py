@@ -311,6 +311,10 @@ class LatentGraph:
         ).tocsr()
         return cls(metric, codes, adjacency, n_neighbors, spent)
 
+    def __sklearn_clone__(self) -> LatentGraph:
+        """Return the graph itself, which never changes: clones of an estimator share it."""
+        return self
+
     def state(self) -> dict[str, Tensor]:
         """Return all there is to keep of the graph as tensors; the metric is not among it."""
         n_neighbors = int(self._neighbors.n_neighbors)

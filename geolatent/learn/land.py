@@ -21,7 +21,12 @@ from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.logarithms import Logarithms
 from geolatent.geometry.volume import volume_element
 from geolatent.graph import LatentGraph
-from geolatent.learn.estimators import as_codes, check_graph_of, default_graph
+from geolatent.learn.estimators import (
+    check_graph_of,
+    default_graph,
+    fitted_codes,
+    further_codes,
+)
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -255,8 +260,10 @@ class LandMixture(DensityMixin, BaseEstimator):
         Iterations.
     converged_
         Whether the gain fell to ``tol``.
-    graph_, n_features_in_
-        The graph; the latent dimension.
+    graph_
+        The graph.
+    n_features_in_, feature_names_in_
+        Latent dimension d; the names of the coordinates, where ``fit`` got a table with names.
 
     References
     ----------
@@ -314,7 +321,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         max_iter = check_integer("max_iter", self.max_iter)
         tol = check_number("tol", self.tol, at_least=0.0)
         random = check_random_state(self.random_state)
-        codes = as_codes("X", X)
+        codes = fitted_codes(self, X, metric, check_graph_of(self.graph))
         n, d = codes.shape
         if n < max(k, d + 1):
             raise ValueError(requirement("X", f"at least {max(k, d + 1)} codes", describe(codes)))
@@ -358,7 +365,6 @@ class LandMixture(DensityMixin, BaseEstimator):
             shares = responsibilities.mean(1)
             self._step(parts, responsibilities, noise, logs_at)
         self.lower_bound_ = bound
-        self.n_features_in_ = d
         self._finish(parts, shares, random)
         return self
 
@@ -517,7 +523,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_choice("measure", measure, ("latent", "volume"))
-        codes = as_codes("X", X, self._means.to(self._dtype))
+        codes = further_codes(self, X, self._means.to(self._dtype))
         values = torch.logsumexp(self._joint(codes), 0)
         if measure == "latent":
             factor = volume_element(self._rows, codes)
@@ -534,7 +540,7 @@ class LandMixture(DensityMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return the components' shares in each code's density, (n, K); NaN where that is 0."""
         check_is_fitted(self)
-        joint = self._joint(as_codes("X", X, self._means.to(self._dtype)))
+        joint = self._joint(further_codes(self, X, self._means.to(self._dtype)))
         return torch.softmax(joint, 0).mT.cpu().numpy()
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.int64]:

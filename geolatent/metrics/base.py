@@ -90,6 +90,10 @@ class Metric(ABC):
         limited.max_rows = None if max_rows is None else check_integer("max_rows", max_rows)
         return limited
 
+    def __sklearn_clone__(self) -> Self:
+        """Return the metric itself: a clone of an estimator shares the decoder's weights."""
+        return self
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""
         if self.immersion is not None:
