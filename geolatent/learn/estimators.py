@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from typing import Any
 
@@ -18,12 +20,15 @@ from geolatent.checks import check_codes, requirement
 from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.solvers.problem import Progress
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 # dtypes that codes keep; others, integers among them, become the first
 _FLOATS = [np.float64, np.float32]
+# between lines about work that takes long
+_QUIET_SECONDS = 10.0
 # nodes at which two metrics are compared
 _COMPARED = 16
 
@@ -67,6 +72,36 @@ def _placed(X: ArrayLike | Tensor, values: Floats, dim: int | None, like: Tensor
     """Return validated codes of (n, dim) as a tensor alike to another, or where they were."""
     codes = check_codes("X", as_tensor(values), dim, like=like)
     return codes.to(X.device) if like is None and isinstance(X, Tensor) else codes
+
+
+class SignsOfLife:
+    """Lines on standard error about work that takes long: none before ten seconds have passed.
+
+    Parameters
+    ----------
+    name
+        What is at work.
+    wanted
+        Whether to write at all.
+    """
+
+    def __init__(self, name: str, wanted: bool) -> None:
+        self.name = name
+        self.wanted = wanted
+        self.stage = ""
+        self._began = self._last = time.monotonic()
+
+    def tell(self, what: str) -> None:
+        """Write a line, if the last one, or the beginning, was ten seconds ago."""
+        now = time.monotonic()
+        if self.wanted and now - self._last >= _QUIET_SECONDS:
+            line = f"{self.name}, {self.stage}: {what}, after {now - self._began:.0f} s"
+            print(line, file=sys.stderr, flush=True)
+            self._last = now
+
+    def solving(self, progress: Progress) -> None:
+        """Tell how far the geodesics of a call are; a callback for solves."""
+        self.tell(f"{progress.fraction:.0%} of {progress.n_pairs} geodesics")
 
 
 def check_graph_of(graph: object, metric: Metric | None = None) -> LatentGraph | None:
