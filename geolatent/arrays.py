@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+# what codes may be
+Array: TypeAlias = Tensor | NDArray[np.floating[Any]]
 
 
 def as_tensor(value: object) -> object:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.arrays import Result, as_tensor
+from geolatent.arrays import Array, Result, as_tensor
 from geolatent.checks import (
     check_integer,
     check_number,
@@ -281,7 +281,7 @@ class CubicBSpline(Result):
         return curve
 
     @classmethod
-    def straight(cls, start: Tensor, end: Tensor, n_control_points: int = 4) -> CubicBSpline:
+    def straight(cls, start: Array, end: Array, n_control_points: int = 4) -> CubicBSpline:
         """Return straight lines at constant speed.
 
         Parameters
@@ -311,7 +311,7 @@ class CubicBSpline(Result):
         """Latent dimension, d."""
         return self.control_points.shape[2]
 
-    def _evaluate(self, t: Tensor, derivative: int) -> Tensor:
+    def _evaluate(self, t: Array, derivative: int) -> Tensor:
         times = as_tensor(t)
         floats = isinstance(times, Tensor) and times.is_floating_point()
         if not isinstance(times, Tensor) or not floats or times.ndim not in (1, 2):
@@ -326,7 +326,7 @@ class CubicBSpline(Result):
         basis = basis_matrix(self.knots, t.to(self.knots), derivative)
         return basis.to(self.control_points) @ self.control_points
 
-    def __call__(self, t: Tensor) -> Tensor:
+    def __call__(self, t: Array) -> Tensor:
         """Return the points gamma(t).
 
         Parameters
@@ -341,7 +341,7 @@ class CubicBSpline(Result):
         """
         return self._evaluate(t, 0)
 
-    def derivative(self, t: Tensor) -> Tensor:
+    def derivative(self, t: Array) -> Tensor:
         """Return gamma'(t), shape (B, T, d), for ``t`` as in a call."""
         return self._evaluate(t, 1)
 

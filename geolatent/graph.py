@@ -15,6 +15,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import (
     check_box,
     check_codes,
@@ -168,7 +169,7 @@ class LatentGraph:
     def from_codes(
         cls,
         metric: Metric,
-        codes: Tensor,
+        codes: Array,
         *,
         n_neighbors: int = 32,
         n_nodes: int | None = None,
@@ -225,8 +226,8 @@ class LatentGraph:
     def lattice(
         cls,
         metric: Metric,
-        low: Tensor,
-        high: Tensor,
+        low: Array,
+        high: Array,
         *,
         resolution: int = 256,
     ) -> LatentGraph:

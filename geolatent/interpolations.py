@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geolatent.arrays import as_tensor
+from geolatent.arrays import Array, as_tensor
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -51,7 +51,7 @@ def _meeting_ends(points: Tensor, start: Tensor, end: Tensor, s: Tensor) -> Tens
     return torch.where(s == 1.0, end[:, None], points)
 
 
-def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
+def lerp(start: Array, end: Array, t: Array | float) -> Tensor:
     """Interpolate linearly, z(t) = (1 - t) a + t b.
 
     Parameters
@@ -78,7 +78,7 @@ def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     return _result((1.0 - s) * a + s * b, first, is_number)
 
 
-def slerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
+def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     r"""Interpolate on the sphere: the direction along a great circle, the norm linearly.
 
         z(t) = r(t) (cos(t w) u + sin(t w) e),    r(t) = (1 - t) |a| + t |b|,
@@ -175,7 +175,7 @@ def _frame(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return e, angle
 
 
-def great_circle(start: Tensor, toward: Tensor, t: Tensor | float) -> Tensor:
+def great_circle(start: Array, toward: Array, t: Array | float) -> Tensor:
     """Walk around the origin on the great circle of a code, once for t from 0 to 1.
 
         z(t) = |a| (cos(2 pi t) u + sin(2 pi t) e),
@@ -258,7 +258,7 @@ def from_spherical_coordinates(radius: Tensor, angles: Tensor) -> Tensor:
     return radius[..., None] * sines * cosines
 
 
-def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: int = 0) -> Tensor:
+def spherical_spiral(start: Array, end: Array, t: Array | float, *, turns: int = 0) -> Tensor:
     """Interpolate radius and angles of spherical coordinates linearly: a spiral on the n-sphere.
 
     The last angle takes the shorter way around. It is no great circle unless all angles but one
@@ -304,7 +304,7 @@ def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: in
     return _result(_meeting_ends(points, first.double(), last.double(), s), first, is_number)
 
 
-def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
+def radial_walk(direction: Array, radii: Array) -> Tensor:
     """Walk from the origin along the ray of a code, z(r) = r u with u its direction.
 
     Parameters
@@ -334,7 +334,7 @@ def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
 
 
 def through_points(
-    points: Tensor, t: Tensor, interpolation: Interpolation = lerp, *, lengths: Tensor | None = None
+    points: Array, t: Array, interpolation: Interpolation = lerp, *, lengths: Array | None = None
 ) -> Tensor:
     """Follow a path through many codes in turn, leg by leg.
 
@@ -402,7 +402,7 @@ def through_points(
     return curves[leg, order]
 
 
-def spline_through_points(points: Tensor) -> CubicBSpline:
+def spline_through_points(points: Array) -> CubicBSpline:
     """Return the natural cubic splines that pass through given codes at equal steps of t.
 
     They have continuous second derivatives, zero at both ends. A spline can be measured
@@ -438,7 +438,7 @@ def spline_through_points(points: Tensor) -> CubicBSpline:
     return CubicBSpline(control_points, torch.from_numpy(spline.t))
 
 
-def slerp_curve(start: Tensor, end: Tensor, n_points: int = 33) -> CubicBSpline:
+def slerp_curve(start: Array, end: Array, n_points: int = 33) -> CubicBSpline:
     """Return `slerp` as splines, which can be measured and drawn like geodesics.
 
     They pass through its points at equal steps of t. Between them they are within 0.05 % of the

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from geolatent.arrays import as_tensor
+from geolatent.arrays import Array, as_tensor
 from geolatent.checks import (
     check_alike,
     check_number,
@@ -38,11 +38,11 @@ _SAME_LENGTH = 1e-3
 @torch.inference_mode(False)
 def solve_geodesic(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     solver: Solver | None = None,
     *,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     length_tolerance: float | None = None,
     max_rows: int | None = None,
     callback: Callback | None = None,

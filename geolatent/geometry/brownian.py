@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.metrics.base import Metric, check_metric
@@ -15,7 +16,7 @@ from geolatent.metrics.rows import Rows
 
 def brownian_motion(
     metric: Metric,
-    start: Tensor,
+    start: Array,
     time: float,
     n_steps: int = 100,
     *,

@@ -7,6 +7,7 @@ import torch
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_alike, check_codes, check_pairs
 from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric, check_metric
@@ -19,8 +20,8 @@ _SOURCES_AT_ONCE = 64
 
 def distance(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
@@ -67,8 +68,8 @@ def distance(
 
 def pairwise_distances(
     metric: Metric,
-    points: Tensor,
-    others: Tensor | None = None,
+    points: Array,
+    others: Array | None = None,
     *,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
@@ -138,7 +139,7 @@ def pairwise_distances(
     return matrix
 
 
-def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
+def graph_distances(graph: LatentGraph, start: Array, end: Array) -> Tensor:
     """Return the lengths of the graph's shortest paths between pairs of codes, not polished.
 
     A few forward rows for each pair and one search: cheap beside a geodesic. Two errors work
@@ -179,8 +180,8 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
 
 def graph_distance_matrix(
     graph: LatentGraph,
-    points: Tensor,
-    others: Tensor | None = None,
+    points: Array,
+    others: Array | None = None,
 ) -> Tensor:
     """Return the lengths of the graph's shortest paths between all pairs of codes.
 

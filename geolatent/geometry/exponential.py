@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.arrays import Result
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_pairs, check_tensor, requirement
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
@@ -61,9 +61,9 @@ def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor
 
 def shoot(
     metric: Metric,
-    z: Tensor,
-    v: Tensor,
-    t: Tensor | None = None,
+    z: Array,
+    v: Array,
+    t: Array | None = None,
     *,
     integrator: Integrator | None = None,
 ) -> Trajectory:
@@ -129,8 +129,8 @@ def shoot(
 
 def exp_map(
     metric: Metric,
-    z: Tensor,
-    v: Tensor,
+    z: Array,
+    v: Array,
     *,
     integrator: Integrator | None = None,
 ) -> Tensor:

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_tensor
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.exponential import shoot
@@ -19,7 +20,7 @@ from geolatent.metrics.base import Metric
 def extrapolate(
     metric: Metric,
     curve: CubicBSpline,
-    t: Tensor,
+    t: Array,
     *,
     integrator: Integrator | None = None,
 ) -> Tensor:

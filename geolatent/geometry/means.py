@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.arrays import Result, as_tensor
+from geolatent.arrays import Array, Result, as_tensor
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -59,10 +59,10 @@ class FrechetMean(Result):
 
 def frechet_mean(
     metric: Metric,
-    points: Tensor,
-    weights: Tensor | None = None,
+    points: Array,
+    weights: Array | None = None,
     *,
-    start: Tensor | None = None,
+    start: Array | None = None,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
     integrator: Integrator | None = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.arrays import Result
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_integer, check_number, check_pairs
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.flow import HamiltonianFlow, norms
@@ -62,11 +62,11 @@ class Shooting(Result):
 
 def shoot_to(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,
@@ -249,11 +249,11 @@ class _NewtonShooting:
 
 def log_map(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,

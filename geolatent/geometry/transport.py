@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_alike, check_number, check_tensor, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.lengths import check_curve
@@ -31,8 +32,8 @@ _NO_LENGTH = 1e-6
 def parallel_transport(
     metric: Metric,
     curve: CubicBSpline,
-    vectors: Tensor,
-    t: Tensor | None = None,
+    vectors: Array,
+    t: Array | None = None,
     *,
     tolerance: float = 1e-4,
 ) -> Tensor:

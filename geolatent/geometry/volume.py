@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.arrays import Result
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_box, check_codes, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
@@ -38,7 +38,7 @@ def volume_element(rows: Rows, z: Tensor) -> Tensor:
     return _eigenvalues(rows, z).sqrt().prod(1)
 
 
-def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
+def magnification_factor(metric: Metric, z: Array) -> Tensor:
     """Return the magnification factor sqrt(det G(z)), in output units^d per latent unit^d.
 
     Parameters
@@ -67,7 +67,7 @@ def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
     return volume_element(Rows.of(metric, codes), codes).to(codes.dtype)
 
 
-def condition_number(metric: Metric, z: Tensor) -> Tensor:
+def condition_number(metric: Metric, z: Array) -> Tensor:
     """Return the ratio of the largest to the smallest eigenvalue of G(z), 1 where isotropic.
 
     Parameters
@@ -117,8 +117,8 @@ class VolumeSample(Result):
 
 def sample_volume(
     metric: Metric,
-    low: Tensor,
-    high: Tensor,
+    low: Array,
+    high: Array,
     n: int,
     *,
     weight: Callable[[Tensor], Tensor] | None = None,

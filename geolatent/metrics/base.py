@@ -9,6 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map
@@ -106,7 +107,7 @@ class Metric(ABC):
         ``name``.
         """
 
-    def tensor(self, z: Tensor) -> Tensor:
+    def tensor(self, z: Array) -> Tensor:
         """Return the metric tensors G(z).
 
         Parameters
@@ -123,7 +124,7 @@ class Metric(ABC):
         self.check("z", z[:1].detach())
         return self._tensor(z)
 
-    def quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+    def quadratic(self, z: Array, v: Array) -> Tensor:
         """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.
 
         Parameters
