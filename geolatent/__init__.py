@@ -3,10 +3,14 @@
 A metric says how far codes are from one another: `PullbackMetric` of a decoder,
 `GaussianPullbackMetric` of one that gives (mean, standard deviation), `TensorMetric` of any metric
 tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all pairs in one call,
-and returns a `GeodesicSolution`, which prints as a table. Codes are tensors (n, d), batch first;
-curves run over t from 0 to 1; lengths are in units of the decoder's output. Arguments are checked
-at the door: one of the wrong kind, shape, dtype, device or range, or that is not finite, raises a
-TypeError or ValueError that names it. Docstrings list what else is raised.
+and returns a `GeodesicSolution`, which prints as a table. Codes are (n, d), batch first; curves
+run over t from 0 to 1; lengths are in units of the decoder's output.
+
+Codes are tensors or NumPy arrays of floating-point numbers. Either are brought to the dtype and
+device of the decoder's parameters (of the graph's codes, where a graph is asked), and keep their
+own where it has none; results are tensors of that dtype and device, and have a method ``numpy``.
+Arguments are checked at the door: one of the wrong kind, shape, dtype, device or range, or that is
+not finite, raises a TypeError or ValueError that names it. Docstrings list what else is raised.
 
 The rest of the package by rooms: `geolatent.metrics`, `geolatent.solvers`, `geolatent.geometry` and
 `geolatent.learn` (scikit-learn estimators), each on top of those before; `geolatent.models`

@@ -1,4 +1,10 @@
-"""Input checks: every message names the argument, what was required and what was found."""
+"""Input checks: every message names the argument, what was required and what was found.
+
+Codes, and what goes with them, come through one door, `check_tensor`: tensors, or NumPy arrays and
+all else that has ``__array__``. Either are brought to the dtype and device of the parameters of the
+metric's functions, where there are any (`parameter_behind`), or of the graph's codes where a graph
+is asked, and keep their own where there are none; results are tensors of that dtype and device.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from geolatent.arrays import as_tensor
 from geolatent.callables import modules_behind
 from geolatent.requirements import (
     check_boolean,
@@ -40,28 +47,47 @@ __all__ = [
     "check_tensor",
     "check_vectors",
     "describe",
+    "parameter_behind",
     "requirement",
     "returned",
 ]
 
 
-def check_tensor(name: str, value: object, shape: str, *, empty: bool = False) -> Tensor:
-    """Return ``value``, a finite floating-point tensor of a shape such as "(d,) or (B, 3)".
+def check_tensor(
+    name: str, value: object, shape: str, *, like: Tensor | None = None, empty: bool = False
+) -> Tensor:
+    """Return ``value``, as a finite floating-point tensor of a shape such as "(d,) or (B, 3)".
 
     Letters stand for any size but 0, "..." for any number of axes; ``empty`` says whether the batch
-    may be.
+    may be. Arrays are copied into tensors; both are brought to the dtype and device of ``like``.
     """
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        required = f"a floating-point tensor of shape {shape}"
+    tensor = as_tensor(value)
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        required = f"a floating-point tensor or array of shape {shape}"
         raise TypeError(requirement(name, required, describe(value)))
-    fits = any(_fits(value.shape, each) for each in shape.split(" or "))
-    if not fits or 0 in value.shape[int(empty) :]:
+    fits = any(_fits(tensor.shape, each) for each in shape.split(" or "))
+    if not fits or 0 in tensor.shape[int(empty) :]:
         raise ValueError(requirement(name, f"a tensor of shape {shape}", describe(value)))
-    if not bool(torch.isfinite(value).all()):
-        bad = int((~torch.isfinite(value)).sum())
-        found = f"{describe(value)} with {bad} values that are NaN or infinite"
+    tensor = tensor if like is None else tensor.to(like)
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        found = f"{describe(tensor)} with {bad} values that are NaN or infinite"
         raise ValueError(requirement(name, "finite", found))
-    return value
+    return tensor
+
+
+def parameter_behind(*functions: Callable[..., Any]) -> Tensor | None:
+    """Return a parameter of the modules that functions use, whose dtype and device codes take.
+
+    The first of single or double precision. Half precision is for values and holds no codes, and
+    nothing can be computed on the meta device.
+    """
+    for function in functions:
+        for module in modules_behind(function):
+            for parameter in module.parameters():
+                if parameter.dtype in (torch.float32, torch.float64) and not parameter.is_meta:
+                    return parameter.detach()
+    return None
 
 
 def _fits(found: torch.Size, shape: str) -> bool:
@@ -75,9 +101,11 @@ def _fits(found: torch.Size, shape: str) -> bool:
     return re.fullmatch(pattern, "".join(f"{size}," for size in found)) is not None
 
 
-def check_codes(name: str, value: object, dim: int | None = None) -> Tensor:
+def check_codes(
+    name: str, value: object, dim: int | None = None, *, like: Tensor | None = None
+) -> Tensor:
     """Return ``value``, latent codes of shape (n, d)."""
-    return check_tensor(name, value, f"(n, {'d' if dim is None else dim})")
+    return check_tensor(name, value, f"(n, {'d' if dim is None else dim})", like=like)
 
 
 def check_batch(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
@@ -99,9 +127,9 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         )
 
 
-def check_vectors(name: str, value: object, codes: Tensor) -> Tensor:
+def check_vectors(name: str, value: object, codes: Tensor, *, like: Tensor | None = None) -> Tensor:
     """Return ``value``, a vector for each of the codes `z`, (n, d)."""
-    vectors = check_codes(name, value, codes.shape[1])
+    vectors = check_codes(name, value, codes.shape[1], like=like)
     check_alike(name, vectors, "z", codes)
     if vectors.shape != codes.shape:
         required = f"of the shape of `z`, {tuple(codes.shape)}"
@@ -114,11 +142,13 @@ def check_pairs(
     end: object,
     dim: int | None = None,
     names: tuple[str, str] = ("start", "end"),
+    *,
+    like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the end points of curves as two tensors of one shape (B, d), broadcast together."""
     d = "d" if dim is None else dim
     first, last = (
-        torch.atleast_2d(check_tensor(name, value, f"({d},) or (B, {d})"))
+        torch.atleast_2d(check_tensor(name, value, f"({d},) or (B, {d})", like=like))
         for name, value in zip(names, (start, end), strict=True)
     )
     check_alike(names[1], last, names[0], first)
@@ -130,10 +160,12 @@ def check_pairs(
     return first.detach().clone(), last.detach().clone()
 
 
-def check_box(low: object, high: object, dim: int | None = None) -> tuple[Tensor, Tensor]:
+def check_box(
+    low: object, high: object, dim: int | None = None, *, like: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the corners of a box in the latent space, (d,) each."""
-    first = check_tensor("low", low, f"({'d' if dim is None else dim},)").detach()
-    last = check_tensor("high", high, f"({first.numel()},)").detach()
+    first = check_tensor("low", low, f"({'d' if dim is None else dim},)", like=like).detach()
+    last = check_tensor("high", high, f"({first.numel()},)", like=like).detach()
     check_alike("high", last, "low", first)
     if not bool((last > first).all()):
         required = f"above `low` ({first.tolist()}) in every dimension"

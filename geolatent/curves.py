@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result, as_tensor
 from geolatent.checks import (
     check_integer,
     check_number,
@@ -217,7 +218,7 @@ def straight_control_points(start: Tensor, end: Tensor, knots: Tensor) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class CubicBSpline:
+class CubicBSpline(Result):
     """Clamped cubic B-spline curves gamma(t) = sum_i B_i(t) P_i, t in [0, 1].
 
     Parameters
@@ -265,6 +266,7 @@ class CubicBSpline:
         if not (clamped and inside and smooth):
             required = "four zeros, nondecreasing inner knots in (0, 1) at most 3-fold, four ones"
             raise ValueError(requirement("knots", required, knots.tolist()))
+        object.__setattr__(self, "control_points", points)
         object.__setattr__(self, "knots", knots.to(points.device))
 
     @classmethod
@@ -279,7 +281,7 @@ class CubicBSpline:
         return curve
 
     @classmethod
-    def straight(cls, start: Tensor, end: Tensor, n_control_points: int = 4) -> CubicBSpline:
+    def straight(cls, start: Array, end: Array, n_control_points: int = 4) -> CubicBSpline:
         """Return straight lines at constant speed.
 
         Parameters
@@ -309,10 +311,13 @@ class CubicBSpline:
         """Latent dimension, d."""
         return self.control_points.shape[2]
 
-    def _evaluate(self, t: Tensor, derivative: int) -> Tensor:
-        if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim not in (1, 2):
-            required = "a floating-point tensor of shape (T,) or (B, T)"
+    def _evaluate(self, t: Array, derivative: int) -> Tensor:
+        times = as_tensor(t)
+        floats = isinstance(times, Tensor) and times.is_floating_point()
+        if not isinstance(times, Tensor) or not floats or times.ndim not in (1, 2):
+            required = "a floating-point tensor or array of shape (T,) or (B, T)"
             raise TypeError(requirement("t", required, describe(t)))
+        t = times
         if t.ndim == 2 and t.shape[0] not in (1, self.batch_size):
             required = f"a tensor of shape (T,) or ({self.batch_size}, T)"
             raise ValueError(requirement("t", required, describe(t)))
@@ -321,7 +326,7 @@ class CubicBSpline:
         basis = basis_matrix(self.knots, t.to(self.knots), derivative)
         return basis.to(self.control_points) @ self.control_points
 
-    def __call__(self, t: Tensor) -> Tensor:
+    def __call__(self, t: Array) -> Tensor:
         """Return the points gamma(t).
 
         Parameters
@@ -336,7 +341,7 @@ class CubicBSpline:
         """
         return self._evaluate(t, 0)
 
-    def derivative(self, t: Tensor) -> Tensor:
+    def derivative(self, t: Array) -> Tensor:
         """Return gamma'(t), shape (B, T, d), for ``t`` as in a call."""
         return self._evaluate(t, 1)
 

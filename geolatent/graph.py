@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import (
     check_box,
     check_codes,
@@ -31,6 +32,8 @@ from geolatent.solution import Evaluations
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32
+# chords that an edge between parts of a graph is measured by, which may be long
+_BRIDGE_CHORDS = 16
 # bytes of decoder outputs held at once while edges are weighted
 _OUTPUT_BYTES = 2**30
 
@@ -166,7 +169,7 @@ class LatentGraph:
     def from_codes(
         cls,
         metric: Metric,
-        codes: Tensor,
+        codes: Array,
         *,
         n_neighbors: int = 32,
         n_nodes: int | None = None,
@@ -174,6 +177,11 @@ class LatentGraph:
         seed: int = 0,
     ) -> LatentGraph:
         """Join every code to its nearest neighbours in the latent space.
+
+        Where that leaves the graph in parts, as codes in separate clusters do, the parts are joined
+        by the shortest edges in the latent space that make it one (the minimum spanning tree of
+        the parts). Such an edge may be long, and is measured along its way, not by one chord. Only
+        where the metric is not finite may the graph still fall apart.
 
         Parameters
         ----------
@@ -195,7 +203,7 @@ class LatentGraph:
         from sklearn.neighbors import NearestNeighbors
 
         check_metric(metric)
-        codes = check_codes("codes", codes, metric.dim).detach()
+        codes = check_codes("codes", codes, metric.dim, like=metric.like).detach()
         if codes.shape[0] < 2:
             raise ValueError(requirement("codes", "at least two codes", describe(codes)))
         metric.check("codes", codes[:1])
@@ -210,15 +218,16 @@ class LatentGraph:
         points = codes.double().cpu().numpy()
         k = min(n_neighbors, len(points) - 1)
         neighbors = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
-        sources = np.repeat(np.arange(len(points)), k)
-        return cls._weighted(metric, codes, sources, neighbors.ravel(), n_neighbors)
+        sources, targets = np.repeat(np.arange(len(points)), k), neighbors.ravel()
+        bridges = _bridges(points, sources, targets)
+        return cls._weighted(metric, codes, sources, targets, n_neighbors, bridges)
 
     @classmethod
     def lattice(
         cls,
         metric: Metric,
-        low: Tensor,
-        high: Tensor,
+        low: Array,
+        high: Array,
         *,
         resolution: int = 256,
     ) -> LatentGraph:
@@ -238,7 +247,7 @@ class LatentGraph:
 
         """
         check_metric(metric)
-        low, high = check_box(low, high)
+        low, high = check_box(low, high, like=metric.like)
         d = low.numel()
         if d > 3 or (metric.dim is not None and d != metric.dim):
             required = "of shape (d,) with d the latent dimension, at most 3 (use from_codes above)"
@@ -270,8 +279,9 @@ class LatentGraph:
         sources: NDArray[np.int64],
         targets: NDArray[np.int64],
         n_neighbors: int,
+        bridges: NDArray[np.int64] | None = None,
     ) -> LatentGraph:
-        """Weight the given edges, each once, and make the graph."""
+        """Weight the given edges and bridges (m, 2), each once, and make the graph."""
         n = codes.shape[0]
         low, high = np.minimum(sources, targets), np.maximum(sources, targets)
         pairs = np.unique(low.astype(np.int64) * n + high)  # sorted by the lower end
@@ -282,6 +292,15 @@ class LatentGraph:
             weights = segment_lengths(rows, codes[None], *ends)[0]
         else:
             weights = _chord_lengths(rows, codes, low, high)
+        if bridges is not None and len(bridges):
+            tips = codes[torch.from_numpy(bridges).to(codes.device)]
+            shares = torch.linspace(0.0, 1.0, _BRIDGE_CHORDS + 1).to(codes)[:, None]
+            points = torch.lerp(tips[:, :1], tips[:, 1:], shares)
+            inner = torch.arange(_BRIDGE_CHORDS + 1, device=codes.device)
+            one = torch.zeros(len(points), dtype=torch.int64, device=codes.device)
+            lengths = segment_lengths(rows, points, inner[:-1], inner[1:], one)
+            low, high = np.concatenate([low, bridges[:, 0]]), np.concatenate([high, bridges[:, 1]])
+            weights = np.concatenate([weights, lengths.sum(1)])
         spent = int(rows.spent.forward + rows.spent.jvp)
         finite = np.isfinite(weights)
         low, high, weights = low[finite], high[finite], weights[finite]
@@ -292,6 +311,10 @@ class LatentGraph:
             shape=(n, n),
         ).tocsr()
         return cls(metric, codes, adjacency, n_neighbors, spent)
+
+    def __sklearn_clone__(self) -> LatentGraph:
+        """Return the graph itself, which never changes: clones of an estimator share it."""
+        return self
 
     def state(self) -> dict[str, Tensor]:
         """Return all there is to keep of the graph as tensors; the metric is not among it."""
@@ -407,6 +430,37 @@ class LatentGraph:
                 chain.reverse()
                 paths.append(Path(points[chain], distance[chain]))
         return paths
+
+
+def _bridges(
+    points: NDArray[np.float64], sources: NDArray[np.int64], targets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the edges (m, 2) by which a graph on points (n, d) becomes one.
+
+    Every part but the largest takes the shortest edge that leads out of it, until there is one
+    (Boruvka's algorithm): together the minimum spanning tree of the parts.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    n = len(points)
+    found = np.empty((0, 2), dtype=np.int64)
+    while True:
+        first = np.concatenate([sources, found[:, 0]])
+        last = np.concatenate([targets, found[:, 1]])
+        edges = coo_array((np.ones(len(first)), (first, last)), shape=(n, n))
+        n_parts, part = connected_components(edges, directed=False)
+        if n_parts == 1:
+            return found
+        largest = np.bincount(part).argmax()
+        ways = []
+        for number in np.delete(np.arange(n_parts), largest):
+            inside, outside = (part == number).nonzero()[0], (part != number).nonzero()[0]
+            tree = NearestNeighbors(n_neighbors=1).fit(points[outside])
+            distances, nearest = tree.kneighbors(points[inside])
+            best = distances[:, 0].argmin()
+            ways.append(sorted((inside[best], outside[nearest[best, 0]])))
+        # two parts may have chosen the same
+        found = np.unique(np.concatenate([found, np.array(ways, dtype=np.int64)]), axis=0)
 
 
 def check_graph(value: object) -> LatentGraph:

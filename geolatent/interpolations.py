@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, as_tensor
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -25,9 +26,10 @@ Interpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def _check_times(t: object, n_pairs: int, like: Tensor) -> tuple[Tensor, bool]:
     """Return t as float64 of shape (B or 1, T), and whether it was one number."""
-    required = f"a number or a floating-point tensor of shape (T,) or ({n_pairs}, T)"
+    required = f"a number, or a floating-point tensor or array of shape (T,) or ({n_pairs}, T)"
     if isinstance(t, int | float) and not isinstance(t, bool):
         t = torch.tensor(float(t), dtype=torch.float64)
+    t = as_tensor(t)
     if not isinstance(t, Tensor) or not t.is_floating_point():
         raise TypeError(requirement("t", required, describe(t)))
     if t.ndim > 2 or t.numel() == 0 or (t.ndim == 2 and t.shape[0] not in (1, n_pairs)):
@@ -49,7 +51,7 @@ def _meeting_ends(points: Tensor, start: Tensor, end: Tensor, s: Tensor) -> Tens
     return torch.where(s == 1.0, end[:, None], points)
 
 
-def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
+def lerp(start: Array, end: Array, t: Array | float) -> Tensor:
     """Interpolate linearly, z(t) = (1 - t) a + t b.
 
     Parameters
@@ -76,7 +78,7 @@ def lerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
     return _result((1.0 - s) * a + s * b, first, is_number)
 
 
-def slerp(start: Tensor, end: Tensor, t: Tensor | float) -> Tensor:
+def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     r"""Interpolate on the sphere: the direction along a great circle, the norm linearly.
 
         z(t) = r(t) (cos(t w) u + sin(t w) e),    r(t) = (1 - t) |a| + t |b|,
@@ -173,7 +175,7 @@ def _frame(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return e, angle
 
 
-def great_circle(start: Tensor, toward: Tensor, t: Tensor | float) -> Tensor:
+def great_circle(start: Array, toward: Array, t: Array | float) -> Tensor:
     """Walk around the origin on the great circle of a code, once for t from 0 to 1.
 
         z(t) = |a| (cos(2 pi t) u + sin(2 pi t) e),
@@ -256,7 +258,7 @@ def from_spherical_coordinates(radius: Tensor, angles: Tensor) -> Tensor:
     return radius[..., None] * sines * cosines
 
 
-def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: int = 0) -> Tensor:
+def spherical_spiral(start: Array, end: Array, t: Array | float, *, turns: int = 0) -> Tensor:
     """Interpolate radius and angles of spherical coordinates linearly: a spiral on the n-sphere.
 
     The last angle takes the shorter way around. It is no great circle unless all angles but one
@@ -302,7 +304,7 @@ def spherical_spiral(start: Tensor, end: Tensor, t: Tensor | float, *, turns: in
     return _result(_meeting_ends(points, first.double(), last.double(), s), first, is_number)
 
 
-def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
+def radial_walk(direction: Array, radii: Array) -> Tensor:
     """Walk from the origin along the ray of a code, z(r) = r u with u its direction.
 
     Parameters
@@ -332,7 +334,7 @@ def radial_walk(direction: Tensor, radii: Tensor) -> Tensor:
 
 
 def through_points(
-    points: Tensor, t: Tensor, interpolation: Interpolation = lerp, *, lengths: Tensor | None = None
+    points: Array, t: Array, interpolation: Interpolation = lerp, *, lengths: Array | None = None
 ) -> Tensor:
     """Follow a path through many codes in turn, leg by leg.
 
@@ -400,7 +402,7 @@ def through_points(
     return curves[leg, order]
 
 
-def spline_through_points(points: Tensor) -> CubicBSpline:
+def spline_through_points(points: Array) -> CubicBSpline:
     """Return the natural cubic splines that pass through given codes at equal steps of t.
 
     They have continuous second derivatives, zero at both ends. A spline can be measured
@@ -436,7 +438,7 @@ def spline_through_points(points: Tensor) -> CubicBSpline:
     return CubicBSpline(control_points, torch.from_numpy(spline.t))
 
 
-def slerp_curve(start: Tensor, end: Tensor, n_points: int = 33) -> CubicBSpline:
+def slerp_curve(start: Array, end: Array, n_points: int = 33) -> CubicBSpline:
     """Return `slerp` as splines, which can be measured and drawn like geodesics.
 
     They pass through its points at equal steps of t. Between them they are within 0.05 % of the

@@ -254,22 +254,27 @@ def _measure_by_speed(
     return pairs.numel()
 
 
-def check_curve(metric: Metric, curve: object) -> Tensor:
-    """Return where curves in the latent space of a metric start, (B, d), without gradients."""
+def check_curve(metric: Metric, curve: object) -> CubicBSpline:
+    """Return curves in the latent space of a metric, brought to its dtype and device."""
     check_metric(metric)
     if not isinstance(curve, CubicBSpline):
         raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
+    like = metric.like
+    if like is not None:
+        curve = curve.to(like.device, like.dtype)
     codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
     metric.check("curve", codes[:1])
-    return codes
+    return curve
 
 
-def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> Measured:
-    """Check the arguments of what follows, and measure."""
-    codes = check_curve(metric, curve)
+def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Check the arguments of what follows, and return lengths and energies, (B,) each."""
+    curve = check_curve(metric, curve)
     tolerance = check_number("tolerance", tolerance, above=0.0)
+    codes = curve.control_points[:, 0].detach()
     rows = Rows.of(metric, codes).counting(len(codes))
-    return measure(rows, [curve], tolerance=tolerance)
+    measured = measure(rows, [curve], tolerance=tolerance)
+    return measured.length[0].to(codes.dtype), measured.energy[0].to(codes.dtype)
 
 
 def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
@@ -298,8 +303,7 @@ def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4)
     >>> print(f"{path_length(metric, line).item():.4f}")
     15.0000
     """
-    measured = _measure_path(metric, curve, tolerance)
-    return measured.length[0].to(curve.control_points.dtype)
+    return _measure_path(metric, curve, tolerance)[0]
 
 
 def path_energy(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
@@ -321,5 +325,4 @@ def path_energy(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4)
     >>> print(f"{path_energy(metric, line).item():.2f}")
     112.50
     """
-    measured = _measure_path(metric, curve, tolerance)
-    return measured.energy[0].to(curve.control_points.dtype)
+    return _measure_path(metric, curve, tolerance)[1]

@@ -9,13 +9,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_choice, check_integer, check_tensor
 
 _PRIORS = ("normal", "uniform")
 
 
 @dataclass(frozen=True)
-class NormProfile:
+class NormProfile(Result):
     """Norms along paths, beside those of codes drawn from the prior.
 
     Attributes
@@ -36,7 +37,7 @@ class NormProfile:
         return (self.norms - self.mean) / self.standard_deviation
 
 
-def norm_profile(points: Tensor, prior: str = "normal") -> NormProfile:
+def norm_profile(points: Array, prior: str = "normal") -> NormProfile:
     """Compare the norms along paths with the prior's.
 
     In many dimensions almost all codes of N(0, I) have a norm near sqrt(d); a straight line between
@@ -115,7 +116,7 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
     return mean, math.sqrt(dim / 3.0 - mean**2)
 
 
-def log_prior(points: Tensor, prior: str = "normal") -> Tensor:
+def log_prior(points: Array, prior: str = "normal") -> Tensor:
     """Return the log density of the prior at points, in nats.
 
     -(d log(2 pi) + |z|^2) / 2 for N(0, I); -d log 2 within the cube and minus infinity outside.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from geolatent.arrays import Result
 from geolatent.checks import describe, requirement
 from geolatent.display import StatusEnum, Table
 
@@ -77,7 +79,7 @@ _EXPLANATIONS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluations:
+class Evaluations(Result):
     """Decoder rows spent, per pair: codes sent through the decoder, each counted every time.
 
     A metric tensor counts as d forward rows, a JVP row that is differentiated as three JVP rows
@@ -121,7 +123,7 @@ class Evaluations:
 
 
 @dataclass(frozen=True, eq=False)
-class GeodesicSolution:
+class GeodesicSolution(Result):
     """Geodesics between B pairs of latent codes.
 
     Printed, and as the last line of a notebook's cell, it is a table: the first and last few pairs
@@ -187,6 +189,17 @@ class GeodesicSolution:
         """
         gain = self.straight_length - self.length
         return torch.where(gain == 0, torch.zeros_like(gain), gain / self.straight_length)
+
+    def numpy(self) -> dict[str, NDArray[Any]]:
+        """Return the fields and ``relative_improvement`` as NumPy arrays by their names.
+
+        Parts' as ``"curve.control_points"``; the statuses are numbers. `numpy.savez` takes them
+        all.
+        """
+        return {
+            **super().numpy(),
+            "relative_improvement": self.relative_improvement.numpy(force=True),
+        }
 
     @property
     def statuses(self) -> list[Status]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, as_tensor
 from geolatent.checks import (
     check_alike,
     check_number,
@@ -37,11 +38,11 @@ _SAME_LENGTH = 1e-3
 @torch.inference_mode(False)
 def solve_geodesic(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     solver: Solver | None = None,
     *,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     length_tolerance: float | None = None,
     max_rows: int | None = None,
     callback: Callback | None = None,
@@ -115,7 +116,8 @@ def solve_geodesic(
         raise TypeError(requirement("callback", "callable or None", describe(callback)))
     if length_tolerance is not None:
         length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
-    first, last = check_pairs(start, end, metric.dim)
+    like = metric.like
+    first, last = check_pairs(start, end, metric.dim, like=like)
     if max_rows is not None:
         metric = metric.limited(max_rows)
     metric.check("start", first[:1])
@@ -123,7 +125,7 @@ def solve_geodesic(
     metric.check_definite("end", last)
     n_pairs, d = first.shape
     rows = Rows.of(metric, first).counting(n_pairs)
-    curves = check_initial(rows, first, last, initial)
+    curves = check_initial(rows, first, last, initial, like)
 
     solved = _Solved(first, last)
     open_pairs = (first != last).any(1).nonzero().squeeze(1)
@@ -154,7 +156,7 @@ def solve_geodesic(
 
 
 def check_initial(
-    rows: Rows, start: Tensor, end: Tensor, initial: object
+    rows: Rows, start: Tensor, end: Tensor, initial: object, like: Tensor | None = None
 ) -> LatentGraph | CubicBSpline | None:
     """Return where to start: None, a graph, or B curves that run from start to end."""
     if initial is None:
@@ -166,11 +168,12 @@ def check_initial(
             raise ValueError(requirement("initial", required, describe(initial.codes)))
         check_alike("initial", initial.codes, "start", start)
         return initial
-    if isinstance(initial, Tensor):
-        points = check_tensor("initial", initial, "(B, T, d) or (T, d)").detach()
-        points = points if points.ndim == 3 else points[None]
-    elif isinstance(initial, CubicBSpline):
+    if isinstance(initial, CubicBSpline):
         points = initial.control_points.detach()
+        points = points if like is None else points.to(like)
+    elif isinstance(as_tensor(initial), Tensor):
+        points = check_tensor("initial", initial, "(B, T, d) or (T, d)", like=like).detach()
+        points = points if points.ndim == 3 else points[None]
     else:
         raise TypeError(requirement("initial", wanted, describe(initial)))
     check_alike("initial", points, "start", start)
@@ -186,7 +189,7 @@ def check_initial(
         raise ValueError(requirement("initial", "curves from `start` to `end`", found))
     points = torch.cat([start[:, None], points[:, 1:-1], end[:, None]], dim=1)
     if isinstance(initial, CubicBSpline):
-        return CubicBSpline(points, initial.knots)
+        return CubicBSpline(points, initial.knots.to(points.device))
     return curve_through_points(rows, points, _PATH_CONTROL_POINTS)
 
 

@@ -276,7 +276,7 @@ def test_knots_that_are_not_clamped(knots):
         (torch.zeros(1, 3, 2), torch.zeros(7), ValueError, "control_points"),
         (torch.zeros(5, 2), knots_of(0.5), ValueError, "control_points"),
         (torch.full((1, 5, 2), torch.inf), knots_of(0.5), ValueError, "control_points"),
-        (np.zeros((1, 5, 2)), knots_of(0.5), TypeError, "control_points"),
+        (np.zeros((1, 5, 2), int), knots_of(0.5), TypeError, "control_points"),
         (torch.zeros(1, 5, 2, dtype=torch.int64), knots_of(0.5), TypeError, "control_points"),
         (torch.zeros(1, 5, 2), knots_of(), ValueError, "knots"),
         (torch.zeros(1, 5, 2), [0.0] * 9, TypeError, "knots"),

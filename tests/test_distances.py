@@ -5,7 +5,7 @@ import pytest
 import torch
 from problems import HALF_PLANE, SPHERE, sphere
 
-from geolatent import LatentGraph, solve_geodesic
+from geolatent import LatentGraph, PullbackMetric, solve_geodesic
 from geolatent.geometry.distances import (
     distance,
     graph_distance_matrix,
@@ -92,7 +92,8 @@ def test_graph_matrix_equals_pairs(graph):
 
 def test_equal_points_and_islands():
     two = torch.cat([0.05 * torch.rand(10, 2), 5 + 0.05 * torch.rand(10, 2)])
-    graph = LatentGraph.from_codes(SPHERE, two, n_neighbors=3)
+    walled = PullbackMetric(lambda z: torch.where((z[:, :1] - 2.5).abs() < 1.0, torch.nan, z))
+    graph = LatentGraph.from_codes(walled, two, n_neighbors=3)
     start, end = torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [5.0, 5.0]])
     found = graph_distances(graph, start, end)
     assert found[0] == 0.0
@@ -118,5 +119,11 @@ def test_bad_input(call, error, message):
 def test_bad_codes_for_a_graph(graph):
     with pytest.raises(ValueError, match="`start`"):
         graph_distances(graph, torch.rand(3), torch.rand(3))
-    with pytest.raises(TypeError, match=r"`points`.*dtype"):
-        graph_distance_matrix(graph, torch.rand(3, 2, dtype=torch.float32))
+
+
+def test_codes_are_brought_to_the_dtype_of_a_graph(graph):
+    codes = torch.rand(3, 2)
+    for others in (codes.float(), codes.float().numpy()):
+        matrix = graph_distance_matrix(graph, others)
+        assert matrix.dtype == torch.float64
+        torch.testing.assert_close(matrix, graph_distance_matrix(graph, codes), rtol=0, atol=1e-5)

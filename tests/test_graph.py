@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import HALF_PLANE, SPHERE, Counted, hill, sphere, sphere_distance
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 import geolatent
 from geolatent import (
@@ -117,14 +118,14 @@ def test_adjacency_holds_symmetric_chord_lengths():
 def test_more_nodes_are_jittered_codes():
     metric = PullbackMetric(flat)
     codes = torch.randn(50, 2)
-    graph = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=8)
+    graph = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=64)
     assert graph.n_nodes == graph.forward_rows == 400
     assert torch.equal(graph.codes[:50], codes)
     shift = torch.cdist(graph.codes[50:], codes).min(dim=1).values
     assert 0 < shift.max() < 0.3
-    again = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=8)
+    again = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=64)
     assert torch.equal(graph.codes, again.codes)
-    other = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=8, seed=1)
+    other = LatentGraph.from_codes(metric, codes, n_nodes=400, jitter=0.05, n_neighbors=64, seed=1)
     assert not torch.equal(graph.codes, other.codes)
 
 
@@ -291,18 +292,67 @@ def test_nodes_of_nan_are_left_out():
     assert np.isfinite(path.arc_length).all()
 
 
+def test_clusters_are_joined_by_the_shortest_edges():
+    centers = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 50.0], [9.0, 60.0]])
+    clusters = [torch.rand(40, 2) + center for center in centers]
+    codes = torch.cat(clusters)[torch.randperm(160)]
+    graph = LatentGraph.from_codes(PullbackMetric(flat), codes, n_neighbors=4)
+    assert connected_components(graph.adjacency, directed=False)[0] == 1
+    gaps = torch.stack([torch.stack([torch.cdist(a, b).min() for b in clusters]) for a in clusters])
+    # 0 to 1, 0 to 2, 2 to 3: the others are longer
+    expected = 3.0 * torch.stack([gaps[0, 1], gaps[0, 2], gaps[2, 3]]).sort().values
+    lengths = np.unique(graph.adjacency.data)
+    np.testing.assert_allclose(lengths[lengths > 3.0 * 2.0], expected, rtol=1e-9)
+    # each node once, and those along three edges
+    assert graph.forward_rows == 160 + 3 * 17
+    # ways along the tree are those of a graph that is one without it
+    whole = LatentGraph.from_codes(PullbackMetric(flat), codes, n_neighbors=130)
+    assert whole.forward_rows == 160
+    found = path_lengths(graph, clusters[0][:5], clusters[2][:5])
+    near = path_lengths(whole, clusters[0][:5], clusters[2][:5])
+    torch.testing.assert_close(found, near, rtol=0.1, atol=0)
+
+
+def test_a_long_edge_is_measured_along_its_way():
+    """A chord of the sphere is shorter than the way on it."""
+    half = math.pi / 4
+    arc = PullbackMetric(lambda z: torch.cat([z.cos(), z.sin()], dim=1))
+    ends = [0.01 * torch.rand(10, 1) + sign * half for sign in (-1.0, 1.0)]
+    graph = LatentGraph.from_codes(arc, torch.cat(ends), n_neighbors=3)
+    assert graph.adjacency.data.max() == pytest.approx(
+        float(ends[1].min() - ends[0].max()), rel=1e-3
+    )
+
+
+def test_many_parts_become_one():
+    codes = torch.randn(200, 3)
+    graph = LatentGraph.from_codes(PullbackMetric(flat), codes, n_neighbors=1)
+    assert connected_components(graph.adjacency, directed=False)[0] == 1
+    # with one neighbour for each node the edges are those of the minimum spanning tree
+    tree = minimum_spanning_tree(3.0 * torch.cdist(codes, codes).numpy())
+    assert graph.adjacency.nnz == 2 * 199
+    assert graph.adjacency.sum() / 2 == pytest.approx(tree.sum(), rel=1e-9)
+
+
+def walled(z):
+    """Flat, but not finite between -1 and 1 of the first coordinate."""
+    return torch.where(z[:, :1].abs() < 1.0, torch.nan, 3.0 * z)
+
+
 def test_a_graph_that_is_not_connected_is_told():
     islands = torch.cat([0.1 * torch.randn(40, 2) - 2.0, 0.1 * torch.randn(40, 2) + 2.0])
-    graph = LatentGraph.from_codes(SPHERE, islands, n_neighbors=4)
+    metric = PullbackMetric(walled)
+    graph = LatentGraph.from_codes(metric, islands, n_neighbors=4)
     start = torch.tensor([[-2.0, -2.0], [-2.1, -2.0]])
     end = torch.tensor([[2.0, 2.0], [-1.9, -2.0]])
     paths = graph.paths(start, end)
     assert paths[0] is None
     assert paths[1] is not None
     with pytest.warns(UserWarning, match="the graph has no path for 1 of 2 pairs"):
-        solution = solve_geodesic(SPHERE, start, end, initial=graph)
-    expected = solve_geodesic(SPHERE, start, end)
-    torch.testing.assert_close(solution.length, expected.length, rtol=1e-3, atol=0)
+        solution = solve_geodesic(metric, start, end, initial=graph)
+    assert solution.status[0] == Status.NON_FINITE
+    expected = 3.0 * (end[1] - start[1]).norm()
+    torch.testing.assert_close(solution.length[1], expected, rtol=1e-3, atol=0)
 
 
 def test_graph_rows_are_counted():

@@ -11,7 +11,8 @@ from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from geolatent import PullbackMetric, TensorMetric
-from geolatent.geometry.integrators import RungeKutta
+from geolatent.geometry.integrators import DiscreteGeodesic, RungeKutta
+from geolatent.learn import estimators
 from geolatent.learn.land import LandMixture, TangentSample, fit_precision, sample_tangents
 from geolatent.metrics.composite import LocalVarianceMetric
 from geolatent.metrics.rows import Rows
@@ -92,6 +93,46 @@ def test_fit_tells_how_far_it_is():
     ).fit(codes)
     assert [number for number, _ in told] == list(range(model.n_iter_ + 1))
     assert max(bound for _, bound in told) == model.lower_bound_
+
+
+def test_a_slow_fit_tells_on_standard_error(capsys, monkeypatch):
+    codes = line((0.0, 20))
+    model = LandMixture(PLANE, n_samples=50, n_nodes=50, max_iter=2, random_state=0)
+    model.fit(codes)
+    assert capsys.readouterr().err == ""  # quick
+    monkeypatch.setattr(estimators, "_QUIET_SECONDS", 0.0)
+    model.fit(codes)
+    told = capsys.readouterr().err
+    for part in ("graph of 50 nodes", "20 geodesics", "iteration 1 of at most 2: mean", "end: "):
+        assert part in told
+    assert all(each.startswith("LandMixture, ") for each in told.splitlines())
+    model.set_params(verbose=False).fit(codes)
+    assert capsys.readouterr().err == ""
+
+
+def walls(z):
+    """The plane with a steep wall around it, as of a decoder's uncertainty away from data."""
+    height = 40.0 * torch.sigmoid(10.0 * (z.norm(dim=1, keepdim=True) - 1.5))
+    return torch.cat([z, height], dim=1)
+
+
+def default_integrator(metric, integrator=None):
+    """The integrator of a component whose vectors lead beyond the wall."""
+    logs, noise = torch.randn(2, 30, 2, generator=torch.Generator().manual_seed(0))
+    mean = torch.tensor([[0.7, 0.2]])
+    model = LandMixture(metric, n_nodes=40, integrator=integrator)
+    model._prepare(metric, mean + logs, np.random.RandomState(0))
+    model._choose_integrator(mean, 3.0 * logs[None], torch.ones(1, 30), noise)
+    return model._integrator
+
+
+def test_where_geodesics_run_into_walls_they_are_chains():
+    assert default_integrator(PLANE) == RungeKutta(1e-3)
+    assert default_integrator(PullbackMetric(walls)) == DiscreteGeodesic(128)
+    # where chains are not possible, or something else is asked for, they are not taken
+    tensors = TensorMetric(lambda z: PullbackMetric(walls)._tensor(z), dim=2)
+    assert default_integrator(tensors) == RungeKutta(1e-3)
+    assert default_integrator(PullbackMetric(walls), RungeKutta(0.1)) == RungeKutta(0.1)
 
 
 def test_density_integrates_to_one():

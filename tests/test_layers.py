@@ -17,7 +17,7 @@ PACKAGE = Path(geolatent.__file__).parent
 # imports from itself and from lower levels only, so that metrics and models know nothing of each
 # other.
 LEVELS = [
-    ["_version", "requirements", "callables", "display", "files", "quadrature"],
+    ["_version", "requirements", "arrays", "callables", "display", "files", "quadrature"],
     ["checks"],
     ["curves", "priors", "solution"],
     ["interpolations"],
@@ -35,7 +35,16 @@ LEVEL = {unit: depth for depth, units in enumerate(LEVELS) for unit in units}
 
 # the numerical part, and what it may need besides itself
 NUMERICAL = ["metrics", "lengths", "graph", "solvers", "solve", "geometry", "learn"]
-NUMERICAL += ["requirements", "callables", "display", "quadrature", "checks", "curves", "solution"]
+NUMERICAL += [
+    "requirements",
+    "arrays",
+    "callables",
+    "display",
+    "quadrature",
+    "checks",
+    "curves",
+    "solution",
+]
 NUMERICAL += ["interpolations", "priors"]
 LIBRARIES = {"torch", "numpy", "scipy"}
 

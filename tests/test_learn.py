@@ -91,6 +91,15 @@ def test_refined_centres_have_less_inertia():
         assert (center - expected).norm() < 3e-3
 
 
+def test_clusters_that_are_far_apart_have_finite_distances():
+    centers = torch.tensor([[0.0, 0.0], [40.0, 0.0], [90.0, 0.0]])
+    codes = torch.cat([torch.randn(30, 2) + center for center in centers])
+    model = GeodesicKMeans(PullbackMetric(nn.Identity()), 3, n_nodes=90, random_state=0).fit(codes)
+    assert adjusted_rand_score(np.repeat([0, 1, 2], 30), model.labels_) == 1.0
+    expected = np.linalg.norm(codes.numpy()[:, None] - model.cluster_centers_, axis=2)
+    np.testing.assert_allclose(model.transform(codes), expected, rtol=0.3, atol=0.1)
+
+
 def test_lloyd_equals_k_means_where_candidates_are_dense():
     random = np.random.RandomState(0)
     points = np.concatenate([random.randn(30) - 4, random.randn(30) + 4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.geometry.exponential import check_tangents
@@ -14,7 +15,7 @@ from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
 
-def geodesic_acceleration(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
+def geodesic_acceleration(metric: Metric, z: Array, v: Array) -> Tensor:
     """Return the acceleration z'' = -Gamma(v, v) of the geodesic through z with velocity v.
 
         G z'' = 1/2 grad_z (v^T G v) - (D_v G) v,
@@ -85,7 +86,7 @@ def force(by_z: Tensor, by_v: Tensor, z: Tensor, v: Tensor) -> Tensor:
     return 0.5 * (by_z.detach() - along)
 
 
-def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = None) -> Tensor:
+def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = None) -> Tensor:
     """Return by how much splines fail the geodesic equation: a second certificate.
 
         r(t) = |gamma'' + Gamma(gamma', gamma')|_G / L,    L the length of the curve,
@@ -118,7 +119,7 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Tensor | None = No
     >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
     True
     """
-    check_curve(metric, curve)
+    curve = check_curve(metric, curve)
     if t is None:
         t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
     t = check_tensor("t", t, "(T,)").detach().to(curve.knots)

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.metrics.base import Metric, check_metric
@@ -15,7 +16,7 @@ from geolatent.metrics.rows import Rows
 
 def brownian_motion(
     metric: Metric,
-    start: Tensor,
+    start: Array,
     time: float,
     n_steps: int = 100,
     *,
@@ -66,7 +67,7 @@ def brownian_motion(
     (4, 11, 2)
     """
     metric = check_metric(metric)
-    codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)"))
+    codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)", like=metric.like))
     codes = codes.detach()
     metric.check("start", codes[:1])
     time = check_number("time", time, above=0.0)

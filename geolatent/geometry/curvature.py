@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_vectors, describe, requirement
 from geolatent.geometry.acceleration import force
 from geolatent.geometry.volume import check_at
@@ -12,7 +13,7 @@ from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
 
 
-def gaussian_curvature(metric: Metric, z: Tensor) -> Tensor:
+def gaussian_curvature(metric: Metric, z: Array) -> Tensor:
     """Return the Gaussian curvature of a metric in two dimensions.
 
     `sectional_curvature` of the plane of the coordinates, which is Brioschi's formula; 1 / r^2 on a
@@ -45,7 +46,7 @@ def gaussian_curvature(metric: Metric, z: Tensor) -> Tensor:
     return _sectional(metric, codes, axes[0].expand_as(codes), axes[1].expand_as(codes))
 
 
-def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def sectional_curvature(metric: Metric, z: Array, u: Array, v: Array) -> Tensor:
     r"""Return the sectional curvature of the planes that pairs of tangent vectors span.
 
         K = R(u, v, v, u) / (|u|^2 |v|^2 - <u, v>^2),
@@ -82,8 +83,11 @@ def sectional_curvature(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tens
     tensor([4.])
     """
     metric, codes = check_at(metric, z)
-    vectors = (check_vectors(name, each, codes).detach() for name, each in (("u", u), ("v", v)))
-    return _sectional(metric, codes, *vectors)
+    like = metric.like
+    u, v = (
+        check_vectors(name, each, codes, like=like).detach() for name, each in (("u", u), ("v", v))
+    )
+    return _sectional(metric, codes, u, v)
 
 
 def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:

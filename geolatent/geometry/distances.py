@@ -7,6 +7,7 @@ import torch
 from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_alike, check_codes, check_pairs
 from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric, check_metric
@@ -19,8 +20,8 @@ _SOURCES_AT_ONCE = 64
 
 def distance(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
@@ -67,8 +68,8 @@ def distance(
 
 def pairwise_distances(
     metric: Metric,
-    points: Tensor,
-    others: Tensor | None = None,
+    points: Array,
+    others: Array | None = None,
     *,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
@@ -107,13 +108,14 @@ def pairwise_distances(
             [6., 4., 0.]])
     """
     check_metric(metric)
-    points = check_codes("points", points, metric.dim).detach()
+    like = metric.like
+    points = check_codes("points", points, metric.dim, like=like).detach()
     n = points.shape[0]
     if others is None:
         first, last = torch.triu_indices(n, n, offset=1, device=points.device)
         start, end = points[first], points[last]
     else:
-        others = check_codes("others", others, points.shape[1]).detach()
+        others = check_codes("others", others, points.shape[1], like=like).detach()
         check_alike("others", others, "points", points)
         m = others.shape[0]
         start = points.repeat_interleave(m, dim=0)
@@ -137,7 +139,7 @@ def pairwise_distances(
     return matrix
 
 
-def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
+def graph_distances(graph: LatentGraph, start: Array, end: Array) -> Tensor:
     """Return the lengths of the graph's shortest paths between pairs of codes, not polished.
 
     A few forward rows for each pair and one search: cheap beside a geodesic. Two errors work
@@ -168,8 +170,7 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
     tensor([2.8280])
     """
     check_graph(graph)
-    first, last = check_pairs(start, end, graph.codes.shape[1])
-    check_alike("start", first, "graph.codes", graph.codes)
+    first, last = check_pairs(start, end, graph.codes.shape[1], like=graph.codes)
     found = graph.paths(first, last)
     lengths = torch.tensor(
         [torch.inf if path is None else path.arc_length[-1] for path in found], dtype=first.dtype
@@ -179,8 +180,8 @@ def graph_distances(graph: LatentGraph, start: Tensor, end: Tensor) -> Tensor:
 
 def graph_distance_matrix(
     graph: LatentGraph,
-    points: Tensor,
-    others: Tensor | None = None,
+    points: Array,
+    others: Array | None = None,
 ) -> Tensor:
     """Return the lengths of the graph's shortest paths between all pairs of codes.
 
@@ -209,11 +210,9 @@ def graph_distance_matrix(
     """
     check_graph(graph)
     d = graph.codes.shape[1]
-    points = check_codes("points", points, d).detach()
-    check_alike("points", points, "graph.codes", graph.codes)
+    points = check_codes("points", points, d, like=graph.codes).detach()
     if others is not None:
-        others = check_codes("others", others, d).detach()
-        check_alike("others", others, "graph.codes", graph.codes)
+        others = check_codes("others", others, d, like=graph.codes).detach()
     ends = points if others is None else torch.cat([points, others])
     joined = graph.joined(ends, len(points))
     wanted = slice(graph.n_nodes) if others is None else slice(graph.n_nodes + len(points), None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_pairs, check_tensor, requirement
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
@@ -17,7 +18,7 @@ from geolatent.solution import Evaluations
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Result):
     """Geodesics that leave B codes with given velocities.
 
     Attributes
@@ -52,16 +53,17 @@ class Trajectory:
 
 def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor]:
     """Return codes and tangent vectors as two tensors of one shape (B, d), broadcast together."""
-    codes, vectors = check_pairs(z, v, check_metric(metric).dim, names=("z", "v"))
+    check_metric(metric)
+    codes, vectors = check_pairs(z, v, metric.dim, names=("z", "v"), like=metric.like)
     metric.check("z", codes[:1])
     return codes, vectors
 
 
 def shoot(
     metric: Metric,
-    z: Tensor,
-    v: Tensor,
-    t: Tensor | None = None,
+    z: Array,
+    v: Array,
+    t: Array | None = None,
     *,
     integrator: Integrator | None = None,
 ) -> Trajectory:
@@ -127,8 +129,8 @@ def shoot(
 
 def exp_map(
     metric: Metric,
-    z: Tensor,
-    v: Tensor,
+    z: Array,
+    v: Array,
     *,
     integrator: Integrator | None = None,
 ) -> Tensor:

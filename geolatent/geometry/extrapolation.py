@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_tensor
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.exponential import shoot
@@ -19,7 +20,7 @@ from geolatent.metrics.base import Metric
 def extrapolate(
     metric: Metric,
     curve: CubicBSpline,
-    t: Tensor,
+    t: Array,
     *,
     integrator: Integrator | None = None,
 ) -> Tensor:
@@ -50,7 +51,7 @@ def extrapolate(
     >>> extrapolate(plane, line, torch.tensor([-1.0, 0.5, 3.0])).flatten().round(decimals=4)
     tensor([-1.0000,  0.5000,  3.0000])
     """
-    check_curve(metric, curve)
+    curve = check_curve(metric, curve)
     t = check_tensor("t", t, "(T,)").detach()
     points = curve.control_points
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=points.device)

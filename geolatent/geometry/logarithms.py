@@ -15,7 +15,7 @@ from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
-from geolatent.solvers.problem import Solver
+from geolatent.solvers.problem import Callback, Solver
 
 # control points of the curves that the next iteration starts from
 _WARM_CONTROL_POINTS = 15
@@ -32,6 +32,8 @@ class Logarithms:
         Codes x, (P, d).
     solver, initial, integrator
         As for `frechet_mean`.
+    callback
+        Told of the progress of every call's geodesics.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Logarithms:
         solver: Solver | None,
         initial: LatentGraph | None,
         integrator: Integrator | None,
+        callback: Callback | None = None,
     ) -> None:
         self.metric = metric
         self.points = points
@@ -48,6 +51,7 @@ class Logarithms:
         self.solver = PreconditionedSolver(tolerance=1e-5) if solver is None else solver
         self.initial = initial
         self.integrator = integrator
+        self.callback = callback
         self.rows = Rows.of(metric, points)
         # control points of the last curve to each point; NaN before the first
         shape = (points.shape[0], _WARM_CONTROL_POINTS, points.shape[1])
@@ -67,11 +71,14 @@ class Logarithms:
                 solver=self.solver,
                 initial=initial,
                 integrator=self.integrator,
+                callback=self.callback,
             )
             velocity, length, spent = shot.velocity.double(), shot.length, shot.evaluations
             curve = shot.solution.curve
         else:
-            solution = solve_geodesic(self.metric, codes, points, self.solver, initial=initial)
+            solution = solve_geodesic(
+                self.metric, codes, points, self.solver, initial=initial, callback=self.callback
+            )
             length, curve = solution.length, solution.curve
             rows = self.rows.counting(len(codes))
             velocity = HamiltonianFlow(rows).start_velocities(curve)

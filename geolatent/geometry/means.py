@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result, as_tensor
 from geolatent.checks import (
     check_alike,
     check_codes,
@@ -29,7 +30,7 @@ _SMALLEST_STEP = 2.0**-8
 
 
 @dataclass(frozen=True)
-class FrechetMean:
+class FrechetMean(Result):
     """Frechet means and how they were found; K is left out where one mean was asked for.
 
     Attributes
@@ -58,10 +59,10 @@ class FrechetMean:
 
 def frechet_mean(
     metric: Metric,
-    points: Tensor,
-    weights: Tensor | None = None,
+    points: Array,
+    weights: Array | None = None,
     *,
-    start: Tensor | None = None,
+    start: Array | None = None,
     solver: Solver | None = None,
     initial: LatentGraph | None = None,
     integrator: Integrator | None = None,
@@ -125,16 +126,19 @@ def frechet_mean(
     (tensor([2., 1.]), True)
     """
     metric = check_metric(metric)
-    points = check_codes("points", points, metric.dim).detach()
+    like = metric.like
+    points = check_codes("points", points, metric.dim, like=like).detach()
     metric.check("points", points[:1])
     n, d = points.shape
-    single = weights is None or (isinstance(weights, Tensor) and weights.ndim == 1)
+    given = as_tensor(weights)
+    single = given is None or (isinstance(given, Tensor) and given.ndim == 1)
     shares = _check_weights(weights, n, points)
     k = shares.shape[0]
     if start is None:
         means = shares @ points.double()
     else:
-        begin = torch.atleast_2d(check_tensor("start", start, f"({d},) or (1, {d}) or ({k}, {d})"))
+        shape = f"({d},) or (1, {d}) or ({k}, {d})"
+        begin = torch.atleast_2d(check_tensor("start", start, shape, like=like))
         check_alike("start", begin, "points", points)
         means = begin.detach().double().expand(k, d).clone()
     tolerance = check_number("tolerance", tolerance, above=0.0)

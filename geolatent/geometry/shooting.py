@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_integer, check_number, check_pairs
 from geolatent.curves import CubicBSpline
 from geolatent.geometry.flow import HamiltonianFlow, norms
@@ -27,7 +28,7 @@ _LONGEST = 1.1
 
 
 @dataclass(frozen=True)
-class Shooting:
+class Shooting(Result):
     """Initial velocities of geodesics from B codes to B others.
 
     Attributes
@@ -61,11 +62,11 @@ class Shooting:
 
 def shoot_to(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,
@@ -121,7 +122,7 @@ def shoot_to(
     (tensor([[3., 4.]]), tensor([10.]))
     """
     check_metric(metric)
-    first, last = check_pairs(start, end, metric.dim)
+    first, last = check_pairs(start, end, metric.dim, like=metric.like)
     dtype = first.dtype
     integrator = check_integrator(integrator)
     if tolerance is None:
@@ -248,11 +249,11 @@ class _NewtonShooting:
 
 def log_map(
     metric: Metric,
-    start: Tensor,
-    end: Tensor,
+    start: Array,
+    end: Array,
     *,
     solver: Solver | None = None,
-    initial: LatentGraph | CubicBSpline | Tensor | None = None,
+    initial: LatentGraph | CubicBSpline | Array | None = None,
     integrator: Integrator | None = None,
     tolerance: float | None = None,
     max_corrections: int = 20,

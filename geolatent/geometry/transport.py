@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_alike, check_number, check_tensor, requirement
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.lengths import check_curve
@@ -31,8 +32,8 @@ _NO_LENGTH = 1e-6
 def parallel_transport(
     metric: Metric,
     curve: CubicBSpline,
-    vectors: Tensor,
-    t: Tensor | None = None,
+    vectors: Array,
+    t: Array | None = None,
     *,
     tolerance: float = 1e-4,
 ) -> Tensor:
@@ -112,9 +113,11 @@ def parallel_transport(
     >>> bool(torch.allclose(moved, torch.tensor([[0.0, -1.0]]), atol=1e-4))
     True
     """
-    codes = check_curve(metric, curve)
+    curve = check_curve(metric, curve)
+    codes = curve.control_points[:, 0].detach()
     b, d = codes.shape
-    v = check_tensor("vectors", vectors, f"({b}, {d}) or ({b}, k, {d})").detach()
+    shape = f"({b}, {d}) or ({b}, k, {d})"
+    v = check_tensor("vectors", vectors, shape, like=metric.like).detach()
     check_alike("vectors", v, "curve", codes)
     times = torch.ones(1, dtype=torch.float64, device=v.device)
     if t is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array, Result
 from geolatent.checks import check_box, check_codes, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
@@ -17,7 +18,7 @@ from geolatent.metrics.rows import Rows
 def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
     """Return a metric and codes (n, d) that it takes, without gradients, or refuse them."""
     metric = check_metric(metric)
-    codes = check_codes("z", z, metric.dim).detach()
+    codes = check_codes("z", z, metric.dim, like=metric.like).detach()
     metric.check("z", codes[:1])
     return metric, codes
 
@@ -37,7 +38,7 @@ def volume_element(rows: Rows, z: Tensor) -> Tensor:
     return _eigenvalues(rows, z).sqrt().prod(1)
 
 
-def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
+def magnification_factor(metric: Metric, z: Array) -> Tensor:
     """Return the magnification factor sqrt(det G(z)), in output units^d per latent unit^d.
 
     Parameters
@@ -66,7 +67,7 @@ def magnification_factor(metric: Metric, z: Tensor) -> Tensor:
     return volume_element(Rows.of(metric, codes), codes).to(codes.dtype)
 
 
-def condition_number(metric: Metric, z: Tensor) -> Tensor:
+def condition_number(metric: Metric, z: Array) -> Tensor:
     """Return the ratio of the largest to the smallest eigenvalue of G(z), 1 where isotropic.
 
     Parameters
@@ -92,7 +93,7 @@ def condition_number(metric: Metric, z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VolumeSample:
+class VolumeSample(Result):
     """Codes drawn by the volume measure.
 
     Attributes
@@ -116,8 +117,8 @@ class VolumeSample:
 
 def sample_volume(
     metric: Metric,
-    low: Tensor,
-    high: Tensor,
+    low: Array,
+    high: Array,
     n: int,
     *,
     weight: Callable[[Tensor], Tensor] | None = None,
@@ -166,7 +167,7 @@ def sample_volume(
     ((100, 2), 9.0, 1.0)
     """
     metric = check_metric(metric)
-    low, high = check_box(low, high, metric.dim)
+    low, high = check_box(low, high, metric.dim, like=metric.like)
     n = check_integer("n", n)
     max_proposals = check_integer("max_proposals", max_proposals)
     metric.check("low", low[None])

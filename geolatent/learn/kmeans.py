@@ -6,9 +6,14 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -19,10 +24,11 @@ from geolatent.graph import LatentGraph
 from geolatent.learn.estimators import (
     Floats,
     Integers,
-    as_codes,
     check_graph_of,
     default_graph,
     finite_distances,
+    fitted_codes,
+    further_codes,
 )
 from geolatent.metrics.base import Metric, check_metric
 
@@ -72,7 +78,9 @@ def lloyd(
     return chosen, labels.astype(np.int64), inertia, iterations
 
 
-class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
+class GeodesicKMeans(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
+):
     """K-means under a Riemannian metric: least sum of squared geodesic distances to K centres.
 
     Distances are those of shortest paths on a `LatentGraph`, whose nodes are the candidates for
@@ -112,8 +120,8 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         Sum of squared distances to the nearest centre, in squared units of the decoder's output.
     n_iter_
         Iterations of the best run.
-    n_features_in_
-        Latent dimension d.
+    n_features_in_, feature_names_in_
+        Latent dimension d; the names of the coordinates, where ``fit`` got a table with names.
     graph_
         The graph.
 
@@ -164,7 +172,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         Parameters
         ----------
         X
-            Codes, (n, d), an array or a tensor.
+            Codes, (n, d), an array or a tensor, at least two.
         y
             Not used.
         """
@@ -175,7 +183,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         metric = check_metric(self.metric)
         graph = check_graph_of(self.graph, metric)
-        codes = as_codes("X", X, None if graph is None else graph.codes)
+        codes = fitted_codes(self, X, metric, graph)
         n = codes.shape[0]
         if n < n_clusters:
             raise ValueError(requirement("X", f"at least {n_clusters} codes", describe(codes)))
@@ -196,9 +204,9 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         if self.refine:
             places = self._refined(places, landmarks, labels)
         self._centers = places
-        self.n_features_in_ = codes.shape[1]
         self.cluster_centers_ = places.cpu().numpy()
-        to_centers = finite_distances(self._distances(codes))
+        self._n_features_out = len(places)
+        to_centers = finite_distances(self._distances(codes).astype(np.float64))
         self.labels_ = to_centers.argmin(1)
         self.inertia_ = float((to_centers.min(1) ** 2).sum())
         return self
@@ -220,15 +228,27 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         centers[full] = found.mean
         return centers
 
-    def _distances(self, codes: Tensor) -> Floats:
-        matrix = graph_distance_matrix(self.graph_, self._centers, codes)
-        return matrix.cpu().double().numpy().T
+    def _distances(self, codes: Tensor) -> NDArray[np.floating]:
+        return graph_distance_matrix(self.graph_, self._centers, codes).cpu().numpy().T
 
-    def transform(self, X: ArrayLike | Tensor) -> Floats:
-        """Return the geodesic distances of codes (n, d) to the centres, (n, K)."""
+    def _distances_of(self, X: ArrayLike | Tensor) -> NDArray[np.floating]:
         check_is_fitted(self)
-        return self._distances(as_codes("X", X, self.graph_.codes))
+        return self._distances(further_codes(self, X, self.graph_.codes))
+
+    def transform(self, X: ArrayLike | Tensor) -> NDArray[np.floating]:
+        """Return the geodesic distances of codes (n, d) to the centres, (n, K)."""
+        return self._distances_of(X)
 
     def predict(self, X: ArrayLike | Tensor) -> Integers:
         """Return the nearest centre of each code, (n,)."""
-        return self.transform(X).argmin(1)
+        return self._distances_of(X).argmin(1)
+
+    def score(self, X: ArrayLike | Tensor, y: object = None) -> float:  # noqa: ARG002
+        """Return minus the sum of squared distances of codes (n, d) to their nearest centres."""
+        return -float(np.square(self._distances_of(X).min(1), dtype=np.float64).sum())
+
+    def __sklearn_tags__(self) -> Tags:
+        """Tell scikit-learn that distances have the precision of the codes."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

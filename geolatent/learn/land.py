@@ -16,18 +16,44 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from geolatent.checks import check_choice, check_integer, check_number, describe, requirement
-from geolatent.geometry.integrators import Integrator, check_integrator
+from geolatent.checks import (
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+    describe,
+    requirement,
+)
+from geolatent.geometry.integrators import (
+    DiscreteGeodesic,
+    Integrator,
+    RungeKutta,
+    check_integrator,
+)
 from geolatent.geometry.logarithms import Logarithms
+from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.geometry.volume import volume_element
 from geolatent.graph import LatentGraph
-from geolatent.learn.estimators import as_codes, check_graph_of, default_graph
+from geolatent.learn.estimators import (
+    SignsOfLife,
+    check_graph_of,
+    default_graph,
+    fitted_codes,
+    further_codes,
+)
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.preconditioned import PreconditionedSolver
 
 _LOG_TWO_PI = math.log(2.0 * math.pi)
 _SMALLEST_STEP = 0.1
+# of the default integrators: the tolerance of Runge-Kutta, how many vectors it has to follow in how
+# many steps to be kept, and the steps of the chains that take its place
+_TOLERANCE = 1e-3
+_TRIED, _FEW_STEPS = 16, 16
+_CHAIN_STEPS = 128
+# parts that the last, larger samples are drawn in
+_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -51,6 +77,12 @@ class TangentSample:
     vectors: Tensor
     log_volume: Tensor
     log_weight: Tensor
+
+    @classmethod
+    def joined(cls, parts: list[TangentSample]) -> TangentSample:
+        """Return samples that were drawn in parts as one."""
+        names = ("vectors", "log_volume", "log_weight")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     def log_normalizer(self, precision: Tensor) -> Tensor:
         """Return log C, C = integral of exp(-v^T P v / 2) m(v) dv, for a precision P (d, d)."""
@@ -154,6 +186,11 @@ def _scatter(weight: Tensor, logs: Tensor) -> Tensor:
     return scatter + floor * torch.eye(len(scatter)).to(scatter)
 
 
+def _proposal(scatter: Tensor) -> Tensor:
+    """Return the covariance to draw from: wider than the data, so that weights stay bounded."""
+    return 1.5 * scatter
+
+
 def _reached(logs: Tensor) -> Tensor:
     """Return whether there is a logarithm, (..., d) -> (...)."""
     return logs.isfinite().all(-1)
@@ -233,10 +270,17 @@ class LandMixture(DensityMixin, BaseEstimator):
         Nodes of the default graph; by default four times the codes, 2,000 at least. Those beyond
         the codes lie around them, with a fifth of the codes' standard deviation.
     integrator
-        How geodesics are shot; by default ``RungeKutta(tolerance=1e-3)``.
+        How geodesics are shot. By default ``RungeKutta(tolerance=1e-3)``; but where a few of the
+        first vectors take it more than 16 steps, and the metric has an immersion, all go by
+        ``DiscreteGeodesic(128)``. In walls of uncertainty Runge-Kutta takes some hundred steps for
+        each, and at that tolerance its geodesics part from their neighbours too early: constants
+        come out too large.
     callback
         Called by ``fit`` after the start and every iteration with the iterations done and the mean
         log-likelihood; minutes may pass between two calls.
+    verbose
+        Whether what takes more than ten seconds tells on standard error how far it is, every ten
+        seconds.
     random_state
         Seed or `numpy.random.RandomState`.
 
@@ -255,8 +299,10 @@ class LandMixture(DensityMixin, BaseEstimator):
         Iterations.
     converged_
         Whether the gain fell to ``tol``.
-    graph_, n_features_in_
-        The graph; the latent dimension.
+    graph_
+        The graph.
+    n_features_in_, feature_names_in_
+        Latent dimension d; the names of the coordinates, where ``fit`` got a table with names.
 
     References
     ----------
@@ -287,6 +333,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         n_nodes: int | None = None,
         integrator: Integrator | None = None,
         callback: Callable[[int, float], None] | None = None,
+        verbose: bool = True,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.metric = metric
@@ -298,6 +345,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         self.n_nodes = n_nodes
         self.integrator = integrator
         self.callback = callback
+        self.verbose = verbose
         self.random_state = random_state
 
     def fit(self, X: ArrayLike | Tensor, y: object = None) -> Self:  # noqa: ARG002
@@ -314,14 +362,16 @@ class LandMixture(DensityMixin, BaseEstimator):
         max_iter = check_integer("max_iter", self.max_iter)
         tol = check_number("tol", self.tol, at_least=0.0)
         random = check_random_state(self.random_state)
-        codes = as_codes("X", X)
+        codes = fitted_codes(self, X, metric, check_graph_of(self.graph))
         n, d = codes.shape
         if n < max(k, d + 1):
             raise ValueError(requirement("X", f"at least {max(k, d + 1)} codes", describe(codes)))
         metric.check("X", codes[:1])
+        signs = self._signs("start")
         self._prepare(metric, codes, random)
+        signs.tell(f"graph of {self.graph_.n_nodes} nodes")
         noise = torch.from_numpy(random.randn(n_samples, d)).to(codes.device)
-        logarithms = self._logarithms(codes.repeat(k, 1))
+        logarithms = self._logarithms(codes.repeat(k, 1), signs)
         means, responsibilities = self._begin(codes, k, random)
 
         numbers = torch.arange(k * n, device=codes.device).reshape(k, n)
@@ -332,6 +382,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         def logs_at(means: Tensor) -> Tensor:
             return self._logs_at(logarithms, codes[kept], means, numbers)
 
+        self._choose_integrator(means[alive], logs[alive][:, kept], responsibilities, noise)
         parts = [
             self._component(mean, log, responsibility, noise)
             for mean, log, responsibility in zip(
@@ -356,22 +407,29 @@ class LandMixture(DensityMixin, BaseEstimator):
             self.n_iter_ += 1
             responsibilities = torch.exp(joint - total)
             shares = responsibilities.mean(1)
-            self._step(parts, responsibilities, noise, logs_at)
+            signs.stage = f"iteration {self.n_iter_} of at most {max_iter}"
+            signs.tell(f"mean log-likelihood {new_bound:.3f}")
+            self._step(parts, responsibilities, noise, logs_at, signs)
         self.lower_bound_ = bound
-        self.n_features_in_ = d
-        self._finish(parts, shares, random)
+        signs.stage = "end"
+        self._finish(parts, shares, random, signs)
         return self
 
+    def _signs(self, stage: str) -> SignsOfLife:
+        signs = SignsOfLife(type(self).__name__, check_boolean("verbose", self.verbose))
+        signs.stage = stage
+        return signs
+
     def _prepare(self, metric: Metric, codes: Tensor, random: np.random.RandomState) -> None:
-        self._integrator = check_integrator(self.integrator, tolerance=1e-3)
+        self._integrator = check_integrator(self.integrator, tolerance=_TOLERANCE)
         self._rows = Rows.of(metric, codes)
         self._dtype = codes.dtype
         graph = check_graph_of(self.graph)
         self.graph_ = graph or default_graph(metric, codes, self.n_nodes, random)
 
-    def _logarithms(self, points: Tensor) -> Logarithms:
+    def _logarithms(self, points: Tensor, signs: SignsOfLife) -> Logarithms:
         solver = PreconditionedSolver(tolerance=1e-3)
-        return Logarithms(self.metric, points, solver, self.graph_, None)
+        return Logarithms(self.metric, points, solver, self.graph_, None, signs.solving)
 
     def _logs_at(
         self, logarithms: Logarithms, codes: Tensor, means: Tensor, numbers: Tensor
@@ -417,13 +475,33 @@ class LandMixture(DensityMixin, BaseEstimator):
         labels = torch.from_numpy(model.labels_).long().to(codes.device)
         return means, torch.nn.functional.one_hot(labels, k).mT.double()
 
+    def _choose_integrator(
+        self, means: Tensor, logs: Tensor, responsibilities: Tensor, noise: Tensor
+    ) -> None:
+        """Take chains where the user chose nothing and Runge-Kutta needs many steps.
+
+        Once for a fit, so that its constants can be compared.
+        """
+        if self.integrator is not None or self._rows.metric.immersion is None:
+            return
+        few = RungeKutta(_TOLERANCE, max_steps=_FEW_STEPS)
+        one = torch.ones(1, dtype=torch.float64, device=means.device)
+        for mean, log, responsibility in zip(means, logs, responsibilities, strict=True):
+            scatter = _scatter(*_shares_of_reached(responsibility, log))
+            factor = torch.linalg.cholesky(_proposal(scatter))
+            vectors = (noise[:_TRIED] @ factor.mT)[:, None]
+            rows = self._rows.counting(len(vectors))
+            way = few.follow(rows, mean.expand_as(vectors).contiguous(), vectors, one)
+            if bool((way.status == TrajectoryStatus.MAX_STEPS).any()):
+                self._integrator = DiscreteGeodesic(_CHAIN_STEPS)
+                return
+
     def _component(
         self, mean: Tensor, logs: Tensor, responsibility: Tensor, noise: Tensor
     ) -> _Component:
         """Return the best component with a given mean."""
         scatter = _scatter(*_shares_of_reached(responsibility, logs))
-        # proposals a little wider than the data, so that weights stay bounded
-        sample = sample_tangents(self._rows, mean, 1.5 * scatter, noise, self._integrator)
+        sample = sample_tangents(self._rows, mean, _proposal(scatter), noise, self._integrator)
         precision = fit_precision(scatter, sample)
         return _Component(mean, precision, sample, sample.log_normalizer(precision), logs)
 
@@ -433,6 +511,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         responsibilities: Tensor,
         noise: Tensor,
         logs_at: Callable[[Tensor], Tensor],
+        signs: SignsOfLife,
     ) -> None:
         """Move every mean, where that raises its share of the likelihood."""
         directions = []
@@ -444,6 +523,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         )
         found = logs_at(trial)
         for number, responsibility in enumerate(responsibilities):
+            signs.tell(f"constant of component {number + 1} of {len(parts)}")
             part, own = parts[number], responsibility > 0
             # the old mean with the new responsibilities, and the new one
             stay = self._at_place(part, responsibility)
@@ -465,15 +545,25 @@ class LandMixture(DensityMixin, BaseEstimator):
         return _Component(part.mean, precision, part.sample, log_normalizer, part.logs)
 
     def _finish(
-        self, parts: list[_Component], shares: Tensor, random: np.random.RandomState
+        self,
+        parts: list[_Component],
+        shares: Tensor,
+        random: np.random.RandomState,
+        signs: SignsOfLife,
     ) -> None:
         """Take the constants anew with more samples, and keep the results."""
         d = parts[0].mean.numel()
         normalizers, errors = [], []
-        for part in parts:
-            noise = torch.from_numpy(random.randn(4 * self.n_samples, d)).to(part.mean)
+        for number, part in enumerate(parts):
+            noise = torch.from_numpy(random.randn(_PARTS * self.n_samples, d)).to(part.mean)
             covariance = 1.3 * torch.linalg.inv(part.precision)
-            sample = sample_tangents(self._rows, part.mean, covariance, noise, self._integrator)
+            samples = []
+            for some in noise.chunk(_PARTS):
+                signs.tell(f"constant of component {number + 1} of {len(parts)}")
+                samples.append(
+                    sample_tangents(self._rows, part.mean, covariance, some, self._integrator)
+                )
+            sample = TangentSample.joined(samples)
             values = torch.exp(sample.log_weight + _exponent(sample.vectors, part.precision))
             normalizers.append(float(sample.log_normalizer(part.precision)))
             errors.append(float(values.std() / values.mean() / len(values) ** 0.5))
@@ -491,7 +581,8 @@ class LandMixture(DensityMixin, BaseEstimator):
         """Return log w_k p_k by the volume measure, (K, n); warns where all are minus infinity."""
         k, n = len(self._means), len(codes)
         numbers = torch.arange(k * n, device=codes.device).reshape(k, n)
-        logs = self._logs_at(self._logarithms(codes.repeat(k, 1)), codes, self._means, numbers)
+        logarithms = self._logarithms(codes.repeat(k, 1), self._signs("densities"))
+        logs = self._logs_at(logarithms, codes, self._means, numbers)
         lost = ~_reached(logs).any(0)
         if bool(lost.any()):
             warnings.warn(
@@ -517,7 +608,7 @@ class LandMixture(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self)
         check_choice("measure", measure, ("latent", "volume"))
-        codes = as_codes("X", X, self._means.to(self._dtype))
+        codes = further_codes(self, X, self._means.to(self._dtype))
         values = torch.logsumexp(self._joint(codes), 0)
         if measure == "latent":
             factor = volume_element(self._rows, codes)
@@ -534,7 +625,7 @@ class LandMixture(DensityMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike | Tensor) -> NDArray[np.float64]:
         """Return the components' shares in each code's density, (n, K); NaN where that is 0."""
         check_is_fitted(self)
-        joint = self._joint(as_codes("X", X, self._means.to(self._dtype)))
+        joint = self._joint(further_codes(self, X, self._means.to(self._dtype)))
         return torch.softmax(joint, 0).mT.cpu().numpy()
 
     def predict(self, X: ArrayLike | Tensor) -> NDArray[np.int64]:

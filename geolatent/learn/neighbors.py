@@ -19,10 +19,12 @@ from geolatent.graph import LatentGraph
 from geolatent.learn.estimators import (
     Floats,
     Integers,
-    as_codes,
+    as_classes,
     check_graph_of,
     default_graph,
     finite_distances,
+    fitted_codes,
+    further_codes,
 )
 from geolatent.metrics.base import Metric, check_metric
 
@@ -53,8 +55,8 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_
         The classes, sorted.
-    n_features_in_
-        Latent dimension d.
+    n_features_in_, feature_names_in_
+        Latent dimension d; the names of the coordinates, where ``fit`` got a table with names.
     graph_
         The graph.
 
@@ -95,8 +97,8 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         check_choice("weights", self.weights, ("uniform", "distance"))
         metric = check_metric(self.metric)
         graph = check_graph_of(self.graph, metric)
-        codes = as_codes("X", X, None if graph is None else graph.codes)
-        labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+        labels = as_classes(self, y)  # before the codes, whose features' names it would forget
+        codes = fitted_codes(self, X, metric, graph)
         if labels.shape != (codes.shape[0],):
             required = f"of shape ({codes.shape[0]},), one class for each code"
             raise ValueError(requirement("y", required, describe(labels)))
@@ -112,13 +114,12 @@ class GeodesicKNeighborsClassifier(ClassifierMixin, BaseEstimator):
         self._voters = KNeighborsClassifier(n_neighbors, weights=self.weights, metric="precomputed")
         self._voters.fit(own, labels)
         self.classes_ = self._voters.classes_
-        self.n_features_in_ = codes.shape[1]
         return self
 
     def _distances(self, X: ArrayLike | Tensor) -> Floats:
         """Return the geodesic distances of codes (n, d) to those of ``fit``, (n, m)."""
         check_is_fitted(self)
-        codes = as_codes("X", X, self.graph_.codes)
+        codes = further_codes(self, X, self.graph_.codes)
         matrix = graph_distance_matrix(self.graph_, codes, self._codes)
         return finite_distances(matrix.cpu().double().numpy())
 

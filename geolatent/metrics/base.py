@@ -9,6 +9,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from geolatent.arrays import Array
 from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map
@@ -38,6 +39,14 @@ class Metric(ABC):
     max_rows: int | None = None
     immersion: Map | None = None
     quadratic_cost: Literal["jvp", "forward"] = "jvp"
+
+    @property
+    def like(self) -> Tensor | None:
+        """A tensor of the dtype and device that codes are brought to.
+
+        A parameter of the metric's functions; None where they have none, and codes keep their own.
+        """
+        return None
 
     @abstractmethod
     def _tensor(self, z: Tensor) -> Tensor: ...
@@ -82,6 +91,10 @@ class Metric(ABC):
         limited.max_rows = None if max_rows is None else check_integer("max_rows", max_rows)
         return limited
 
+    def __sklearn_clone__(self) -> Self:
+        """Return the metric itself: a clone of an estimator shares the decoder's weights."""
+        return self
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the metric's functions on codes from outside; errors name ``name``."""
         if self.immersion is not None:
@@ -94,7 +107,7 @@ class Metric(ABC):
         ``name``.
         """
 
-    def tensor(self, z: Tensor) -> Tensor:
+    def tensor(self, z: Array) -> Tensor:
         """Return the metric tensors G(z).
 
         Parameters
@@ -107,11 +120,11 @@ class Metric(ABC):
         Tensor
             Shape (n, d, d), symmetric, in squared units of the decoder's output.
         """
-        z = check_codes("z", z, self.dim)
+        z = check_codes("z", z, self.dim, like=self.like)
         self.check("z", z[:1].detach())
         return self._tensor(z)
 
-    def quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+    def quadratic(self, z: Array, v: Array) -> Tensor:
         """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.
 
         Parameters
@@ -124,8 +137,9 @@ class Metric(ABC):
         Tensor
             Shape (n,), squared lengths of the tangent vectors.
         """
-        z = check_codes("z", z, self.dim)
-        v = check_vectors("v", v, z)
+        like = self.like
+        z = check_codes("z", z, self.dim, like=like)
+        v = check_vectors("v", v, z, like=like)
         self.check("z", z[:1].detach())
         return self._quadratic(z, v)
 

@@ -16,6 +16,7 @@ from geolatent.checks import (
     check_function,
     check_number,
     describe,
+    parameter_behind,
     requirement,
     returned,
 )
@@ -81,6 +82,12 @@ class EnsembleMetric(Metric):
             self.immersion = Map(self._joined, "members", parts=self._immersions)
         if all(member.quadratic_cost == "forward" for member in members):
             self.quadratic_cost = "forward"
+
+    @property
+    def like(self) -> Tensor | None:
+        """The first member's that has one."""
+        found = (member.like for member in self.members)
+        return next((like for like in found if like is not None), None)
 
     def _joined(self, z: Tensor) -> Tensor:
         parts = [
@@ -153,6 +160,12 @@ class ConformalMetric(Metric):
         self.dim = metric.dim
         self.quadratic_cost = metric.quadratic_cost
         self._tested = False
+
+    @property
+    def like(self) -> Tensor | None:
+        """The metric's, or a parameter of the factor, if any."""
+        like = self.metric.like
+        return parameter_behind(self.factor) if like is None else like
 
     @classmethod
     def from_log_density(
@@ -277,6 +290,11 @@ class LocalVarianceMetric(Metric):
         self.dim = self.data.shape[1]
         self.bandwidth = check_number("bandwidth", bandwidth, above=0.0)
         self.floor = check_number("floor", floor, above=0.0)
+
+    @property
+    def like(self) -> Tensor:
+        """The data."""
+        return self.data
 
     def tensor_rows(self, dim: int) -> int:  # noqa: ARG002
         """Forward rows that one metric tensor counts as: it is one evaluation."""

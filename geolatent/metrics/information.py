@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from geolatent.callables import is_scripted
-from geolatent.checks import check_choice, check_function, describe, requirement, returned
+from geolatent.checks import (
+    check_choice,
+    check_function,
+    describe,
+    parameter_behind,
+    requirement,
+    returned,
+)
 from geolatent.metrics.base import Metric
 from geolatent.metrics.map import Map, second_derivative
 from geolatent.metrics.pullback import PullbackMetric, gram
@@ -164,6 +171,11 @@ class GaussianFisherRaoMetric(Metric):
     def __init__(self, decoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
         self.decoder = Map(decoder, "decoder", n_outputs=2)
 
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of the decoder, if any."""
+        return parameter_behind(self.decoder.function)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the decoder on codes from outside: the standard deviation must be positive."""
         joint = self.decoder.check(name, z)
@@ -234,6 +246,11 @@ class DivergenceMetric(Metric):
         self.decoder = Map(decoder, "decoder")
         self.divergence: Callable[..., Any] = check_function("divergence", divergence)
         self._scripted = is_scripted(divergence)
+
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of the decoder, or of the divergence, if any."""
+        return parameter_behind(self.decoder.function, self.divergence)
 
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as: one second derivative per entry."""

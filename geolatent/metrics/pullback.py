@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_choice, check_integer
+from geolatent.checks import check_choice, check_integer, parameter_behind
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map
@@ -24,6 +24,11 @@ class _ImmersedMetric(Metric):
 
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         return self.immersion.jvp(z, v)[1].square().sum(1)
+
+
+def _parameter_of(decoder: Map, features: Map | None) -> Tensor | None:
+    functions = (decoder.function,) if features is None else (decoder.function, features.function)
+    return parameter_behind(*functions)
 
 
 class PullbackMetric(_ImmersedMetric):
@@ -72,6 +77,11 @@ class PullbackMetric(_ImmersedMetric):
         else:
             parts = (self.decoder, self.features)
             super().__init__(Map(self._chain, "decoder", parts=parts))
+
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of the decoder, or of the features, if any."""
+        return _parameter_of(self.decoder, self.features)
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of the decoder's output, or of the features' where it is larger."""
@@ -152,6 +162,11 @@ class GaussianPullbackMetric(Metric):
         self._plain = _ImmersedMetric(self.decoder)
         self.immersion = self.decoder if features is None else None
         self._chart = None if features is None else Map(self._weighted, "decoder")
+
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of the decoder, or of the features, if any."""
+        return _parameter_of(self.decoder, self.features)
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""

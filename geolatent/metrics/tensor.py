@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_function, check_integer, requirement, returned
+from geolatent.checks import (
+    check_function,
+    check_integer,
+    parameter_behind,
+    requirement,
+    returned,
+)
 from geolatent.metrics.base import Metric, indefinite
 from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows, neighbour
@@ -49,6 +55,11 @@ class TensorMetric(Metric):
         self.dim = check_integer("dim", dim)
         self.fn: Callable[[Tensor], Any] = check_function("fn", fn)
         self._tested = False
+
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of ``fn``, if any."""
+        return parameter_behind(self.fn)
 
     def tensor_rows(self, dim: int) -> int:  # noqa: ARG002
         """Forward rows that one metric tensor counts as: it is one evaluation of ``fn``."""
