@@ -279,24 +279,25 @@ class TestSingleCells:
         with pytest.raises(ValueError, match="`library_size`"):
             adapters.scvi(model, batch="S", covariates={"percent_mito": 1.0}, library_size=0.0)
 
+    @pytest.mark.slow
     def test_neighbours_clusters_and_map_of_cells(self):
         scanpy = pytest.importorskip("scanpy")
         pytest.importorskip("leidenalg")
-        model = foreign_models.scvi_model(epochs=3, n_genes=50)
-        data = model.adata[:120].copy()
-        data.obsm["X_scVI"] = model.get_latent_representation()[:120]
+        model = foreign_models.scvi_model(epochs=3, n_genes=30)
+        data = model.adata[:50].copy()
+        data.obsm["X_scVI"] = model.get_latent_representation()[:50]
         codes = torch.from_numpy(data.obsm["X_scVI"])
         metric = adapters.metric(adapters.scvi(model), codes)
-        near = gl.GeodesicKNeighborsTransformer(metric, 8)
+        near = gl.GeodesicKNeighborsTransformer(metric, 5)
         scanpy.pp.neighbors(data, use_rep="X_scVI", transformer=near)
-        assert data.uns["neighbors"]["params"]["n_neighbors"] == 8
+        assert data.uns["neighbors"]["params"]["n_neighbors"] == 5
         lengths = data.obsp["distances"]
         # straight lines are no shorter, and distances are the same both ways
         i, j = lengths.nonzero()
         pairs = torch.from_numpy(data.obsm["X_scVI"][i]), torch.from_numpy(data.obsm["X_scVI"][j])
-        straight = gl.path_length(metric, gl.CubicBSpline.straight(*pairs), tolerance=1e-3)
+        straight = gl.path_length(metric, gl.CubicBSpline.straight(*pairs), tolerance=1e-2)
         found = torch.from_numpy(lengths[i, j].A1).to(straight)
-        assert (found <= straight * (1 + 2e-3)).all()
+        assert (found <= straight * (1 + 1e-2)).all()
         both = lengths.multiply(lengths.T > 0)
         assert abs(both - both.T).max() == 0
         scanpy.tl.leiden(data, flavor="igraph", n_iterations=2, directed=False)

@@ -78,6 +78,7 @@ def decoder(
 
     Examples
     --------
+    >>> import torch
     >>> pair = lambda z, scale: {"sample": scale * z, "noise": 0.0 * z}
     >>> doubled = decoder(pair, "sample", shape=(1, 2), scale=torch.tensor([[[2.0]]]))
     >>> doubled(torch.ones(3, 2)).shape
