@@ -266,6 +266,13 @@ class TestSingleCells:
         assert names.index("G2M") == 1
         torch.testing.assert_close(found.detach(), own)
 
+    def test_a_dispersion_by_labels_is_refused(self):
+        model = foreign_models.scvi_model(
+            dispersion="gene-label", epochs=1, n_genes=30, labels_key="bulk_labels"
+        )
+        with pytest.raises(ValueError, match="gene-label"):
+            adapters.scvi(model)
+
     def test_what_must_be_fixed(self):
         model = foreign_models.scvi_model(
             batch=True, epochs=1, n_genes=30, continuous_covariate_keys=["percent_mito"]

@@ -25,15 +25,16 @@ def scvi(
     From latent codes, as ``model.get_latent_representation()`` has them, to the distribution of a
     cell's counts, for `metric`: the Fisher-Rao metric of its likelihood (``"nb"``, ``"zinb"``,
     ``"poisson"``), in which each gene counts by what its counts tell; lengths do depend on the
-    library size, for more counts tell more. Or to one quantity of it, for `PullbackMetric`.
+    library size, for more counts tell more. Zero inflation is part of the metric and needs a
+    dispersion that does not depend on the code. Or to one quantity of it, for `PullbackMetric`.
 
     Parameters
     ----------
     model
         The model, in evaluation mode as after training.
     output
-        None for the distribution of scvi-tools; ``"mean"`` for its mean, the rate without zero
-        inflation times one; ``"mu"`` for the rate, ``"scale"`` for the normalised expression.
+        None for the distribution of scvi-tools; ``"mean"`` for its mean; ``"scale"`` for the
+        normalised expression, of sum 1.
     library_size
         Counts of a cell.
     batch
@@ -56,6 +57,9 @@ def scvi(
     if not hasattr(module, "generative") or not hasattr(module, "gene_likelihood"):
         required = "a model of scvi-tools such as SCVI, with a `gene_likelihood`"
         raise TypeError(requirement("model", required, describe(model)))
+    if module.dispersion == "gene-label":
+        required = "one whose dispersion does not depend on labels"
+        raise ValueError(requirement("model", required, 'one with dispersion "gene-label"'))
     size = check_number("library_size", library_size, above=0.0)
     like = next(module.parameters())
     fixed: dict[str, Any] = {
@@ -77,9 +81,6 @@ def _generative(module: Any) -> Any:
 
 def _batch(model: Any, batch: object) -> int:
     """Return the number of a batch by its name; of the only one by none."""
-    if model.module.dispersion == "gene-label":
-        required = "one whose dispersion does not depend on labels"
-        raise ValueError(requirement("model", required, 'one with dispersion "gene-label"'))
     names = list(model.adata_manager.get_state_registry("batch").categorical_mapping)
     if batch is None and len(names) == 1:
         return 0
