@@ -18,12 +18,10 @@ from geolatent.metrics.counts import dispersion_information
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-LINEAR_SEED = 5
 
-
-def parameters(n, seed=LINEAR_SEED):
-    """Return a function z -> n positive tensors of shape (m, 4), each varying by a factor of 4."""
-    generator = torch.Generator().manual_seed(seed)
+def parameters(n):
+    """Return a function z -> n tensors of shape (m, 4), between 1 / e and e."""
+    generator = torch.Generator().manual_seed(5)
     weights = torch.randn(n, 4, 3, generator=generator, dtype=torch.float64)
 
     def positive(z):
@@ -41,7 +39,7 @@ def shares(z):
     return torch.stack([first, second, torch.ones_like(first)], dim=-1)
 
 
-# made of parameters that depend on z: the distribution, and outcomes with weights where few count
+# by name: decoders of distributions, and all outcomes that count where they can be counted
 COUNTS = torch.arange(400.0, dtype=torch.float64)
 FAMILIES = {
     "Bernoulli": (lambda z: td.Bernoulli(logits=ONE(z)[0]), torch.arange(2.0)),
@@ -79,6 +77,13 @@ METRICS = {
     "LogNormal": gl.GaussianFisherRaoMetric,
     "Categorical": gl.CategoricalPullbackMetric,
 }
+WITHOUT_EMBEDDING = [
+    gl.GaussianFisherRaoMetric(TWO),
+    gl.GammaFisherRaoMetric(TWO),
+    gl.BetaFisherRaoMetric(TWO),
+    gl.NegativeBinomialFisherRaoMetric(TWO),
+    gl.ZeroInflatedNegativeBinomialMetric(TWO, torch.tensor([0.5, 1.0, 3.0, 9.0])),
+]
 WITHOUT_DIVERGENCE = {"NegativeBinomial", "NegativeBinomial, dispersion varies", "Multinomial"}
 
 
@@ -101,14 +106,12 @@ def test_information_is_the_expected_square_of_the_score(name):
     z = torch.randn(3, 3)
     expected = []
     for row in z:
-        log_prob, score = scores(
-            decoder, row, outcomes.to(z) if outcomes.is_floating_point() else outcomes
-        )
+        log_prob, score = scores(decoder, row, outcomes.double())
         chances = log_prob.exp()
         torch.testing.assert_close(chances.sum(0), torch.ones(4), rtol=0, atol=1e-12)
         expected.append(torch.einsum("xj,xjk,xjl->kl", chances, score, score))
     metric = adapters.metric(decoder, z)
-    assert type(metric) is METRICS.get(name, gl.PullbackMetric) or name not in METRICS
+    assert type(metric) is METRICS.get(name, type(metric))
     check_metric(metric, torch.stack(expected), z)
 
 
@@ -193,6 +196,20 @@ def test_normal_outputs_have_the_expected_metric_of_mean_and_deviation():
     # a deviation of one number for all: the pull-back of the mean
     mean = gl.PullbackMetric(lambda z: TWO(z)[0]).tensor(z).detach()
     check_metric(adapters.metric(lambda z: td.Normal(TWO(z)[0], 0.3), z), mean, z)
+
+
+@pytest.mark.parametrize("metric", WITHOUT_EMBEDDING)
+def test_chords_are_right_to_fourth_order(metric):
+    """Between two codes near each other, beside v^T G v in the middle."""
+    z, v = torch.randn(2, 5, 3)
+    metric.check("z", z[:1])
+    errors = []
+    for step in (0.1, 0.05):
+        ends = (metric.chords.values(z + sign * 0.5 * step * v) for sign in (-1, 1))
+        errors.append(metric.chords.squares(*ends) - step**2 * metric.quadratic(z, v))
+    assert metric.immersion is None
+    ratio = errors[0].abs().sum() / errors[1].abs().sum()
+    assert float(ratio) == pytest.approx(16.0, rel=0.05)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
