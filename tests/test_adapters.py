@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.usefixtures("float64"),
     # said by the libraries of their own code
     pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:scvi|anndata|scanpy"),
 ]
 # what has no forward-mode rule in the library itself
 DOUBLE_BACKWARD = {"BayesianGPLVM"}

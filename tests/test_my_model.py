@@ -11,11 +11,8 @@ from torch import nn
 
 import geolatent as gl
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:scvi|anndata|scanpy|umap"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:scvi|anndata|scanpy|umap"),
-]
+# said by libraries of their own code
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
 PAGE = Path(__file__).parents[1] / "docs" / "my-model.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 SECTIONS = {
@@ -72,7 +69,15 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("section", [name for name, blocks in SECTIONS.items() if blocks])
+SLOW = {"diffusers", "scanpy"}
+WITH_BLOCKS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+    for name, blocks in SECTIONS.items()
+    if blocks
+]
+
+
+@pytest.mark.parametrize("section", WITH_BLOCKS)
 def test_blocks_run_as_written(section):
     library, d, given = GIVEN[section]
     if library is not None:
