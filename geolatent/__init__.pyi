@@ -1,5 +1,6 @@
 # The public names, each with the module that it is imported from: what type checkers see, and
 # what `__init__.py` reads. `as` makes a name public.
+from geolatent import adapters as adapters
 from geolatent import models as models
 from geolatent._version import __version__ as __version__
 from geolatent.curves import CubicBSpline as CubicBSpline
@@ -40,15 +41,28 @@ from geolatent.lab import data as data
 from geolatent.learn.kmeans import GeodesicKMeans as GeodesicKMeans
 from geolatent.learn.land import LandMixture as LandMixture
 from geolatent.learn.neighbors import GeodesicKNeighborsClassifier as GeodesicKNeighborsClassifier
+from geolatent.learn.neighbors import GeodesicKNeighborsTransformer as GeodesicKNeighborsTransformer
 from geolatent.lengths import path_energy as path_energy
 from geolatent.lengths import path_length as path_length
 from geolatent.metrics.base import Metric as Metric
 from geolatent.metrics.composite import ConformalMetric as ConformalMetric
 from geolatent.metrics.composite import EnsembleMetric as EnsembleMetric
 from geolatent.metrics.composite import LocalVarianceMetric as LocalVarianceMetric
+from geolatent.metrics.counts import (
+    NegativeBinomialFisherRaoMetric as NegativeBinomialFisherRaoMetric,
+)
+from geolatent.metrics.counts import (
+    NegativeBinomialPullbackMetric as NegativeBinomialPullbackMetric,
+)
+from geolatent.metrics.counts import PoissonPullbackMetric as PoissonPullbackMetric
+from geolatent.metrics.counts import (
+    ZeroInflatedNegativeBinomialMetric as ZeroInflatedNegativeBinomialMetric,
+)
 from geolatent.metrics.information import BernoulliPullbackMetric as BernoulliPullbackMetric
+from geolatent.metrics.information import BetaFisherRaoMetric as BetaFisherRaoMetric
 from geolatent.metrics.information import CategoricalPullbackMetric as CategoricalPullbackMetric
 from geolatent.metrics.information import DivergenceMetric as DivergenceMetric
+from geolatent.metrics.information import GammaFisherRaoMetric as GammaFisherRaoMetric
 from geolatent.metrics.information import GaussianFisherRaoMetric as GaussianFisherRaoMetric
 from geolatent.metrics.pullback import GaussianPullbackMetric as GaussianPullbackMetric
 from geolatent.metrics.pullback import PullbackMetric as PullbackMetric

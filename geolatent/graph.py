@@ -287,11 +287,7 @@ class LatentGraph:
         pairs = np.unique(low.astype(np.int64) * n + high)  # sorted by the lower end
         low, high = pairs // n, pairs % n
         rows = Rows.of(metric, codes, Evaluations.zeros(1, codes.device))
-        if rows.chords is None:
-            ends = (torch.from_numpy(each).to(codes.device) for each in (low, high))
-            weights = segment_lengths(rows, codes[None], *ends)[0]
-        else:
-            weights = _chord_lengths(rows, codes, low, high)
+        weights = edge_lengths(rows, codes, low, high)
         if bridges is not None and len(bridges):
             tips = codes[torch.from_numpy(bridges).to(codes.device)]
             shares = torch.linspace(0.0, 1.0, _BRIDGE_CHORDS + 1).to(codes)[:, None]
@@ -468,6 +464,19 @@ def check_graph(value: object) -> LatentGraph:
     if not isinstance(value, LatentGraph):
         raise TypeError(requirement("graph", "a geolatent LatentGraph", describe(value)))
     return value
+
+
+def edge_lengths(
+    rows: Rows, codes: Tensor, low: NDArray[np.int64], high: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the lengths of edges between codes (n, d), by their numbers, sorted by ``low``.
+
+    Chords in the output where the metric has them, else the speed in the middle.
+    """
+    if rows.chords is None:
+        ends = (torch.from_numpy(each).to(codes.device) for each in (low, high))
+        return segment_lengths(rows, codes[None], *ends)[0]
+    return _chord_lengths(rows, codes, low, high)
 
 
 def _chord_lengths(

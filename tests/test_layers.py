@@ -27,6 +27,7 @@ LEVELS = [
     ["solve"],
     ["geometry"],
     ["learn"],
+    ["adapters"],
     ["lab"],
     ["cli"],
     ["__main__"],

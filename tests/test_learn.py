@@ -5,20 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import SPHERE, sphere, sphere_mean
+from problems import SPHERE, ball, sphere, sphere_distance, sphere_mean
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer
+from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from geolatent import GaussianPullbackMetric, LatentGraph, PullbackMetric, models
 from geolatent.geometry.distances import graph_distance_matrix
 from geolatent.lab import data as digits_data
 from geolatent.learn.kmeans import GeodesicKMeans, lloyd
-from geolatent.learn.neighbors import GeodesicKNeighborsClassifier
+from geolatent.learn.neighbors import (
+    GeodesicKNeighborsClassifier,
+    GeodesicKNeighborsTransformer,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -183,6 +187,66 @@ def test_estimators_in_scikit_learns_tools(ring_graph):
             getattr(again, method)(codes[:2])
 
 
+# Graphs of neighbours
+
+
+def test_neighbours_on_the_sphere_are_the_nearest_at_their_distances():
+    codes = ball(2)(40)
+    i, j = torch.cartesian_prod(torch.arange(40), torch.arange(40)).T
+    exact = sphere_distance(codes[i], codes[j]).reshape(40, 40).numpy()
+    near = GeodesicKNeighborsTransformer(SPHERE, 5, n_candidates=40, length_tolerance=1e-5)
+    found = near.fit_transform(codes)
+    assert found.shape == (40, 40)
+    assert (found.getnnz(axis=1) == 6).all()
+    rows = found.indices.reshape(40, 6)
+    assert (rows[:, 0] == np.arange(40)).all()
+    np.testing.assert_allclose(found.data.reshape(40, 6), np.sort(exact, axis=1)[:, :6], rtol=1e-3)
+    np.testing.assert_allclose(found.data, exact[np.arange(40).repeat(6), found.indices], rtol=1e-3)
+    # chords are shorter
+    chords = GeodesicKNeighborsTransformer(SPHERE, 5, n_candidates=40, refine=False)
+    straight = torch.cdist(sphere(codes), sphere(codes)).numpy()
+    expected = np.sort(straight, axis=1)[:, 1:6]
+    shorter = chords.fit_transform(codes).data.reshape(40, 6)
+    # torch.cdist takes differences of squares
+    np.testing.assert_allclose(shorter[:, 1:], expected, rtol=1e-6)
+    assert (shorter <= found.data.reshape(40, 6) * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_neighbours_in_a_plane_are_those_of_scikit_learn(refine):
+    codes, queries = torch.randn(30, 3), torch.randn(4, 3)
+    plane = PullbackMetric(lambda z: 2.0 * z)
+    near = GeodesicKNeighborsTransformer(plane, 4, refine=refine).fit(codes)
+    plain = KNeighborsTransformer(n_neighbors=4).fit(2.0 * codes.numpy())
+    for points in (codes, queries):
+        expected = plain.transform(2.0 * points.numpy())
+        found = near.transform(points)
+        assert (found.indices == expected.indices).all()
+        # a code's distance to itself is a rounding error to scikit-learn
+        np.testing.assert_allclose(found.data, expected.data, rtol=1e-6, atol=1e-7)
+
+
+def test_neighbours_stay_on_their_side_of_a_fence(ring_graph):
+    codes, labels, graph = ring_graph
+    near = GeodesicKNeighborsTransformer(graph.metric, 4, n_candidates=60, refine=False)
+    found = near.fit_transform(codes)
+    assert (labels[found.indices].reshape(120, 5) == labels[:, None]).all()
+
+
+def test_neighbours_for_scikit_learns_precomputed_metric(ring_graph):
+    codes, labels, graph = ring_graph
+    model = make_pipeline(
+        GeodesicKNeighborsTransformer(graph.metric, 5, refine=False),
+        KNeighborsClassifier(5, metric="precomputed"),
+    )
+    model.fit(codes.numpy(), labels)
+    assert (model.predict(codes.numpy()) == labels).all()
+    again = clone(model[0])
+    assert again.get_params()["n_neighbors"] == 5
+    with pytest.raises(NotFittedError):
+        again.transform(codes)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -191,6 +255,18 @@ def test_estimators_in_scikit_learns_tools(ring_graph):
         (lambda z: GeodesicKMeans(SPHERE, 9).fit(z), ValueError, "at least 9 codes"),
         (lambda z: GeodesicKMeans(SPHERE, 2, graph=z).fit(z), TypeError, "`graph`"),
         (lambda z: GeodesicKNeighborsClassifier(SPHERE).fit(z, [1, 2]), ValueError, "`y`"),
+        (lambda z: GeodesicKNeighborsTransformer("flat").fit(z), TypeError, "`metric`"),
+        (lambda z: GeodesicKNeighborsTransformer(SPHERE, 8).fit(z), ValueError, "at least 9 codes"),
+        (
+            lambda z: GeodesicKNeighborsTransformer(SPHERE, 4, n_candidates=4).fit(z),
+            ValueError,
+            "`n_candidates`",
+        ),
+        (
+            lambda z: GeodesicKNeighborsTransformer(SPHERE, 4, refine="yes").fit(z),
+            TypeError,
+            "`refine`",
+        ),
         (
             lambda z: GeodesicKNeighborsClassifier(SPHERE, weights="votes").fit(z, [0] * 8),
             ValueError,

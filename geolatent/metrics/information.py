@@ -20,8 +20,9 @@ from geolatent.checks import (
     returned,
 )
 from geolatent.metrics.base import Metric
+from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map, second_derivative
-from geolatent.metrics.pullback import PullbackMetric, gram
+from geolatent.metrics.pullback import PullbackMetric
 
 _OUTPUTS = ("probabilities", "logits")
 
@@ -139,7 +140,68 @@ def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
     return values
 
 
-class GaussianFisherRaoMetric(Metric):
+class InformationMetric(Metric):
+    r"""Fisher-Rao metric of independent outputs, from the information of their parameters.
+
+        v^T G(z) v = sum_k w_k(z) (J_k v)^2,    J_k = ds_k / dz,
+
+    with coordinates s_k and weights w_k of the outputs' parameters, which write their Fisher
+    information as a sum of squares. Not the pull-back of a Euclidean metric, so there is no
+    ``immersion``; but coordinates and weights at its ends give the length of a short chord.
+    """
+
+    parameters: tuple[str, ...]
+    positive: tuple[str, ...]
+
+    def __init__(self, decoder: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        self.decoder = Map(decoder, "decoder", n_outputs=len(self.parameters))
+        self._chart = Map(self._joined, "decoder", parts=(self.decoder,))
+
+    @abstractmethod
+    def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return coordinates and weights, as many, of parameters (n, D), in that shape each."""
+
+    @property
+    def like(self) -> Tensor | None:
+        """A parameter of the decoder, if any."""
+        return parameter_behind(self.decoder.function)
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the decoder on codes from outside: what is positive must be."""
+        parts = self.decoder.check(name, z).chunk(len(self.parameters), dim=1)
+        for label, values in zip(self.parameters, parts, strict=True):
+            if label in self.positive and bool((values <= 0).any()):
+                required = f"a callable returning positive {label}s"
+                raise ValueError(
+                    requirement("decoder", required, f"one of {float(values.min()):.3g}")
+                )
+        self._chart.width(z)  # so that its shape is known
+
+    @property
+    def chords(self) -> Chords:
+        """Chords of the coordinates, weighted by the mean of their ends' weights."""
+        return Chords(self._chart, self._chart.output_shape.numel() // 2)
+
+    def row_width(self, z: Tensor) -> int:
+        """Return the size of all parameters."""
+        return self.decoder.width(z)
+
+    def _joined(self, z: Tensor) -> Tensor:
+        """Return coordinates and weights side by side, (n, 2 K D)."""
+        coordinates, weights = self._squares(*self.decoder(z).chunk(len(self.parameters), dim=1))
+        return torch.cat([*coordinates, *weights], dim=1)
+
+    def _tensor(self, z: Tensor) -> Tensor:
+        values, columns = self._chart.columns(z)
+        slopes = columns.chunk(2, dim=2)[0]
+        return torch.einsum("inK,nK,jnK->nij", slopes, values.chunk(2, dim=1)[1], slopes)
+
+    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
+        values, tangents = self._chart.jvp(z, v)
+        return (values.chunk(2, dim=1)[1] * tangents.chunk(2, dim=1)[0].square()).sum(1)
+
+
+class GaussianFisherRaoMetric(InformationMetric):
     r"""Fisher-Rao metric of a Gaussian decoder N(mu(z), diag sigma(z)^2).
 
         G(z) = J_mu^T diag(1 / sigma^2) J_mu + 2 J_sigma^T diag(1 / sigma^2) J_sigma,
@@ -168,41 +230,79 @@ class GaussianFisherRaoMetric(Metric):
              [0.0000, 0.5000]]])
     """
 
-    def __init__(self, decoder: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        self.decoder = Map(decoder, "decoder", n_outputs=2)
+    parameters = ("mean", "standard deviation")
+    positive = ("standard deviation",)
 
-    @property
-    def like(self) -> Tensor | None:
-        """A parameter of the decoder, if any."""
-        return parameter_behind(self.decoder.function)
+    def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        precision = parameters[1] ** -2
+        return parameters, (precision, 2.0 * precision)
 
-    def check(self, name: str, z: Tensor) -> None:
-        """Evaluate the decoder on codes from outside: the standard deviation must be positive."""
-        joint = self.decoder.check(name, z)
-        deviation = joint.chunk(2, dim=1)[1]
-        if bool((deviation <= 0).any()):
-            required = "a callable returning positive standard deviations"
-            raise ValueError(
-                requirement("decoder", required, f"one of {float(deviation.min()):.3g}")
-            )
 
-    def row_width(self, z: Tensor) -> int:
-        """Return the size of mean and standard deviation."""
-        return self.decoder.width(z)
+class GammaFisherRaoMetric(InformationMetric):
+    r"""Fisher-Rao metric of a decoder whose outputs are independent gamma variables.
 
-    def _scaled(self, joint: Tensor, tangents: Tensor) -> Tensor:
-        """Divide tangents (m, n, 2 D) of mean and standard deviation by the latter."""
-        deviation = joint.chunk(2, dim=1)[1]
-        of_mean, of_deviation = tangents.chunk(2, dim=2)
-        return torch.cat([of_mean / deviation, math.sqrt(2.0) * of_deviation / deviation], dim=2)
+        v^T G v = sum (psi'(a) - 1 / a) da^2 + a (d log(a / b))^2,    da = J_a v, ...,
 
-    def _tensor(self, z: Tensor) -> Tensor:
-        scaled = self._scaled(*self.decoder.columns(z))
-        return gram(scaled)
+    with the concentration a(z), the rate b(z) and the trigamma function psi': concentration and
+    mean a / b are orthogonal.
 
-    def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
-        joint, tangent = self.decoder.jvp(z, v)
-        return self._scaled(joint, tangent[None])[0].square().sum(1)
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (concentration, rate), each (n, ...), of one shape, positive.
+
+    References
+    ----------
+    Arwini, Dodson, "Information Geometry: Near Randomness and Near Independence", 2008, chapter 3.
+
+    Examples
+    --------
+    >>> metric = GammaFisherRaoMetric(lambda z: (torch.ones_like(z), z))  # exponential variables
+    >>> metric.tensor(torch.tensor([[2.0]]))
+    tensor([[[0.2500]]])
+    """
+
+    parameters = ("concentration", "rate")
+    positive = ("concentration", "rate")
+
+    def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        a, b = parameters
+        return (a, torch.log(a / b)), (torch.polygamma(1, a) - 1.0 / a, a)
+
+
+class BetaFisherRaoMetric(InformationMetric):
+    r"""Fisher-Rao metric of a decoder whose outputs are independent beta variables.
+
+        v^T G v = sum psi'(a) da^2 + psi'(b) db^2 - psi'(a + b) (da + db)^2,
+
+    with da = J_a v, db = J_b v and the trigamma function psi'.
+
+    Parameters
+    ----------
+    decoder
+        (n, d) -> (a, b), each (n, ...), of one shape, positive: the concentrations that belong to 1
+        and to 0, torch's ``concentration1`` and ``concentration0``.
+
+    References
+    ----------
+    Le Brigant, Preston, Puechmorel, "Fisher-Rao geometry of Dirichlet distributions", 2021,
+    https://arxiv.org/abs/2005.05608.
+
+    Examples
+    --------
+    >>> metric = BetaFisherRaoMetric(lambda z: (z, torch.ones_like(z)))  # powers of uniform ones
+    >>> metric.tensor(torch.tensor([[2.0]]))
+    tensor([[[0.2500]]])
+    """
+
+    parameters = ("concentration1", "concentration0")
+    positive = ("concentration1", "concentration0")
+
+    def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        a, b = parameters
+        sums = (a, b, a + b)
+        first, second, both = (torch.polygamma(1, each) for each in sums)
+        return sums, (first, second, -both)
 
 
 class DivergenceMetric(Metric):
