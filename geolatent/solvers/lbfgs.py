@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -38,7 +38,16 @@ def cholesky(matrix: Tensor, ridge: float = 1e-8) -> Tensor:
 
 @dataclass(frozen=True)
 class Preconditioner(ABC):
-    """Positive definite matrices H, one for each of A problems, of which H^-1 V can be had."""
+    """Positive definite matrices H, one for each of A problems, of which H^-1 V can be had.
+
+    Attributes
+    ----------
+    rescaled
+        Whether H is known but for a factor, so that it is multiplied by y^T H^-1 y / s^T y, with
+        the last accepted step s and the change y of the gradient on it.
+    """
+
+    rescaled: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, vectors: Tensor) -> Tensor:
@@ -125,6 +134,8 @@ class LowRankPreconditioner(Preconditioner):
     shared
         Cholesky factor of S, (n, n) with m = n d.
     """
+
+    rescaled = True
 
     ridge: Tensor
     basis: Tensor
@@ -321,19 +332,15 @@ class LBFGS:
         Armijo's constant.
     max_rejections
         A problem whose step was rejected so often in a row is stalled.
-    rescaled
-        Whether H is multiplied by y^T H^-1 y / s^T y of the last accepted step s and the change y
-        of the gradient on it (Oren and Luenberger 1974).
-
     References
     ----------
-    Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1.
+    Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1. Oren, Luenberger,
+    "Self-scaling variable metric algorithms", 1974.
     """
 
     history: int = 8
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
-    rescaled: bool = False
 
     def __post_init__(self) -> None:
         check_integer("history", self.history)
@@ -458,8 +465,7 @@ class LBFGS:
         last = memory.gradient_differences[:, 0]
         sides = torch.stack([rest, state.gradient, last], dim=2)
         downhill, newton, secant = state.preconditioner.solve(sides).unbind(2)
-        if self.rescaled:
-            # s^T y / y^T H^-1 y
+        if state.preconditioner.rescaled:
             inverse = memory.curvature[:, 0] * (last * secant).sum(1)
             downhill = torch.where(inverse > 0, 1.0 / inverse, 1.0)[:, None] * downhill
         for k in reversed(range(self.history)):
