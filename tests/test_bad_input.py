@@ -22,6 +22,7 @@ from geolatent import (
     solve_geodesic,
 )
 from geolatent.checks import check_alike, check_tensor
+from geolatent.metrics.information import BernoulliPullbackMetric
 
 META = torch.device("meta")
 CODES = torch.ones(3, 2)
@@ -144,9 +145,44 @@ def test_codes_that_the_decoder_cannot_take():
         check_refused(
             lambda call=call: call(CODES.double()), TypeError, name, "dtype of `decoder`", "float64"
         )
-    # what is wrong with a wrong number of dimensions, torch says itself
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        metric.tensor(torch.ones(3, 5))
+
+
+def picked(z):
+    return z[:, [5]]
+
+
+def asserted(z):
+    assert z.shape[1] == 2, "two dimensions"
+    return z
+
+
+@pytest.mark.parametrize(
+    ("decoder", "told"),
+    [
+        (nn.Linear(2, 4), "shapes cannot be multiplied"),
+        (lambda z: z @ torch.ones(2, 4), "shapes cannot be multiplied"),
+        (picked, "IndexError: index 5 is out of bounds"),
+        (asserted, "AssertionError: two dimensions"),
+        (nn.Sequential(nn.Unflatten(1, (2, 1, 1)), nn.Conv2d(2, 3, 1)), "unflatten"),
+    ],
+)
+def test_codes_of_a_width_that_the_decoder_does_not_take(decoder, told):
+    z = torch.ones(3, 5)
+    for metric in (
+        PullbackMetric(decoder),
+        BernoulliPullbackMetric(decoder),
+        GaussianPullbackMetric(lambda z: (decoder(z), decoder(z))),
+    ):
+        for call, name in (
+            (lambda m: m.tensor(z), "z"),
+            (lambda m: solve_geodesic(m, z, z + 1), "start"),
+            (lambda m: path_length(m, CubicBSpline.straight(z, z)), "curve"),
+        ):
+            found = ("what `decoder` takes", "of width 5", told)
+            check_refused(lambda call=call, m=metric: call(m), ValueError, name, *found)
+    with pytest.raises(ValueError, match="`features` takes") as raised:
+        PullbackMetric(lambda z: 2.0 * z, decoder).tensor(z)
+    assert isinstance(raised.value.__cause__, RuntimeError | IndexError | AssertionError)
 
 
 def test_devices():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
-from geolatent.metrics.map import Map
+from geolatent.metrics.map import Map, rows_at_once
 
 
 class Metric(ABC):
@@ -109,7 +109,8 @@ class Metric(ABC):
         """
         z = check_codes("z", z, self.dim)
         self.check("z", z[:1].detach())
-        return self._tensor(z)
+        with rows_at_once(self.max_rows):
+            return self._tensor(z)
 
     def quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.

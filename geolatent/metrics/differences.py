@@ -36,16 +36,23 @@ class Quotients:
         Shape (n, ...) each.
     values
         F at the points, (n, D).
+    rounding
+        Relative rounding of the values where it is coarser than that of the points.
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], points: Tensor, tangents: Tensor, values: Tensor
+        self,
+        function: Callable[[Tensor], Tensor],
+        points: Tensor,
+        tangents: Tensor,
+        values: Tensor,
+        rounding: float = 0.0,
     ) -> None:
         self._function = function
         self._points = points
         self._tangents = tangents
         self._values = values.detach().double()
-        self._eps = torch.finfo(points.dtype).eps
+        self._eps = max(rounding, torch.finfo(points.dtype).eps)
         self._known: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def contradict(self, products: Tensor) -> str | None:
