@@ -10,6 +10,7 @@ from torch import Tensor
 from geolatent.checks import check_choice, check_integer
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 from geolatent.metrics.map import Map
 
 
@@ -255,7 +256,7 @@ def gram(columns: Tensor) -> Tensor:
 def _squared_column_norms(map_: Map, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return F(x) and diag(J^T J), of the shape of x, by one vector-Jacobian product per output."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
-    with torch.inference_mode(False), torch.enable_grad():
+    with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
         point = x if x.requires_grad else x.detach().clone().requires_grad_()
         value = map_(point)
         total = torch.zeros_like(x)

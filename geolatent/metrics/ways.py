@@ -11,6 +11,7 @@ from torch import Tensor
 from geolatent.metrics.differences import Quotients
 from geolatent.metrics.forward_mode import TakenError, jvp
 from geolatent.metrics.independence import random_like
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 
 # nodes of a line on which values that are constant by pieces take more than so many levels
 _STEP_NODES, _PLATEAUS = 65, 4
@@ -21,7 +22,7 @@ def double_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return F(z) and J v as the derivative of u -> J^T u in the direction v."""
     differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
-    with torch.inference_mode(False), torch.enable_grad():
+    with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
         point = z if z.requires_grad else z.detach().clone().requires_grad_()
         v = v.clone() if v.is_inference() else v
         value = function(point)
@@ -56,7 +57,7 @@ def second_derivative(
         with contextlib.suppress(TakenError):
             return jvp(slope, z, v)[1]
     differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
-    with torch.inference_mode(False), torch.enable_grad():
+    with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
         point = z.clone() if z.requires_grad else z.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(point).sum(), point, create_graph=True)
         (curved,) = torch.autograd.grad(
@@ -85,7 +86,7 @@ class Trial:
         self._function = function
         self.points = points
         self.tangents = random_like(points, generator)
-        with torch.inference_mode(False), torch.enable_grad():
+        with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
             point = points.clone().requires_grad_()
             value = function(point)
             self._cotangents = random_like(value, generator)
@@ -140,7 +141,7 @@ class Trial:
         t = torch.linspace(0.0, 100.0, _STEP_NODES, dtype=torch.float64)
         move = (self.points[1:2] - self.points[:1]).double()
         line = self.points[:1].double() + t.to(move).reshape(-1, *[1] * (move.ndim - 1)) * move
-        with torch.inference_mode(False), torch.enable_grad():
+        with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
             point = line.to(self.points).requires_grad_()
             value = self._function(point)
             if value.requires_grad:
