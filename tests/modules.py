@@ -120,9 +120,7 @@ LAYERS = {
     ),
     "TransformerDecoderLayer": (
         TOKENS,
-        lambda: Second(
-            nn.TransformerDecoderLayer(8, 2, 16, batch_first=True, activation="gelu")
-        ),
+        lambda: Second(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True, activation="gelu")),
     ),
     "PReLU": (VECTOR, lambda: nn.PReLU()),
     "GLU": (VECTOR, lambda: nn.GLU()),

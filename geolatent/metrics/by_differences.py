@@ -39,7 +39,9 @@ class ByDifferences:
         outputs = tuple(found) if isinstance(found, tuple | list) else (found,)
         for output in outputs:
             if not isinstance(output, Tensor) or not output.is_floating_point():
-                required = "a floating-point tensor, or a tuple of such (torch.from_numpy makes one)"
+                required = (
+                    "a floating-point tensor, or a tuple of such (torch.from_numpy makes one)"
+                )
                 raise TypeError(returned("function", required, output))
         return tuple(output.detach() for output in outputs)
 

@@ -112,13 +112,14 @@ class Quotients:
         return self._known[number]
 
 
-def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    """Raise where the gradients of a function (n, d) -> (n, ...) do not belong to its values.
+def wrong_gradient(
+    function: Callable[[Tensor], Tensor], points: Tensor, rounding: float = 0.0
+) -> str | None:
+    """Say how reverse mode's gradients of F: (n, d) -> (n, ...) differ from quotients, or None.
 
-    By reverse mode, at one code and one near it. A function that varies must have a gradient.
+    A function that varies must have a gradient.
     """
     generator = torch.Generator().manual_seed(0)
-    points = torch.cat([z[:1].detach(), neighbour(z[:1].detach())])
     tangents = random_like(points, generator)
     with torch.inference_mode(False), torch.enable_grad():
         point = points.clone().requires_grad_()
@@ -135,7 +136,16 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
     def probed(codes: Tensor) -> Tensor:
         return function(codes).reshape(len(codes), -1) @ probes
 
-    contradiction = Quotients(probed, points, tangents, seen).contradict(products)
+    return Quotients(probed, points, tangents, seen, rounding).contradict(products)
+
+
+def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Raise where the gradients of a function (n, d) -> (n, ...) do not belong to its values.
+
+    By reverse mode, at one code and one near it.
+    """
+    points = torch.cat([z[:1].detach(), neighbour(z[:1].detach())])
+    contradiction = wrong_gradient(function, points)
     if contradiction is not None:
         required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
         found = f"one without a gradient that fits its values: {contradiction}"

@@ -21,11 +21,20 @@ from geolatent.checks import (
     requirement,
     returned,
 )
-from geolatent.metrics.forward_mode import LOCK, TakenError, jvp, taken
-from geolatent.metrics.independence import check_rows, neighbour
+from geolatent.metrics.differences import wrong_gradient
+from geolatent.metrics.forward_mode import LOCK, TakenError, is_transformed, jvp, taken
+from geolatent.metrics.independence import check_rows, neighbour, random_like
 from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
-from geolatent.metrics.ways import Trial, double_backward, first_line, is_out_of_memory
+from geolatent.metrics.ways import (
+    ReversedTwice,
+    Trial,
+    differing,
+    double_backward,
+    first_line,
+    is_out_of_memory,
+)
 
+_Products = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # how often a product is taken before it is believed
 _CALLS = 3
 # what is asked of a map
@@ -79,6 +88,7 @@ class Map:
         self._batched_columns = True
         self._tested = False
         self._double_backward_tested = False
+        self._reversed_twice: bool | None = None
         self._rounding = 0.0
 
     @property
@@ -242,6 +252,12 @@ class Map:
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
+        if self._differentiates_by_reverse(z, v):
+            found: tuple[Tensor, Tensor] = ReversedTwice.apply(z, v, self, self._jvp, self.name)
+            return found
+        return self._jvp(z, v)
+
+    def _jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not self.forward_mode:
             return double_backward(self, z, v)
         # under the lock, so that what is decided for good here is not another thread's doing
@@ -263,6 +279,61 @@ class Map:
                     self._leave_forward_mode(first_line(error))
                 return result
 
+    def _differentiates_by_reverse(self, z: Tensor, v: Tensor | None = None) -> bool:
+        """Return whether products are to be differentiated, and not by torch's rules for it."""
+        asked = z.requires_grad or (v is not None and v.requires_grad)
+        if not torch.is_grad_enabled() or not asked or is_transformed():
+            return False
+        if self._reversed_twice is None:
+            with LOCK:
+                self._choose_derivative_of_products(z[:1].detach())
+        return bool(self._reversed_twice)
+
+    def _choose_derivative_of_products(self, z: Tensor) -> None:
+        """Take torch's gradients of J v where they are those that reverse mode has twice over."""
+        points = torch.cat([z, neighbour(z)])
+        generator = torch.Generator().manual_seed(1)
+        v = random_like(points, generator)
+        rounding = self.rounding(points)
+
+        def reversed_twice(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = ReversedTwice.apply(z, v, self, self._jvp, self.name)
+            return found
+
+        def gradient(jvp: _Products) -> Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                point = points.clone().requires_grad_()
+                product = jvp(point, v)[1]
+                w = random_like(product, torch.Generator().manual_seed(2))
+                if not product.requires_grad:
+                    return torch.zeros_like(points)
+                (by_z,) = torch.autograd.grad((w * product).sum(), point, materialize_grads=True)
+            return by_z
+
+        def complaint(jvp: _Products) -> str | None:
+            def products(codes: Tensor) -> Tensor:
+                return jvp(codes, v.repeat(len(codes) // len(v), 1))[1]
+
+            return _told(lambda: wrong_gradient(products, points, rounding))
+
+        def disagree() -> str | None:
+            return differing(gradient(self._jvp), gradient(reversed_twice), rounding)
+
+        reason = _told(disagree)
+        if reason is not None:
+            failure = complaint(reversed_twice)
+            # where reverse mode cannot, torch's own way may
+            if failure is not None and complaint(self._jvp) is None:
+                reason = None
+            elif failure is not None:
+                required = "twice differentiable, by rules that belong to its values"
+                raise ValueError(requirement(self.name, required, f"one with {failure}"))
+        self._reversed_twice = reason is not None
+        if reason is not None:
+            _warn(
+                f"`{self.name}` has no right forward-mode second derivative; using reverse", reason
+            )
+
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k.
 
@@ -279,7 +350,7 @@ class Map:
 
     def _columns(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and its derivatives in directions (m, d), (m, n, D)."""
-        if not self.batched_columns:
+        if not self.batched_columns or self._differentiates_by_reverse(z):
             return self._columns_by_rows(z, directions)
         with LOCK:
             try:
@@ -315,6 +386,16 @@ def rows_at_once(rows: int | None) -> Iterator[None]:
         yield
     finally:
         _ROWS_AT_ONCE.reset(token)
+
+
+def _told(trial: Callable[[], str | None]) -> str | None:
+    """Return what a trial says, or the error that it ends with."""
+    try:
+        return trial()
+    except (NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return first_line(error)
 
 
 def _coarsest(value: Tensor) -> float:

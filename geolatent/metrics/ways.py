@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from geolatent.checks import requirement
 from geolatent.metrics.differences import Quotients
 from geolatent.metrics.forward_mode import TakenError, jvp
 from geolatent.metrics.independence import random_like
@@ -40,6 +42,53 @@ def double_backward(
     if not differentiable:
         return value.detach(), product.detach()
     return value, product
+
+
+class ReversedTwice(torch.autograd.Function):
+    """F(z) and J v, whose own derivatives are reverse mode's of <J^T w, v>, w a cotangent of J v.
+
+    For functions where torch's rules for derivatives of J v are missing or wrong, as those of fused
+    normalisations are: differentiated twice in reverse mode, F is on the beaten track. Parameters
+    get no gradients in this way, and what is differentiated once more is refused.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        z: Tensor,
+        v: Tensor,
+        function: Callable[[Tensor], Tensor],
+        product: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        name: str,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.function, ctx.name = function, name
+        ctx.save_for_backward(z, v)
+        value, along = product(z.detach(), v.detach())
+        return value.detach(), along.detach()
+
+    @staticmethod
+    def backward(  # noqa: D102
+        ctx: Any, of_value: Tensor, of_product: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            required = (
+                "differentiable three times by right rules, in place of fused layers of torch such "
+                "as LayerNorm or InstanceNorm the same in plain operations"
+            )
+            found = "one whose second derivatives only reverse mode gives"
+            raise ValueError(requirement(ctx.name, required, found))
+        z, v = ctx.saved_tensors
+        with DIFFERENTIABLE_KERNELS, torch.enable_grad():
+            point = z.detach().clone().requires_grad_()
+            value = ctx.function(point)
+            options = {"retain_graph": True, "materialize_grads": True}
+            (by_value,) = torch.autograd.grad(value, point, of_value, **options)
+            (pulled,) = torch.autograd.grad(value, point, of_product, create_graph=True, **options)
+            along = (pulled * v.detach()).sum()
+            if along.requires_grad:
+                (curved,) = torch.autograd.grad(along, point, materialize_grads=True)
+                by_value = by_value + curved
+        return by_value.detach(), pulled.detach(), None, None, None
 
 
 def second_derivative(
@@ -152,6 +201,20 @@ class Trial:
         if plateaus <= _PLATEAUS:
             return None
         return f"derivatives of 0, though its values take {plateaus} levels on a line, as rounded"
+
+
+def differing(one: Tensor, other: Tensor, rounding: float) -> str | None:
+    """Say where two ways to the same derivatives (n, ...) differ beyond rounding, or None."""
+    gap = (one - other).double().flatten(1).norm(dim=1)
+    size = one.double().flatten(1).norm(dim=1) + other.double().flatten(1).norm(dim=1)
+    # derivatives of derivatives lose digits: what is small by the side of the rest is rounding
+    largest = size.nan_to_num(0.0, 0.0, 0.0).max()
+    limit = max(1e-3, 4.0 * rounding**0.5) * size + rounding**0.5 * largest
+    wrong = (gap > limit) & size.isfinite()
+    if not wrong.any():
+        return None
+    row = int(wrong.nonzero()[0])
+    return f"gradients of J v that differ by {float(gap[row] / size[row]):.1%} between two ways"
 
 
 def first_line(error: BaseException) -> str:
