@@ -14,8 +14,6 @@ import geolatent as gl
 from geolatent.metrics.information import DivergenceMetric
 from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 TOKENS, WIDTH, DIM = 5, 8, 3
 
 
@@ -74,7 +72,7 @@ class CrossAttending(nn.Module):
 
 def encoder(depth=0, **options):
     layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True, **options)
-    return nn.TransformerEncoder(layer, depth) if depth else layer
+    return nn.TransformerEncoder(layer, depth, enable_nested_tensor=False) if depth else layer
 
 
 MASK = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril(1)
@@ -135,7 +133,7 @@ def test_attention_is_differentiated(case, dtype, frozen):
     squares = torch.einsum("ni,nij,nj->n", v, expected, v)
     torch.testing.assert_close(metric.quadratic(z, v).detach(), squares, **close)
     assert metric.decoder.forward_mode
-    assert metric.decoder.batched_columns == (case != "checkpointed")
+    assert metric.decoder.batched_columns
 
 
 @pytest.mark.parametrize("case", ["plain", "multi-head", "encoder", "checkpointed"])
@@ -147,8 +145,10 @@ def test_solves_through_attention(case, solver):
     assert (solution.length <= solution.straight_length).all()
 
 
-def test_gradients_of_the_quadratic_form():
-    decoder = make("encoder", torch.float64)
+@pytest.mark.filterwarnings("ignore:.*right forward-mode second derivative")
+@pytest.mark.parametrize("case", ["plain", "multi-head", "encoder", "checkpointed"])
+def test_gradients_of_the_quadratic_form(case):
+    decoder = make(case, torch.float64)
     metric = gl.PullbackMetric(decoder)
     z, v = torch.randn(2, 2, DIM, generator=torch.Generator().manual_seed(1)).double()
     z, v = z.requires_grad_(), v.requires_grad_()
@@ -170,7 +170,7 @@ def test_divergences_and_tensor_fields_with_attention():
     gl.solve_geodesic(gl.TensorMetric(field, dim=DIM), z, z + 1)
 
 
-@pytest.mark.parametrize("at", [0, 5, 40])
+@pytest.mark.parametrize("at", [0, 5, 10])
 def test_settings_are_put_back_after_errors(at):
     network, calls = make("plain", torch.float64, frozen=True), [0]
 
