@@ -132,7 +132,8 @@ class Rows:
                 least = self.budget.rows == 1 if divisible else size == 1
                 if least or not is_out_of_memory(error):
                     raise
-                self.budget.rows = max(1, min(size, n) * rows_each // 2)
+                tried = min(self.budget.rows, min(size, n) * rows_each)
+                self.budget.rows = max(1, tried // 2)
                 warnings.warn(
                     f"out of memory; going on with at most {self.budget.rows} decoder rows at once",
                     stacklevel=3,

@@ -195,7 +195,8 @@ class Trial:
             value = self._function(point)
             if value.requires_grad:
                 (pulled,) = torch.autograd.grad(value.sum(), point, materialize_grads=True)
-                if bool(pulled.any()):
+                # differences see a step here and there
+                if float(pulled.flatten(1).any(1).double().mean()) > 0.1:
                     return None
         plateaus = value.detach().unique(dim=0).shape[0]
         if plateaus <= _PLATEAUS:
