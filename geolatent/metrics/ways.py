@@ -195,6 +195,8 @@ class Trial:
             value = self._function(point)
             if value.requires_grad:
                 (pulled,) = torch.autograd.grad(value.sum(), point, materialize_grads=True)
+                if bool(pulled[0].any()):  # the first of the points, where they vanished
+                    return "derivatives that vanish or not with the rest of the batch"
                 # differences see a step here and there
                 if float(pulled.flatten(1).any(1).double().mean()) > 0.1:
                     return None
