@@ -141,6 +141,8 @@ class Map:
         self._output_shape = parts[0].shape[1:]
         flat = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts]
         joined = flat[0] if self.n_outputs == 1 else torch.cat(flat, dim=1)
+        if not torch.is_grad_enabled() and not is_transformed():
+            joined = joined.detach()  # a decoder may have turned gradients on by itself
         # sums of squares are made in the type of the codes, if the map's is coarser
         return joined.to(torch.promote_types(joined.dtype, z.dtype))
 
@@ -215,7 +217,13 @@ class Map:
         """
         if taken():
             return  # of forward mode nothing can be told now
-        trial = Trial(self, torch.cat([z, neighbour(z)]), self.rounding(z))
+        try:
+            trial = Trial(self, torch.cat([z, neighbour(z)]), self.rounding(z))
+        except (NotImplementedError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            found = f"one with {first_line(error)}"
+            raise ValueError(requirement(self.name, _DIFFERENTIABLE, found)) from error
 
         def batched(points: Tensor, v: Tensor) -> Tensor:
             return torch.func.vmap(lambda w: jvp(self, points, w)[1])(torch.stack([v, -v]))[0]
