@@ -60,7 +60,7 @@ class Map:
     to repeated rows; each with one warning for the life of the map. While another thread uses
     torch's forward mode by itself, double backward takes its place for the call.
 
-    Gradients of products are torch's where reverse mode, twice over, has the same; else they are had
+    Gradients of products are torch's where reverse mode, twice over, has the same; else they come
     from it, as for fused normalisations (`ReversedTwice`). All passes run on kernels that can be
     differentiated. A third way is for those who ask for it: `geolatent.by_differences`.
 
