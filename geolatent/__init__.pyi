@@ -45,6 +45,7 @@ from geolatent.learn.neighbors import GeodesicKNeighborsTransformer as GeodesicK
 from geolatent.lengths import path_energy as path_energy
 from geolatent.lengths import path_length as path_length
 from geolatent.metrics.base import Metric as Metric
+from geolatent.metrics.by_differences import by_differences as by_differences
 from geolatent.metrics.composite import ConformalMetric as ConformalMetric
 from geolatent.metrics.composite import EnsembleMetric as EnsembleMetric
 from geolatent.metrics.composite import LocalVarianceMetric as LocalVarianceMetric

@@ -45,6 +45,7 @@ __all__ = [
     "check_placement",
     "check_sizes",
     "check_tensor",
+    "check_unquantised",
     "check_vectors",
     "describe",
     "parameter_behind",
@@ -200,6 +201,17 @@ def check_function(name: str, function: object) -> Callable[..., Any]:
                 required = f"in evaluation mode: call `{name}.eval()` first"
                 raise ValueError(requirement(name, required, f"{label} in training mode"))
     return function
+
+
+def check_unquantised(name: str, function: Callable[..., Any]) -> None:
+    """Raise where a module behind a callable has integers for weights: its values are steps."""
+    for module in modules_behind(function):
+        for label, value in module.state_dict().items():
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, Tensor) and part.is_quantized for part in parts):
+                required = "the floating-point model: one that was quantised has no derivatives"
+                found = f"one with quantised weights, `{label}`"
+                raise ValueError(requirement(name, required, found))
 
 
 @dataclass(frozen=True)

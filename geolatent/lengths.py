@@ -126,7 +126,7 @@ def _measure_by_chords(
     values = outputs(t, pairs)
     # rounding of F, taken as a few units in the last place, must not lengthen the chords
     size = chords.squares(torch.zeros_like(values[..., :1, :]), values).double().mean(2)
-    eps = torch.finfo(values.dtype).eps
+    eps = chords.values.rounding(values)
     shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance[pairs]
     too_short: list[Tensor] = []
     coarse: tuple[Tensor, Tensor] | None = None

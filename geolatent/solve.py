@@ -204,7 +204,7 @@ def _by_resolution(
     if not group.numel() or rows.chords is None:
         return [(group, None)] if group.numel() else []
     ends = rows.outputs(torch.stack([start[group], end[group]], dim=1), group)
-    rounding = torch.finfo(ends.dtype).eps * ends.norm(dim=2).amax(1)
+    rounding = rows.chords.values.rounding(ends) * ends.norm(dim=2).amax(1)
     # what is not finite is met later, pair by pair
     close = (ends[:, 1] - ends[:, 0]).norm(dim=1) < _RESOLVED * rounding
     parts = [(group[~close], ends[~close]), (group[close], None)]

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from geolatent import (
     solve_geodesic,
 )
 from geolatent.checks import check_alike, check_tensor
+from geolatent.metrics.information import BernoulliPullbackMetric
 
 META = torch.device("meta")
 CODES = torch.ones(3, 2)
@@ -144,10 +146,71 @@ def test_codes_that_the_decoder_cannot_take():
         check_refused(
             lambda call=call: call(CODES), TypeError, name, "dtype of `decoder`", "float32"
         )
-    metric = PullbackMetric(nn.Linear(2, 4))
-    # what is wrong with a wrong number of dimensions, torch says itself
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        metric.tensor(torch.ones(3, 5))
+
+
+def picked(z):
+    return z[:, [5]]
+
+
+def asserted(z):
+    assert z.shape[1] == 2, "two dimensions"
+    return z
+
+
+@pytest.mark.parametrize(
+    ("decoder", "told"),
+    [
+        (nn.Linear(2, 4), "shapes cannot be multiplied"),
+        (lambda z: z @ torch.ones(2, 4), "shapes cannot be multiplied"),
+        (picked, "IndexError: index 5 is out of bounds"),
+        (asserted, "AssertionError: two dimensions"),
+        (nn.Sequential(nn.Unflatten(1, (2, 1, 1)), nn.Conv2d(2, 3, 1)), "unflatten"),
+    ],
+)
+def test_codes_of_a_width_that_the_decoder_does_not_take(decoder, told):
+    z = torch.ones(3, 5)
+    for metric in (
+        PullbackMetric(decoder),
+        BernoulliPullbackMetric(decoder),
+        GaussianPullbackMetric(lambda z: (decoder(z), decoder(z))),
+    ):
+        for call, name in (
+            (lambda m: m.tensor(z), "z"),
+            (lambda m: solve_geodesic(m, z, z + 1), "start"),
+            (lambda m: path_length(m, CubicBSpline.straight(z, z)), "curve"),
+        ):
+            refused = functools.partial(call, metric)
+            check_refused(refused, ValueError, name, "what `decoder` takes", "of width 5")
+            with pytest.raises(ValueError, match=told):
+                refused()
+    with pytest.raises(ValueError, match="`features` takes") as raised:
+        PullbackMetric(lambda z: 2.0 * z, decoder).tensor(z)
+    assert isinstance(raised.value.__cause__, RuntimeError | IndexError | AssertionError)
+
+
+def test_quantised_decoders():
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dynamic = torch.ao.quantization.quantize_dynamic(decoder, {nn.Linear}, torch.qint8)
+    for quantised in (dynamic, lambda z: dynamic(z)):
+        metric = PullbackMetric(quantised)
+        call = functools.partial(metric.tensor, CODES)
+        found = "quantised weights, `0._packed_params"
+        check_refused(call, ValueError, "decoder", "the floating-point model", found)
+
+
+def test_decoders_whose_values_are_steps():
+    fine = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    for stepped in (
+        lambda z: (z @ fine).mul(255).round() / 255,
+        lambda z: (10 * z).floor(),
+    ):
+        call = functools.partial(PullbackMetric(stepped).tensor, CODES)
+        check_refused(call, ValueError, "decoder", "differentiable", "levels on a line")
+    # plateaus of saturated outputs are no steps
+    for flat in (lambda z: torch.tanh(1e6 * z), lambda z: 0.0 * z, lambda z: torch.relu(z - 9)):
+        assert torch.equal(PullbackMetric(flat).tensor(CODES), torch.zeros(3, 2, 2))
 
 
 def test_devices():

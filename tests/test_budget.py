@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from geolatent import (
     CubicBSpline,
@@ -19,7 +20,9 @@ from geolatent.metrics.information import (
     DivergenceMetric,
     GaussianFisherRaoMetric,
 )
-from geolatent.metrics.rows import RowBudget
+from geolatent.metrics.map import Map
+from geolatent.metrics.pullback import gram
+from geolatent.metrics.rows import RowBudget, Rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -135,3 +138,100 @@ def test_local_variance_of_many_codes_and_points(monkeypatch):
 def test_tensor_fields_count_their_entries():
     metric = TensorMetric(lambda z: torch.eye(5).expand(len(z), 5, 5), dim=5)
     assert metric.row_width(torch.zeros(1, 5)) == 25
+
+
+HIDDEN, LATENT = 500, 64
+
+
+class Layers(TorchDispatchMode):
+    """Note the most rows that the hidden layer has at once, tangents among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func._schema.name == "aten::mm" and found.shape[-1] == HIDDEN:
+            self.rows = max(self.rows, found.numel() // HIDDEN)
+        return found
+
+
+def many_dimensions():
+    network = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 3))
+    return network.requires_grad_(False)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_directions_are_taken_in_parts(batched):
+    metric = PullbackMetric(many_dimensions())
+    z = torch.randn(2, LATENT)
+    expected = metric.tensor(z)
+    metric.decoder._batched_columns = batched
+    for limit, at_once in ((8, 8), (64, 64), (1000, 128)):
+        rows = Rows.of(metric.limited(limit), z)
+        for evaluate in (rows.tensor, rows.columns):
+            with Layers() as seen:
+                found = evaluate(z)
+            assert seen.rows == at_once
+        torch.testing.assert_close(gram(found[1].transpose(0, 1)), expected)
+    with Layers() as seen:
+        torch.testing.assert_close(metric.limited(16).tensor(z), expected)
+    assert seen.rows == 16
+
+
+def test_parts_of_directions_count_as_before():
+    metric = PullbackMetric(many_dimensions())
+    z = torch.randn(3, 1, LATENT)
+    metric.check("z", z[0])
+    for limit in (1, 8, 10_000):
+        rows = Rows.of(metric.limited(limit), z[0]).counting(3)
+        rows.columns(z)
+        assert (rows.spent.forward == LATENT).all()
+
+
+ERRORS = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory"),
+    "CPU": RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    ),
+}
+
+
+@pytest.fixture(params=ERRORS)
+def short_memory(request, monkeypatch):
+    """Let memory be short for more than so many rows; return where the number stands."""
+    limit, columns = [20], Map._columns_by_vmap
+
+    def limited(self, z, directions):
+        if len(z) * len(directions) > limit[0]:
+            raise ERRORS[request.param]
+        return columns(self, z, directions)
+
+    monkeypatch.setattr(Map, "_columns_by_vmap", limited)
+    return limit
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_directions_are_halved_where_memory_is_short(short_memory):
+    metric, z = PullbackMetric(many_dimensions()), torch.randn(2, LATENT)
+    rows = Rows.of(metric, z)
+    with pytest.warns(UserWarning, match="out of memory; going on with at most 16 decoder rows"):
+        found = rows.tensor(z)
+    torch.testing.assert_close(found, metric.limited(16).tensor(z))
+    short_memory[0] = 0
+    with (
+        pytest.warns(UserWarning, match="at most 1 decoder rows"),
+        pytest.raises(RuntimeError, match="memory"),
+    ):
+        rows.tensor(z)
+    assert metric.decoder.batched_columns
+    assert metric.decoder.forward_mode
+
+
+def test_short_memory_is_not_taken_for_a_missing_rule(short_memory):
+    metric, z = PullbackMetric(many_dimensions()), torch.randn(2, LATENT)
+    with pytest.raises(RuntimeError, match="memory"):
+        metric.tensor(z)
+    assert metric.decoder.batched_columns
+    assert metric.decoder.forward_mode

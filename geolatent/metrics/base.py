@@ -12,7 +12,7 @@ from torch import Tensor
 from geolatent.arrays import Array
 from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
-from geolatent.metrics.map import Map
+from geolatent.metrics.map import Map, rows_at_once
 
 
 class Metric(ABC):
@@ -122,7 +122,8 @@ class Metric(ABC):
         """
         z = check_codes("z", z, self.dim, like=self.like)
         self.check("z", z[:1].detach())
-        return self._tensor(z)
+        with rows_at_once(self.max_rows):
+            return self._tensor(z)
 
     def quadratic(self, z: Array, v: Array) -> Tensor:
         """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.

@@ -23,6 +23,7 @@ from geolatent.checks import (
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 from geolatent.metrics.map import Map
 
 # numbers that differences of codes and data points may have at once
@@ -239,7 +240,8 @@ class ConformalMetric(Metric):
         return factor
 
     def _factor(self, z: Tensor) -> Tensor:
-        factor = self.factor(z.clone())
+        with DIFFERENTIABLE_KERNELS:
+            factor = self.factor(z.clone())
         if not isinstance(factor, Tensor) or factor.shape != z.shape[:1]:
             raise ValueError(returned("factor", f"a tensor of shape ({z.shape[0]},)", factor))
         return factor

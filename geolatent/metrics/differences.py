@@ -21,6 +21,8 @@ _STEP_RATIO = 8.0
 _STEPS = 6
 # units in the last place of values
 _ROUNDING = 8.0
+# where values are of half precision and points are not, there is room for few steps
+_COARSE, _COARSE_STEP_RATIO, _COARSE_ROUNDING = 1e-4, 2.0, 2.0
 # vector-Jacobian products that stand for a whole Jacobian
 _PROBES = 4
 
@@ -36,16 +38,27 @@ class Quotients:
         Shape (n, ...) each.
     values
         F at the points, (n, D).
+    rounding
+        Relative rounding of the values where it is coarser than that of the points.
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], points: Tensor, tangents: Tensor, values: Tensor
+        self,
+        function: Callable[[Tensor], Tensor],
+        points: Tensor,
+        tangents: Tensor,
+        values: Tensor,
+        rounding: float = 0.0,
     ) -> None:
         self._function = function
         self._points = points
         self._tangents = tangents
         self._values = values.detach().double()
-        self._eps = torch.finfo(points.dtype).eps
+        own = torch.finfo(points.dtype).eps
+        self._eps = max(rounding, own)
+        coarse = rounding > max(_COARSE, own)
+        self._ratio = _COARSE_STEP_RATIO if coarse else _STEP_RATIO
+        self._units = _COARSE_ROUNDING if coarse else _ROUNDING
         self._known: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def contradict(self, products: Tensor) -> str | None:
@@ -88,14 +101,14 @@ class Quotients:
         """Return quotients (n, D), which rows they tell of, and their rounding, (n,) each."""
         if number == len(self._known):
             size = self._points.flatten(1).abs().amax(1).clamp_min(1.0)
-            step = _FIRST_STEP * self._eps ** (1.0 / 3.0) * size * _STEP_RATIO**-number
+            step = _FIRST_STEP * self._eps ** (1.0 / 3.0) * size * self._ratio**-number
             step = step.reshape(-1, *[1] * (self._points.ndim - 1))
             move = (step * self._tangents).to(self._points)
             with torch.no_grad():
                 both = self._function(torch.cat([self._points + move, self._points - move]))
             above, below = both.double().chunk(2)
             step = step.double().flatten()
-            rounding = _ROUNDING * self._eps * self._values.norm(dim=1)
+            rounding = self._units * self._eps * self._values.norm(dim=1)
             change = (above - below).norm(dim=1)
             bend = (above + below - 2.0 * self._values).norm(dim=1)
             smooth = bend <= _CURVATURE * change + rounding
@@ -105,13 +118,14 @@ class Quotients:
         return self._known[number]
 
 
-def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    """Raise where the gradients of a function (n, d) -> (n, ...) do not belong to its values.
+def wrong_gradient(
+    function: Callable[[Tensor], Tensor], points: Tensor, rounding: float = 0.0
+) -> str | None:
+    """Say how reverse mode's gradients of F: (n, d) -> (n, ...) differ from quotients, or None.
 
-    By reverse mode, at one code and one near it. A function that varies must have a gradient.
+    A function that varies must have a gradient.
     """
     generator = torch.Generator().manual_seed(0)
-    points = torch.cat([z[:1].detach(), neighbour(z[:1].detach())])
     tangents = random_like(points, generator)
     with torch.inference_mode(False), torch.enable_grad():
         point = points.clone().requires_grad_()
@@ -128,7 +142,16 @@ def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -
     def probed(codes: Tensor) -> Tensor:
         return function(codes).reshape(len(codes), -1) @ probes
 
-    contradiction = Quotients(probed, points, tangents, seen).contradict(products)
+    return Quotients(probed, points, tangents, seen, rounding).contradict(products)
+
+
+def check_gradient(name: str, function: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    """Raise where the gradients of a function (n, d) -> (n, ...) do not belong to its values.
+
+    By reverse mode, at one code and one near it.
+    """
+    points = torch.cat([z[:1].detach(), neighbour(z[:1].detach())])
+    contradiction = wrong_gradient(function, points)
     if contradiction is not None:
         required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
         found = f"one without a gradient that fits its values: {contradiction}"

@@ -36,6 +36,11 @@ def taken() -> bool:
     return own != eager_transforms.JVP_NESTING or level_open != (own > 0)
 
 
+def is_transformed() -> bool:
+    """Return whether this thread is inside a transform of torch.func."""
+    return bool(get_interpreter_stack())
+
+
 def jvp(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return f(z) and J_f(z) v.
 

@@ -35,6 +35,7 @@ def check_rows(
     z: Tensor,
     value: Tensor,
     *,
+    rounding: float = 0.0,
     thorough: bool = False,
 ) -> None:
     """Raise where the output for one row changes from call to call or with the rows beside it.
@@ -47,6 +48,8 @@ def check_rows(
         (n, ...) -> (n, ...).
     z, value
         One row, and its output when it was alone.
+    rounding
+        Relative rounding of the output where it is coarser than that of its type.
     thorough
         Whether to change the row beside it as well, in a batch of the same size: rounding is then
         the same, and the limit tighter.
@@ -54,16 +57,16 @@ def check_rows(
     with torch.no_grad():
         near = function(torch.cat([neighbour(z, 1), z]))
         far = function(torch.cat([neighbour(z, 2, 0.1), z])) if thorough else near
-    eps = torch.finfo(value.dtype).eps
+    eps = max(rounding, torch.finfo(value.dtype).eps)
     spread = _size(near[1] - near[0])
-    for one, other, rounding in (
-        (near[1], value[0], _ROUNDING * _precision(value)),
+    for one, other, limit in (
+        (near[1], value[0], _ROUNDING * max(eps, _precision(value))),
         (near[1], far[1], _SAME_ROUNDING * eps),
     ):
         # finite in the one batch and not in the other is a difference too
         torn = bool((one.isfinite() != other.isfinite()).any())
         gap = _size(one - other)
-        if torn or gap > _LEAK * spread + rounding * _size(value):
+        if torn or gap > _LEAK * spread + limit * _size(value):
             required = "deterministic, each row by itself (call eval() on modules)"
             change = "between finite and not finite" if torn else f"by {gap:.3g}"
             found = f"one whose output for one code changes {change} with the rest of the batch"

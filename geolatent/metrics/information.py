@@ -21,8 +21,10 @@ from geolatent.checks import (
 )
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
-from geolatent.metrics.map import Map, second_derivative
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
+from geolatent.metrics.map import Map
 from geolatent.metrics.pullback import PullbackMetric
+from geolatent.metrics.ways import second_derivative
 
 _OUTPUTS = ("probabilities", "logits")
 
@@ -78,7 +80,7 @@ class BernoulliPullbackMetric(_FisherRaoMetric):
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the decoder on codes from outside: its probabilities must be inside (0, 1)."""
         if self.output == "probabilities":
-            _check_probabilities(self.decoder, z, below_one=True)
+            _check_probabilities(self.decoder, name, z, below_one=True)
         super().check(name, z)
 
 
@@ -117,7 +119,7 @@ class CategoricalPullbackMetric(_FisherRaoMetric):
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the decoder on codes from outside: its probabilities must sum to 1."""
         if self.output == "probabilities":
-            values = _check_probabilities(self.decoder, z, below_one=False)
+            values = _check_probabilities(self.decoder, name, z, below_one=False)
             excess = float((values.sum(-1) - 1.0).abs().max())
             if excess > 1e-3:
                 required = "a callable returning probabilities of sum 1 over the last axis"
@@ -127,8 +129,8 @@ class CategoricalPullbackMetric(_FisherRaoMetric):
         super().check(name, z)
 
 
-def _check_probabilities(decoder: Map, z: Tensor, *, below_one: bool) -> Tensor:
-    with torch.no_grad():
+def _check_probabilities(decoder: Map, name: str, z: Tensor, *, below_one: bool) -> Tensor:
+    with decoder.explaining(name, z), torch.no_grad():
         values = decoder.apply(z)
     required = 'probabilities strictly inside (0, 1) (or output="logits")'
     if not isinstance(values, Tensor):
@@ -368,7 +370,8 @@ class DivergenceMetric(Metric):
             self._between(z, z)
 
     def _between(self, z: Tensor, other: Tensor) -> Tensor:
-        value = self.divergence(self.decoder.apply(z), self.decoder.apply(other))
+        with DIFFERENTIABLE_KERNELS:
+            value = self.divergence(self.decoder.apply(z), self.decoder.apply(other))
         required = f"a callable returning one number for each of {z.shape[0]} rows"
         if not isinstance(value, Tensor) or value.numel() != z.shape[0]:
             raise ValueError(requirement("divergence", required, describe(value)))

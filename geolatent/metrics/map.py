@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from geolatent.callables import is_scripted
-from geolatent.checks import Buffers, check_function, check_placement, requirement, returned
-from geolatent.metrics.differences import Quotients
-from geolatent.metrics.forward_mode import LOCK, TakenError, jvp, taken
+from geolatent.checks import (
+    Buffers,
+    check_function,
+    check_placement,
+    check_unquantised,
+    describe,
+    requirement,
+    returned,
+)
+from geolatent.metrics.differences import wrong_gradient
+from geolatent.metrics.forward_mode import LOCK, TakenError, is_transformed, jvp, taken
 from geolatent.metrics.independence import check_rows, neighbour, random_like
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
+from geolatent.metrics.ways import (
+    ReversedTwice,
+    Trial,
+    differing,
+    double_backward,
+    first_line,
+    is_out_of_memory,
+)
 
+_Products = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # how often a product is taken before it is believed
 _CALLS = 3
+# what is asked of a map
+_DIFFERENTIABLE = (
+    "differentiable, by rules that belong to its values: without detach, torch.no_grad, NumPy or "
+    "rounding inside, custom functions with a differentiable backward (or wrapped in "
+    "`geolatent.by_differences`, where its values are smooth)"
+)
+# rows of Jacobians taken at once, where they are limited
+_ROWS_AT_ONCE: ContextVar[int | None] = ContextVar("rows_at_once", default=None)
 
 
 class Map:
@@ -32,6 +59,10 @@ class Map:
     with respect to its cotangent ("double backward"), and one that `torch.func.vmap` cannot batch
     to repeated rows; each with one warning for the life of the map. While another thread uses
     torch's forward mode by itself, double backward takes its place for the call.
+
+    Gradients of products are torch's where reverse mode, twice over, has the same; else they come
+    from it, as for fused normalisations (`ReversedTwice`). All passes run on kernels that can be
+    differentiated. A third way is for those who ask for it: `geolatent.by_differences`.
 
     Parameters
     ----------
@@ -60,6 +91,9 @@ class Map:
         self._forward_mode = True
         self._batched_columns = True
         self._tested = False
+        self._double_backward_tested = False
+        self._reversed_twice: bool | None = None
+        self._rounding = 0.0
 
     @property
     def forward_mode(self) -> bool:
@@ -110,27 +144,31 @@ class Map:
                 raise ValueError(returned(self.name, wanted, output))
         self._output_shape = parts[0].shape[1:]
         flat = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in parts]
-        return flat[0] if self.n_outputs == 1 else torch.cat(flat, dim=1)
+        joined = flat[0] if self.n_outputs == 1 else torch.cat(flat, dim=1)
+        if not torch.is_grad_enabled() and not is_transformed():
+            joined = joined.detach()  # a decoder may have turned gradients on by itself
+        # sums of squares are made in the type of the codes, if the map's is coarser
+        return joined.to(torch.promote_types(joined.dtype, z.dtype))
 
     def apply(self, z: Tensor) -> Any:
         """Return what the function itself returns for z, which it may overwrite."""
-        return self.function(z.clone())
+        with DIFFERENTIABLE_KERNELS:
+            return self.function(z.clone())
 
     def check(self, z_name: str, z: Tensor) -> Tensor:
         """Evaluate F on codes from outside and return F(z).
 
         An error that comes from codes on another device or of another dtype than the parameters
-        is told as such. The mode of the modules is checked again: it may have changed. The first
-        call also finds out how F can be differentiated.
+        is told as such, any other as one that these codes met. The mode of the modules is checked
+        again: it may have changed. The first call also finds out how F can be differentiated.
         """
         check_function(self.name, self.function)
+        if not self._tested:
+            check_unquantised(self.name, self.function)
         buffers = None if self._tested else Buffers.behind(self.function)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with self.explaining(z_name, z), torch.inference_mode(False), torch.enable_grad():
                 value = self(z.detach().clone().requires_grad_())
-        except RuntimeError:
-            check_placement(self.name, self.function, z_name, z)
-            raise
         finally:
             changed = [] if buffers is None else buffers.restore()
         if changed:
@@ -139,71 +177,82 @@ class Map:
             raise ValueError(requirement(self.name, required, found))
         if not value.requires_grad:
             # forward mode sees through torch.no_grad, reverse mode does not: no silent mixture
-            required = "differentiable in its input, without torch.no_grad, detach or NumPy inside"
-            raise ValueError(requirement(self.name, required, "one without a gradient"))
+            raise ValueError(requirement(self.name, _DIFFERENTIABLE, "one without a gradient"))
+        if not self._tested:
+            self._rounding = _coarsest(value)
         value = value.detach()
-        check_rows(self.name, self, z[:1].detach(), value[:1], thorough=not self._tested)
+        check_rows(
+            self.name,
+            self,
+            z[:1].detach(),
+            value[:1],
+            rounding=self.rounding(value),
+            thorough=not self._tested,
+        )
         if not self._tested:
             with LOCK:
                 self._choose_way(z[:1].detach())
         return value
 
+    @contextlib.contextmanager
+    def explaining(self, z_name: str, z: Tensor) -> Iterator[None]:
+        """Turn what F raises for codes from outside into an error that names them."""
+        try:
+            yield
+        except (RuntimeError, IndexError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            check_placement(self.name, self.function, z_name, z)
+            told = f"{type(error).__name__}: {first_line(error)}"
+            found = f"{describe(z)}, of width {z[0].numel()}, for which it raises {told}"
+            raise ValueError(requirement(z_name, f"what `{self.name}` takes", found)) from error
+
+    def rounding(self, values: Tensor) -> float:
+        """Return the relative rounding of F's values: of the coarsest type on the way to them."""
+        parts = (part.rounding(values) for part in self.parts)
+        return max(torch.finfo(values.dtype).eps, self._rounding, *parts, 0.0)
+
     def _choose_way(self, z: Tensor) -> None:
         """Take the first way of differentiating whose products are those of the values.
 
-        At a code and one near it, J v must be adjoint to reverse mode's J^T u and agree with a
-        difference quotient. J v is taken several times: what optimises itself while it is called
-        may lose its tangents only then. TorchScript does, at a call that cannot be foretold.
+        At a code and one near it. Products are taken several times: what optimises itself while it
+        is called may lose its tangents only then. TorchScript does, at a call that cannot be
+        foretold.
         """
-        generator = torch.Generator().manual_seed(0)
-        points = torch.cat([z, neighbour(z)])
-        v = random_like(points, generator)
-        with torch.inference_mode(False), torch.enable_grad():
-            point = points.clone().requires_grad_()
-            value = self(point)
-            u = random_like(value, generator)
-            (pulled,) = torch.autograd.grad(value, point, u, materialize_grads=True)
-        quotients = Quotients(self, points, v, value)
-
-        def complaint(product: Callable[[], Tensor], calls: int) -> str | None:
-            try:
-                with torch.no_grad():
-                    for _ in range(calls):
-                        products = product()
-            except torch.OutOfMemoryError:
-                raise
-            except (NotImplementedError, RuntimeError) as error:
-                return _first_line(error)
-            contradiction = _not_adjoint(value, products, u, pulled, v)
-            return contradiction or quotients.contradict(products)
-
-        def batched() -> Tensor:
-            return torch.func.vmap(lambda w: jvp(self, points, w)[1])(torch.stack([v, -v]))[0]
-
         if taken():
             return  # of forward mode nothing can be told now
+        try:
+            trial = Trial(self, torch.cat([z, neighbour(z)]), self.rounding(z))
+        except (NotImplementedError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            found = f"one with {first_line(error)}"
+            raise ValueError(requirement(self.name, _DIFFERENTIABLE, found)) from error
+
+        def batched(points: Tensor, v: Tensor) -> Tensor:
+            return torch.func.vmap(lambda w: jvp(self, points, w)[1])(torch.stack([v, -v]))[0]
+
         reason = "TorchScript drops tangents" if is_scripted(self.function) else None
         if self._forward_mode and reason is None:
-            reason = complaint(lambda: jvp(self, points, v)[1], _CALLS)
+            reason = trial.complaint(lambda z, v: jvp(self, z, v)[1], _CALLS)
             if reason is None and self._batched_columns:
-                unbatched = complaint(batched, 1)
+                unbatched = trial.complaint(batched)
                 if unbatched is not None and not taken():
                     self._leave_batches(unbatched)
         if reason is not None or not self._forward_mode:
-            failure = complaint(lambda: _double_backward(self, points, v)[1], _CALLS)
-            if failure is not None:
-                required = (
-                    "differentiable, by rules that belong to its values: without detach, torch."
-                    "no_grad, NumPy or rounding inside, custom functions with a differentiable "
-                    "backward"
-                )
-                raise ValueError(requirement(self.name, required, f"one with {failure}"))
+            self._check_double_backward(trial)
             if taken():
                 return
             if self._forward_mode:
                 self._leave_forward_mode(str(reason))
         # a code where nothing is finite has told nothing
-        self._tested = bool(value.isfinite().all(1).any())
+        self._tested = bool(trial.value.isfinite().all(1).any())
+
+    def _check_double_backward(self, trial: Trial) -> None:
+        failure = trial.complaint(lambda z, v: double_backward(self, z, v)[1], _CALLS)
+        if failure is not None:
+            raise ValueError(requirement(self.name, _DIFFERENTIABLE, f"one with {failure}"))
+        self._double_backward_tested = True
 
     def _leave_forward_mode(self, reason: str) -> None:
         self._forward_mode = False
@@ -215,122 +264,166 @@ class Map:
 
     def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return F(z) and J_F(z) v, each (n, D), both differentiable in z and v."""
+        if self._differentiates_by_reverse(z, v):
+            found: tuple[Tensor, Tensor] = ReversedTwice.apply(z, v, self, self._jvp, self.name)
+            return found
+        return self._jvp(z, v)
+
+    def _jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not self.forward_mode:
-            return _double_backward(self, z, v)
+            return double_backward(self, z, v)
         # under the lock, so that what is decided for good here is not another thread's doing
         with LOCK:
             try:
                 return jvp(self, z, v)
-            except torch.OutOfMemoryError:
-                raise
             except (NotImplementedError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 # only where the other way works was forward mode to blame
                 try:
-                    result = _double_backward(self, z, v)
+                    result = double_backward(self, z, v)
+                    if not self._double_backward_tested:
+                        points = z.detach()
+                        self._check_double_backward(Trial(self, points, self.rounding(points)))
                 except RuntimeError:
                     raise error from None
                 if not _passing(error):
-                    self._leave_forward_mode(_first_line(error))
+                    self._leave_forward_mode(first_line(error))
                 return result
+
+    def _differentiates_by_reverse(self, z: Tensor, v: Tensor | None = None) -> bool:
+        """Return whether products are to be differentiated, and not by torch's rules for it."""
+        asked = z.requires_grad or (v is not None and v.requires_grad)
+        if not torch.is_grad_enabled() or not asked or is_transformed():
+            return False
+        if self._reversed_twice is None:
+            with LOCK:
+                self._choose_derivative_of_products(z[:1].detach())
+        return bool(self._reversed_twice)
+
+    def _choose_derivative_of_products(self, z: Tensor) -> None:
+        """Take torch's gradients of J v where they are those that reverse mode has twice over."""
+        points = torch.cat([z, neighbour(z)])
+        generator = torch.Generator().manual_seed(1)
+        v = random_like(points, generator)
+        rounding = self.rounding(points)
+
+        def reversed_twice(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = ReversedTwice.apply(z, v, self, self._jvp, self.name)
+            return found
+
+        def gradient(jvp: _Products) -> Tensor:
+            with torch.inference_mode(False), torch.enable_grad():
+                point = points.clone().requires_grad_()
+                product = jvp(point, v)[1]
+                w = random_like(product, torch.Generator().manual_seed(2))
+                if not product.requires_grad:
+                    return torch.zeros_like(points)
+                (by_z,) = torch.autograd.grad((w * product).sum(), point, materialize_grads=True)
+            return by_z
+
+        def complaint(jvp: _Products) -> str | None:
+            def products(codes: Tensor) -> Tensor:
+                return jvp(codes, v.repeat(len(codes) // len(v), 1))[1]
+
+            return _told(lambda: wrong_gradient(products, points, rounding))
+
+        def disagree() -> str | None:
+            return differing(gradient(self._jvp), gradient(reversed_twice), rounding)
+
+        reason = _told(disagree)
+        if reason is not None:
+            failure = complaint(reversed_twice)
+            # where reverse mode cannot, torch's own way may
+            if failure is not None and complaint(self._jvp) is None:
+                reason = None
+            elif failure is not None:
+                required = "twice differentiable, by rules that belong to its values"
+                raise ValueError(requirement(self.name, required, f"one with {failure}"))
+        self._reversed_twice = reason is not None
+        if reason is not None:
+            _warn(
+                f"`{self.name}` has no right forward-mode second derivative; using reverse", reason
+            )
 
     def columns(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k."""
-        if not self.batched_columns:
-            return self._columns_by_rows(z)
+        """Return F(z), (n, D), and the Jacobian by columns, (d, n, D): entry k is dF / dz_k.
+
+        Within `rows_at_once`, so many of the n d rows as it says at once, n at least.
+        """
+        n, d = z.shape
+        rows = _ROWS_AT_ONCE.get()
+        directions = torch.eye(d, dtype=z.dtype, device=z.device)
+        parts = directions.split(d if rows is None else min(d, max(1, rows // n)))
+        found = [self._columns(z, part) for part in parts]
+        if len(found) == 1:
+            return found[0]
+        return found[0][0], torch.cat([columns for _, columns in found])
+
+    def _columns(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F(z) and its derivatives in directions (m, d), (m, n, D)."""
+        if not self.batched_columns or self._differentiates_by_reverse(z):
+            return self._columns_by_rows(z, directions)
         with LOCK:
             try:
-                return self._columns_by_vmap(z)
-            except torch.OutOfMemoryError:
-                raise
+                return self._columns_by_vmap(z, directions)
             except (NotImplementedError, RuntimeError) as error:
-                result = self._columns_by_rows(z)
+                if is_out_of_memory(error):
+                    raise
+                result = self._columns_by_rows(z, directions)
                 if self._forward_mode and not _passing(error):  # else that has been warned of
-                    self._leave_batches(_first_line(error))
+                    self._leave_batches(first_line(error))
                 return result
 
-    def _columns_by_vmap(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _columns_by_vmap(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         def column(direction: Tensor) -> tuple[Tensor, Tensor]:
             return jvp(self, z, direction.expand_as(z))
 
         # the primal pass does not depend on the direction, so vmap runs it once
-        directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         values, columns = torch.func.vmap(column, out_dims=(0, 0))(directions)
         return values[0], columns
 
-    def _columns_by_rows(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        n, d = z.shape
-        directions = torch.eye(d, dtype=z.dtype, device=z.device)
-        directions = directions[:, None].expand(d, n, d).reshape(d * n, d)
-        values, columns = self.jvp(z.repeat(d, 1), directions)
-        return values[:n], columns.reshape(d, n, -1)
+    def _columns_by_rows(self, z: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        (n, d), m = z.shape, len(directions)
+        repeated = directions[:, None].expand(m, n, d).reshape(m * n, d)
+        values, columns = self.jvp(z.repeat(m, 1), repeated)
+        return values[:n], columns.reshape(m, n, -1)
 
 
-def _double_backward(map_: Map, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return F(z) and J v as the derivative of u -> J^T u in the direction v."""
-    differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
-    with torch.inference_mode(False), torch.enable_grad():
-        point = z if z.requires_grad else z.detach().clone().requires_grad_()
-        v = v.clone() if v.is_inference() else v
-        value = map_(point)
-        if not value.requires_grad:
-            return value, torch.zeros_like(value)
-        cotangent = torch.zeros_like(value, requires_grad=True)
-        (pulled,) = torch.autograd.grad(value, point, cotangent, create_graph=True)
-        if not pulled.requires_grad:
-            return value, torch.zeros_like(value)
-        (product,) = torch.autograd.grad(
-            pulled, cotangent, v, create_graph=differentiable, materialize_grads=True
-        )
-    if not differentiable:
-        return value.detach(), product.detach()
-    return value, product
+@contextlib.contextmanager
+def rows_at_once(rows: int | None) -> Iterator[None]:
+    """Let columns of Jacobians be taken in parts of so many rows, in this thread; None for all."""
+    token = _ROWS_AT_ONCE.set(rows)
+    try:
+        yield
+    finally:
+        _ROWS_AT_ONCE.reset(token)
 
 
-def second_derivative(
-    function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor, *, forward: bool = True
-) -> Tensor:
-    """Return d^2/de^2 f(z + e v) at e = 0 of a function (n, d) -> (n,), row by row.
-
-    Forward mode twice; or reverse mode twice, also while another thread uses forward mode.
-    """
-
-    def slope(point: Tensor) -> Tensor:
-        return jvp(function, point, v)[1]
-
-    if forward:
-        with contextlib.suppress(TakenError):
-            return jvp(slope, z, v)[1]
-    differentiable = torch.is_grad_enabled() and (z.requires_grad or v.requires_grad)
-    with torch.inference_mode(False), torch.enable_grad():
-        point = z.clone() if z.requires_grad else z.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(function(point).sum(), point, create_graph=True)
-        (curved,) = torch.autograd.grad(
-            (gradient * v).sum(), point, create_graph=differentiable, materialize_grads=True
-        )
-    return (curved * v).sum(1) if differentiable else (curved * v).sum(1).detach()
+def _told(trial: Callable[[], str | None]) -> str | None:
+    """Return what a trial says, or the error that it ends with."""
+    try:
+        return trial()
+    except (NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return first_line(error)
 
 
-def _not_adjoint(
-    value: Tensor, products: Tensor, u: Tensor, pulled: Tensor, v: Tensor
-) -> str | None:
-    """Say where <u, J v> is not <J^T u, v>, row by row, or None."""
-    product = (u * products).double().sum(1)
-    adjoint = (pulled * v).double().flatten(1).sum(1)
-    # the entries of u and v are of size 1
-    size = products.double().norm(dim=1) + pulled.double().flatten(1).norm(dim=1)
-    eps = torch.finfo(v.dtype).eps
-    # large derivatives that cancel, as before a normalisation, leave the rounding of the values
-    limit = max(1e-3, 4.0 * eps**0.5) * size + 8.0 * eps * value.detach().double().norm(dim=1)
-    wrong = ((product - adjoint).abs() > limit) & size.isfinite()
-    if not wrong.any():
-        return None
-    row = int(wrong.nonzero()[0])
-    return f"<u, J v> = {float(product[row]):.3g} but <J^T u, v> = {float(adjoint[row]):.3g}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _coarsest(value: Tensor) -> float:
+    """Return the largest rounding of the types of what a tensor's graph was computed from."""
+    largest = torch.finfo(value.dtype).eps
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for output in getattr(node, "_input_metadata", ()):
+            if output.dtype.is_floating_point:
+                largest = max(largest, torch.finfo(output.dtype).eps)
+        nodes.extend(before for before, _ in node.next_functions)
+    return largest
 
 
 def _passing(error: Exception) -> bool:

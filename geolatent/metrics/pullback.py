@@ -10,6 +10,7 @@ from torch import Tensor
 from geolatent.checks import check_choice, check_integer, parameter_behind
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 from geolatent.metrics.map import Map
 
 
@@ -239,7 +240,7 @@ class GaussianPullbackMetric(Metric):
         """Return h(x) and diag(J_h^T J_h), or its estimate, of the shape of x."""
         features: Map = self.features  # type: ignore[assignment]
         differentiable = torch.is_grad_enabled() and x.requires_grad
-        with torch.inference_mode(False), torch.enable_grad():
+        with DIFFERENTIABLE_KERNELS, torch.inference_mode(False), torch.enable_grad():
             point = x if x.requires_grad else x.detach().clone().requires_grad_()
             value = features(point)
             total = torch.zeros_like(x)

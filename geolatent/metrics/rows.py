@@ -12,7 +12,9 @@ from torch import Tensor
 
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
-from geolatent.metrics.map import Map
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
+from geolatent.metrics.map import Map, rows_at_once
+from geolatent.metrics.ways import is_out_of_memory
 from geolatent.solution import Evaluations
 
 
@@ -98,11 +100,15 @@ class Rows:
                 getattr(self.spent, name).index_add_(0, pairs, torch.full_like(pairs, rows))
 
     def each(
-        self, function: Callable[..., tuple[Tensor, ...]], rows_each: int, *arguments: Tensor
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        rows_each: int,
+        *arguments: Tensor,
+        divisible: bool = False,
     ) -> tuple[Tensor, ...]:
         """Call a function on consecutive parts of tensors (A, ...) and join what it returns.
 
-        An out-of-memory error of CUDA halves the rows and goes on, with a warning.
+        Where memory is short, the rows are halved and it goes on, with a warning.
 
         Parameters
         ----------
@@ -110,6 +116,8 @@ class Rows:
             Takes the same part (A', ...) of every tensor and returns tensors (A', ...).
         rows_each
             Decoder rows of one of the A.
+        divisible
+            Whether these are columns of Jacobians, of which fewer may be taken at once.
         """
         n = arguments[0].shape[0]
         parts: list[tuple[Tensor, ...]] = []
@@ -117,11 +125,15 @@ class Rows:
         while first < n or not parts:
             size = max(1, self.budget.rows // max(1, rows_each))
             try:
-                parts.append(function(*(values[first : first + size] for values in arguments)))
-            except torch.OutOfMemoryError:
-                if size == 1:
+                # around backward passes too: checkpointed activations are computed again in them
+                with DIFFERENTIABLE_KERNELS, rows_at_once(self.budget.rows):
+                    parts.append(function(*(values[first : first + size] for values in arguments)))
+            except (RuntimeError, MemoryError) as error:
+                least = self.budget.rows == 1 if divisible else size == 1
+                if least or not is_out_of_memory(error):
                     raise
-                self.budget.rows = max(1, min(size, n) * rows_each // 2)
+                tried = min(self.budget.rows, min(size, n) * rows_each)
+                self.budget.rows = max(1, tried // 2)
                 warnings.warn(
                     f"out of memory; going on with at most {self.budget.rows} decoder rows at once",
                     stacklevel=3,
@@ -136,7 +148,7 @@ class Rows:
         """Return G(z), (A, ..., d, d)."""
         cost = self.metric.tensor_rows(z.shape[-1])
         self.count(pairs, forward=cost * _codes_each(z))
-        (found,) = self._flat(lambda part: (self.metric._tensor(part),), cost, z)
+        (found,) = self._flat(lambda part: (self.metric._tensor(part),), cost, z, divisible=True)
         return found
 
     def quadratic(self, z: Tensor, v: Tensor, pairs: Tensor | None = None) -> Tensor:
@@ -162,7 +174,7 @@ class Rows:
             values, columns = immersion.columns(part)
             return values, columns.transpose(0, 1)
 
-        values, columns = self._flat(chunk, dim, z)
+        values, columns = self._flat(chunk, dim, z, divisible=True)
         return values, columns
 
     def pulled(
@@ -272,13 +284,17 @@ class Rows:
             self.count(pairs, forward=codes, backward=codes if differentiated else 0)
 
     def _flat(
-        self, function: Callable[..., tuple[Tensor, ...]], rows_each: int, *codes: Tensor
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        rows_each: int,
+        *codes: Tensor,
+        divisible: bool = False,
     ) -> tuple[Tensor, ...]:
         """Call a function of codes (n, d) on codes (A, ..., d), and give its results that shape."""
         shape = codes[0].shape[:-1]
         flat = (values.detach().reshape(-1, values.shape[-1]).to(self.dtype) for values in codes)
         with torch.no_grad():
-            found = self.each(function, rows_each, *flat)
+            found = self.each(function, rows_each, *flat, divisible=divisible)
         return tuple(values.reshape(*shape, *values.shape[1:]) for values in found)
 
 

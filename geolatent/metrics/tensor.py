@@ -18,6 +18,7 @@ from geolatent.checks import (
 from geolatent.metrics.base import Metric, indefinite
 from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows, neighbour
+from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 
 # codes of one call at which a tensor field is looked at
 _CHECKED_CODES = 256
@@ -97,7 +98,8 @@ class TensorMetric(Metric):
             raise ValueError(requirement("fn", required, f"{found} at a code of `{name}`"))
 
     def _tensor(self, z: Tensor) -> Tensor:
-        tensor = self.fn(z.clone())
+        with DIFFERENTIABLE_KERNELS:
+            tensor = self.fn(z.clone())
         shape = (z.shape[0], self.dim, self.dim)
         required = f"a floating-point tensor of shape {shape}"
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
