@@ -19,7 +19,7 @@ from geolatent import (
 from geolatent.lengths import _lacking, measure
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.energy import DiscreteEnergy
-from geolatent.solvers.lbfgs import Preconditioner
+from geolatent.solvers.lbfgs import DensePreconditioner
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -172,7 +172,8 @@ def test_a_renewed_hessian_leads_to_the_minimum():
     x, index = torch.randn(3, 5), torch.arange(3)
     value, gradient, _ = objective(x, index)
     minimizer = LBFGS()
-    state = minimizer.init(x, value, gradient, Preconditioner.dense(torch.eye(5).repeat(3, 1, 1)))
+    preconditioner = DensePreconditioner.of(torch.eye(5).repeat(3, 1, 1))
+    state = minimizer.init(x, value, gradient, preconditioner)
     chosen = torch.tensor([True, False, True])
     state = minimizer.renew(state, chosen, matrices[chosen])
     decrement = 2.0 * state.value  # of a quadratic, exactly

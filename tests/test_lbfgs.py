@@ -6,7 +6,12 @@ import pytest
 import torch
 from rounding import assert_same_to_rounding
 
-from geolatent.solvers.lbfgs import LBFGS, Preconditioner, cholesky
+from geolatent.solvers.lbfgs import (
+    LBFGS,
+    DensePreconditioner,
+    KroneckerPreconditioner,
+    cholesky,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -67,7 +72,7 @@ def begin(objective, hessian=None, minimizer=None, chosen=slice(None)):
     index = torch.arange(len(objective.start))[chosen]
     x = objective.start[index]
     value, gradient, _ = objective(x, index)
-    preconditioner = Preconditioner.dense(identity(x) if hessian is None else hessian[index])
+    preconditioner = DensePreconditioner.of(identity(x) if hessian is None else hessian[index])
     state = (minimizer or LBFGS()).init(x, value, gradient, preconditioner)
     return replace(state, index=index)
 
@@ -294,7 +299,7 @@ def test_kronecker_preconditioner_is_the_dense_one_of_the_product():
     each = roots @ roots.mT + torch.eye(2)
     product = torch.stack([torch.kron(shared, matrix) for matrix in each])
     vectors = torch.randn(3, 10, 4, generator=generator)
-    fast = Preconditioner.kronecker(shared, each)
+    fast = KroneckerPreconditioner.of(shared, each)
     torch.testing.assert_close(
         fast.solve(vectors), torch.linalg.solve(product, vectors), rtol=1e-6, atol=1e-7
     )

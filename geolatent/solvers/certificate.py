@@ -15,6 +15,7 @@ from geolatent.solvers.lbfgs import (
     DensePreconditioner,
     KroneckerPreconditioner,
     LBFGSState,
+    LowRankPreconditioner,
     Memory,
     Preconditioner,
     cholesky,
@@ -23,6 +24,10 @@ from geolatent.solvers.problem import Outcome, Problem, Stage
 
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
 DENSE_SIZE = 700
+# beyond so many dimensions products with the metric take the place of its tensors
+TENSOR_DIM = 32
+# and so many of them make a sketch
+SKETCH_RANK = 8
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
 # where no Hessians tell of them
 LEAST_STEPS = 2
@@ -63,6 +68,96 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
     matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
     return DensePreconditioner.of(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+
+
+@dataclass(frozen=True)
+class MetricTensors:
+    """G at M points of every curve, the middles of M equal intervals of [0, 1].
+
+    Attributes
+    ----------
+    tensors
+        Shape (A, M, d, d).
+    """
+
+    tensors: Tensor
+
+    def select(self, chosen: Tensor) -> MetricTensors:
+        """Return those of the chosen curves."""
+        return MetricTensors(self.tensors[chosen])
+
+    def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:
+        """Return the factors of H; see `sobolev_preconditioner`."""
+        return sobolev_preconditioner(knots, n_control_points, self.tensors)
+
+
+@dataclass(frozen=True)
+class MetricSketch:
+    """G in the middle of every curve as c I + U diag(w) U^T, from a few products.
+
+    Attributes
+    ----------
+    ridge
+        c, (A,).
+    basis, weights
+        U with orthonormal columns, (A, d, r), and w, (A, r).
+    """
+
+    ridge: Tensor
+    basis: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor, products: Tensor) -> MetricSketch:
+        """Sketch G from its products Y = G V with orthonormal V, (A, d, r) each, by Nystrom.
+
+        G ~ Y (V^T Y)^-1 Y^T. The ridge is the smallest eigenvalue of that, at least a tenth of the
+        mean eigenvalue of V^T Y, which is that of G on average.
+
+        References
+        ----------
+        Frangella, Tropp, Udell, "Randomized Nystrom preconditioning", 2023.
+        """
+        products = products.double().nan_to_num(0.0, 0.0, 0.0)
+        core = vectors.mT @ products
+        values, rotation = torch.linalg.eigh(0.5 * (core + core.mT))
+        mean = values.mean(1).clamp_min(torch.finfo(values.dtype).tiny)
+        # a core that is not definite is none of a metric's; what rounding left of one counts as 0
+        floor = 1e-8 * values[:, -1:].clamp_min(mean[:, None])
+        root = products @ (rotation / values.clamp_min(floor).sqrt()[:, None])
+        basis, singular, _ = torch.linalg.svd(root, full_matrices=False)
+        eigenvalues = singular.square()
+        ridge = torch.maximum(eigenvalues[:, -1], RIDGE * mean)
+        return cls(ridge, basis, (eigenvalues - ridge[:, None]).clamp_min(0.0))
+
+    def select(self, chosen: Tensor) -> MetricSketch:
+        """Return those of the chosen curves."""
+        return MetricSketch(self.ridge[chosen], self.basis[chosen], self.weights[chosen])
+
+    def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:  # noqa: ARG002
+        """Return H, the Kronecker product of the B-splines' stiffness matrix and the sketch."""
+        stiffness = cholesky(stiffness_matrix(knots)[None])[0]
+        return LowRankPreconditioner(self.ridge, self.basis, self.weights, stiffness)
+
+
+def metric_model(
+    problem: Problem, outcome: Outcome, knots: Tensor, points: Tensor, pairs: Tensor, m: int
+) -> MetricTensors | MetricSketch:
+    """Return what is known of G along curves (A, n, d): tensors at m points, or a sketch of one.
+
+    Beyond `TENSOR_DIM` dimensions tensors cost more than they are worth.
+    """
+    d = points.shape[2]
+    if d <= TENSOR_DIM:
+        return MetricTensors(metric_tensors(problem, outcome, knots, points, pairs, m))
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(random)[0].to(points.device).expand(len(pairs), -1, -1)
+    middle = basis_matrix(knots, torch.tensor([0.5], dtype=knots.dtype, device=knots.device))
+    places = (middle @ points).expand(-1, SKETCH_RANK, -1)
+    # half the derivative of v^T G v by v
+    products = 0.5 * problem.rows.slopes(places, vectors.mT, pairs)[2]
+    return MetricSketch.of(vectors, products.mT)
 
 
 def stiffness_matrix(knots: Tensor) -> Tensor:
@@ -181,7 +276,7 @@ def certificate(
     *,
     flat: Tensor | None = None,
     rough: Tensor | None = None,
-    tensors: Tensor | None = None,
+    model: MetricTensors | MetricSketch | None = None,
     minimizer: LBFGS | None = None,
     memory: Memory | None = None,
 ) -> Certificate:
@@ -201,8 +296,8 @@ def certificate(
         Curves whose whole Hessian is to be evaluated, (A,), where Hessians come with the energy.
     rough
         Curves whose Gauss-Newton Hessian is to be evaluated, (A,), where it does not come.
-    tensors
-        Metric tensors along the curves, (A, M, d, d), for H where there are no Hessians.
+    model
+        What is known of the metric along the curves, for H where there are no Hessians.
     minimizer
         Settings of the minimiser.
     memory
@@ -213,11 +308,11 @@ def certificate(
     minimizer = minimizer or LBFGS()
     if energy.gauss_newton:
         value, gradient, hessian, convex = objective.start()
-        preconditioner = DensePreconditioner.of(hessian)
-        state = minimizer.init(energy.start, value, gradient, preconditioner)
+        newton = DensePreconditioner.of(hessian)
+        state = minimizer.init(energy.start, value, gradient, newton)
         return Certificate(energy.pairs, objective, minimizer, state, convex)
-    if tensors is None:
-        raise RuntimeError("a certificate needs the Hessians of its energy, or metric tensors")
+    if model is None:
+        raise RuntimeError("a certificate needs the Hessians of its energy, or the metric")
     n, d = energy.points.shape[1:]
     known = rough if rough is not None and energy.renewable and is_dense(n, d) else none
     x, index = energy.start, torch.arange(len(energy.pairs), device=energy.pairs.device)
@@ -225,13 +320,14 @@ def certificate(
     plain = index[~known]
     if plain.numel():
         value[plain], gradient[plain], _ = energy(x[plain], plain)
-    preconditioner = sobolev_preconditioner(knots, n, tensors[plain])
-    if known.any():
+    preconditioner: Preconditioner = model.select(plain).preconditioner(knots, n)
+    if known.any() and isinstance(preconditioner, DensePreconditioner):
         found = energy.with_hessian(x[known], index[known])
         value[known], gradient[known] = found[:2]
         factor = x.new_empty((*x.shape, x.shape[1]))
         factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
         preconditioner = DensePreconditioner(factor)
+        memory = None if memory is None else memory.forget(known)
     state = minimizer.init(x, value, gradient, preconditioner, memory)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -154,10 +154,8 @@ class LowRankPreconditioner(Preconditioner):
         return _solve_kronecker(self.shared, blocks, vectors)
 
 
-def _solve_kronecker(
-    shared: Tensor, blocks: Callable[[Tensor], Tensor], vectors: Tensor
-) -> Tensor:
-    """Return (S x G)^-1 V for V (A, n d, k), S by its factor and G^-1 on (A, d, ...) by a function."""
+def _solve_kronecker(shared: Tensor, blocks: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Return (S x G)^-1 V for V (A, n d, k), with the factor of S and G^-1 of columns (A, d, c)."""
     a, m, k = vectors.shape
     n = shared.shape[0]
     solved = torch.cholesky_solve(vectors.reshape(a, n, (m // n) * k), shared.expand(a, n, n))
@@ -176,11 +174,14 @@ class Memory:
         The steps and the changes of the gradient on them, (A, h, m).
     curvature
         The inverse inner products of both, (A, h).
+    length
+        Steps that may be remembered; entries beyond are zeros.
     """
 
     differences: Tensor
     gradient_differences: Tensor
     curvature: Tensor
+    length: int = 0
 
     @classmethod
     def none(cls, x: Tensor, history: int) -> Memory:
@@ -191,8 +192,11 @@ class Memory:
 
     def select(self, chosen: Tensor) -> Memory:
         """Return that of the chosen problems."""
-        return Memory(
-            self.differences[chosen], self.gradient_differences[chosen], self.curvature[chosen]
+        return replace(
+            self,
+            differences=self.differences[chosen],
+            gradient_differences=self.gradient_differences[chosen],
+            curvature=self.curvature[chosen],
         )
 
     def join(self, other: Memory) -> Memory:
@@ -201,7 +205,13 @@ class Memory:
             torch.cat([self.differences, other.differences]),
             torch.cat([self.gradient_differences, other.gradient_differences]),
             torch.cat([self.curvature, other.curvature]),
+            max(self.length, other.length),
         )
+
+    def forget(self, chosen: Tensor) -> Memory:
+        """Return this memory without the steps of the chosen problems, (A,)."""
+        none = Memory.none(self.differences[:, 0], self.curvature.shape[1])
+        return self.put(chosen.nonzero().squeeze(1), none.select(chosen))
 
     def put(self, index: Tensor, other: Memory) -> Memory:
         """Return this memory with that of some problems (A',) replaced by another's."""
@@ -209,6 +219,7 @@ class Memory:
             self.differences.index_copy(0, index, other.differences),
             self.gradient_differences.index_copy(0, index, other.gradient_differences),
             self.curvature.index_copy(0, index, other.curvature),
+            max(self.length, other.length),
         )
 
     def moved(self, steps: Tensor, gradients: Tensor) -> Memory:
@@ -228,10 +239,10 @@ class Memory:
             blocks = values.reshape(a, h, matrix.shape[1], m // matrix.shape[1])
             return (matrix @ blocks).flatten(2)
 
-        return Memory(
-            apply(steps, self.differences),
-            apply(gradients, self.gradient_differences),
-            self.curvature,
+        return replace(
+            self,
+            differences=apply(steps, self.differences),
+            gradient_differences=apply(gradients, self.gradient_differences),
         )
 
     def push(self, useful: Tensor, move: Tensor, change: Tensor, inverse: Tensor) -> Memory:
@@ -245,6 +256,7 @@ class Memory:
             pushed(self.differences, move),
             pushed(self.gradient_differences, change),
             pushed(self.curvature, inverse),
+            min(self.length + 1, self.curvature.shape[1]),
         )
 
 
@@ -289,23 +301,19 @@ class LBFGSState:
 
     def select(self, chosen: Tensor) -> LBFGSState:
         """Return the state of the chosen problems alone."""
-        return LBFGSState(
-            **{
-                name: value[chosen] if isinstance(value, Tensor) else value.select(chosen)
-                for name, value in vars(self).items()
-            }
-        )
+        parts: dict[str, Any] = {
+            name: value[chosen] if isinstance(value, Tensor) else value.select(chosen)
+            for name, value in vars(self).items()
+        }
+        return LBFGSState(**parts)
 
     def join(self, other: LBFGSState) -> LBFGSState:
         """Return the state of both's problems, this one's first."""
-        return LBFGSState(
-            **{
-                name: torch.cat([value, getattr(other, name)])
-                if isinstance(value, Tensor)
-                else value.join(getattr(other, name))
-                for name, value in vars(self).items()
-            }
-        )
+        parts: dict[str, Any] = {}
+        for name, mine in vars(self).items():
+            its = getattr(other, name)
+            parts[name] = torch.cat([mine, its]) if isinstance(mine, Tensor) else mine.join(its)
+        return LBFGSState(**parts)
 
     @property
     def predicted_decrease(self) -> Tensor:
@@ -332,13 +340,14 @@ class LBFGS:
         Armijo's constant.
     max_rejections
         A problem whose step was rejected so often in a row is stalled.
+
     References
     ----------
     Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1. Oren, Luenberger,
     "Self-scaling variable metric algorithms", 1974.
     """
 
-    history: int = 8
+    history: int = 30
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
 
@@ -456,7 +465,7 @@ class LBFGS:
         memory = state.memory
         rest = state.gradient
         coefficients = []
-        for k in range(self.history):
+        for k in range(memory.length):
             moved = memory.differences[:, k]
             coefficient = memory.curvature[:, k] * (moved * rest).sum(1)
             rest = rest - coefficient[:, None] * memory.gradient_differences[:, k]
@@ -468,7 +477,7 @@ class LBFGS:
         if state.preconditioner.rescaled:
             inverse = memory.curvature[:, 0] * (last * secant).sum(1)
             downhill = torch.where(inverse > 0, 1.0 / inverse, 1.0)[:, None] * downhill
-        for k in reversed(range(self.history)):
+        for k in reversed(range(memory.length)):
             changed = memory.gradient_differences[:, k]
             correction = memory.curvature[:, k] * (changed * downhill).sum(1)
             step = (coefficients[k] - correction)[:, None]

@@ -14,11 +14,14 @@ from geolatent.solution import Status
 from geolatent.solvers.certificate import (
     DENSE_SIZE,
     LEAST_STEPS,
+    TENSOR_DIM,
     Certificate,
+    MetricSketch,
+    MetricTensors,
     Proof,
     certificate,
     gained,
-    metric_tensors,
+    metric_model,
     next_level,
     relative_decrease,
     stiffness_matrix,
@@ -26,6 +29,8 @@ from geolatent.solvers.certificate import (
 from geolatent.solvers.lbfgs import LBFGS, DensePreconditioner, LBFGSState, Memory
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 
+# control points of the first level, and where the metric is sketched
+_FIRST_CONTROL_POINTS, _FIRST_SKETCHED = 7, 5
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
@@ -40,6 +45,10 @@ _SMOOTH_ORDER, _TELLING_CHORDS, _TELLING_CHORDS_IN_FEW = 1.35, 16, 96
 # so many allow to end for it, where they converge at all: what a level gained whose chords miss
 # more than the ones before tells nothing of what is left
 _ENDING_CHORDS, _RESOLVED_ORDER = 32, 0.0
+# where the metric is sketched every level is dear, and its steps are many and small: a level is
+# left after so many where there are kinks, as many chords may end as tell, and about what the last
+# level gained is left
+_SKETCHED_STEPS, _SKETCHED_LEFT = 10, 1.0
 # predicted to be left where a pair ends for kinks, in units of what its last level gained
 _ROUGH_LEFT = 2.5
 # a level that took more steps, or gained more than this times what was promised, found a valley
@@ -71,7 +80,8 @@ class PreconditionedSolver(Solver):
     tolerance
         Predicted relative improvement in length at which a pair has converged.
     first_control_points
-        Control points of the first level; a starting curve with more begins with its own.
+        Control points of the first level; a starting curve with more begins with its own. By
+        default 7, or 5 in more than 32 dimensions.
     max_control_points
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
@@ -80,7 +90,9 @@ class PreconditionedSolver(Solver):
         energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
-        keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
+        keep the last ones. Unused where Gauss-Newton Hessians come with the energy. In more than 32
+        dimensions eight products with the metric in the middle of the curve take their place, and
+        nothing of the size d x d is formed.
     rough_tolerance
         Relative gain in length of a level after which a pair that has met kinks ends; 0 goes on to
         the largest number of control points.
@@ -93,7 +105,7 @@ class PreconditionedSolver(Solver):
     """
 
     tolerance: float = 1e-4
-    first_control_points: int = 7
+    first_control_points: int | None = None
     max_control_points: int = 67
     nodes_per_span: int | None = None
     max_nodes: int = 32
@@ -105,10 +117,10 @@ class PreconditionedSolver(Solver):
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, above=0.0)
-        check_integer("first_control_points", self.first_control_points, minimum=5)
-        check_integer(
-            "max_control_points", self.max_control_points, minimum=self.first_control_points
-        )
+        if self.first_control_points is not None:
+            check_integer("first_control_points", self.first_control_points, minimum=5)
+        least = self.first_control_points or _FIRST_CONTROL_POINTS
+        check_integer("max_control_points", self.max_control_points, minimum=least)
         if self.nodes_per_span is not None:
             check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
         check_integer("max_nodes", self.max_nodes, minimum=2)
@@ -125,14 +137,17 @@ class PreconditionedSolver(Solver):
     def pair_bytes(self, dim: int) -> int:
         """Return the memory one pair takes: matrices, their factors, what makes them, history."""
         size = (self.max_control_points - 2) * dim
-        dense = max(dim, min(size, DENSE_SIZE))
-        return 8 * (6 * dense**2 + 2 * self.minimizer.history * size)
+        history = 4 * self.minimizer.history * size  # of a level and of the one before
+        dense = 0 if dim > TENSOR_DIM else max(dim, min(size, DENSE_SIZE))
+        return 8 * (6 * dense**2 + history)
 
     def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
         """Run the levels until every pair has converged or run out of means."""
         lessons = _Lessons.none(outcome)
-        n = max(problem.control_points.shape[1], self.first_control_points)
-        tensors: Tensor | None = None
+        _, n, d = problem.control_points.shape
+        few = _FIRST_SKETCHED if d > TENSOR_DIM else _FIRST_CONTROL_POINTS
+        n = max(n, self.first_control_points or few)
+        model: MetricTensors | MetricSketch | None = None
         memory: Memory | None = None
         turn = 0
         while (pairs := outcome.pairs).numel():
@@ -140,9 +155,9 @@ class PreconditionedSolver(Solver):
             points = matrix @ outcome.control_points[pairs]
             if memory is not None:
                 memory = _refined(memory, outcome.knots, knots, matrix)
-            if not problem.has_gauss_newton and turn < len(self.metric_points):
+            if self._wants_model(problem, model, turn):
                 m = self.metric_points[turn]
-                tensors = metric_tensors(problem, outcome, knots, points, pairs, m)
+                model = metric_model(problem, outcome, knots, points, pairs, m)
             spans = knots.unique().numel() - 1
             wanted = self.nodes_per_span or (3 if problem.has_gauss_newton else 2)
             per_span = max(2, min(wanted, -(-self.max_nodes // spans)))
@@ -152,7 +167,7 @@ class PreconditionedSolver(Solver):
                 knots,
                 flat=lessons.flat[pairs],
                 rough=lessons.rough[pairs],
-                tensors=tensors,
+                model=model,
                 minimizer=self.minimizer,
                 memory=memory,
             )
@@ -167,10 +182,18 @@ class PreconditionedSolver(Solver):
             last = next_level(n) > self.max_control_points
             yield (descent := _Descent(self, outcome, lessons, found, going, proof, last=last))
             going = outcome.going[pairs]
-            tensors = None if tensors is None else tensors[going]
+            model = None if model is None else model.select(going)
             memory = None if problem.has_gauss_newton else descent.memory.select(going)
             n = next_level(n)
             turn += 1
+
+    def _wants_model(
+        self, problem: Problem, model: MetricTensors | MetricSketch | None, turn: int
+    ) -> bool:
+        """Whether a level evaluates the metric for its preconditioner; a sketch serves all."""
+        if problem.has_gauss_newton or isinstance(model, MetricSketch):
+            return False
+        return turn < len(self.metric_points)
 
     def _judge(
         self, outcome: Outcome, lessons: _Lessons, found: Certificate, *, final: bool
@@ -254,6 +277,7 @@ class _Descent(Stage):
         self.steps = torch.zeros_like(going, dtype=torch.int64)
         self.steps[proof.refuted.index] = proof.steps
         self.last = last
+        self.sketched = self.state.preconditioner.rescaled
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
         if not last:
             least = torch.full_like(found.predicted, solver.level_reduction)
@@ -269,17 +293,27 @@ class _Descent(Stage):
 
     def step(self) -> None:
         """Take a step; pairs leave at the goal, without a way down, or when their steps are up."""
-        solver, outcome = self.solver, self.outcome
+        solver, outcome, lessons = self.solver, self.outcome, self.lessons
         self.state = state = solver.minimizer.step(self.state, self.found.objective)
         index, pairs = state.index, self.open
         self.steps[index] += 1
         outcome.iterations[pairs] += 1
         predicted = relative_decrease(state)
         enough = self.energy.gauss_newton | (self.steps[index] >= LEAST_STEPS)
-        reached = enough & (predicted <= self.goal[index])
+        got = gained(self.found, state)
+        promised = self.found.predicted[index]
+        expected = predicted
+        if self.sketched:
+            # a sketch promises too little, and so does the memory of a few steps
+            ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs])
+            expected = predicted * ratio.nan_to_num(1.0).clamp(1.0, _LARGEST_RATIO)
+        reached = enough & (expected <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
         rough = self._rough(index)
         lingering = rough & (self.steps[index] >= _ROUGH_STEPS)
+        if self.sketched:
+            # steps that lead on to finer levels are not lost: what they taught is kept
+            lingering = self._low_order(index) & (self.steps[index] >= _SKETCHED_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
         leaving = reached | stalled | spent | lingering
         if not leaving.any():
@@ -287,15 +321,14 @@ class _Descent(Stage):
             return
         # a level that had many steps and has not come to its goal shows what is to be had
         exhausted = stalled | (spent & (self.steps[index] >= _FAIR_STEPS))
-        promised = self.found.predicted[index]
-        got = gained(self.found, state)
         ratio = _gain_ratio(got, promised, predicted, exhausted)
         end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
         self._leave(state.select(leaving), end[leaving], ratio[leaving])
         self.lessons.rough[pairs[leaving & rough]] = True
         done = leaving & self._may_end(index) & (got <= solver.rough_tolerance)
         # were every level to gain half of what the one before did, as much would be left
-        outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
+        left = _SKETCHED_LEFT if self.sketched else _ROUGH_LEFT
+        outcome.predicted_improvement[pairs[done]] = left * got[done]
         outcome.end(pairs[done], Status.ROUGH)
         self.state = state.select(~leaving)
         self._renew()
@@ -311,7 +344,13 @@ class _Descent(Stage):
         if self.last:
             return self.lessons.rough[self.found.pairs[index]]
         resolved = self.energy.order[index] > _RESOLVED_ORDER
-        return self._rough(index) & resolved & (self.n_chords >= _ENDING_CHORDS)
+        enough = _TELLING_CHORDS if self.sketched else _ENDING_CHORDS
+        return self._rough(index) & resolved & (self.n_chords >= enough)
+
+    def _low_order(self, index: Tensor) -> Tensor:
+        """Return which curves seem to cross kinks; few chords tell of dense ones alone."""
+        telling = self.n_chords >= _TELLING_CHORDS
+        return self.energy.order[index] < (_SMOOTH_ORDER if telling else 1.0)
 
     @property
     def n_chords(self) -> int:
@@ -323,10 +362,7 @@ class _Descent(Stage):
         state, energy = self.state, self.energy
         if not energy.renewable or not isinstance(state.preconditioner, DensePreconditioner):
             return
-        # few chords tell of kinks only where these are dense
-        low = energy.order[state.index] < (
-            _SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0
-        )
+        low = self._low_order(state.index)
         due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
         if due.any():
             hessian = energy.with_hessian(state.x[due], state.index[due])[2]
