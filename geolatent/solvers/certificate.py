@@ -25,9 +25,11 @@ from geolatent.solvers.problem import Outcome, Problem, Stage
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
 DENSE_SIZE = 700
 # beyond so many dimensions products with the metric take the place of its tensors
-TENSOR_DIM = 32
+TENSOR_DIM = 64
 # and so many of them make a sketch
 SKETCH_RANK = 8
+# what is left is about so many times what a sketch and the minimiser's memory know of
+_SKETCHED_CAUTION = 3.0
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
 # where no Hessians tell of them
 LEAST_STEPS = 2
@@ -118,7 +120,7 @@ class MetricSketch:
         ----------
         Frangella, Tropp, Udell, "Randomized Nystrom preconditioning", 2023.
         """
-        products = products.double().nan_to_num(0.0, 0.0, 0.0)
+        vectors, products = vectors.double(), products.double().nan_to_num(0.0, 0.0, 0.0)
         core = vectors.mT @ products
         values, rotation = torch.linalg.eigh(0.5 * (core + core.mT))
         mean = values.mean(1).clamp_min(torch.finfo(values.dtype).tiny)
@@ -265,6 +267,16 @@ class Certificate:
         return relative_decrease(self.state)
 
     @property
+    def sketched(self) -> bool:
+        """Whether no more than a sketch of the metric is known."""
+        return isinstance(self.state.preconditioner, LowRankPreconditioner)
+
+    @property
+    def caution(self) -> float:
+        """By what predictions are to be multiplied: a sketch and a short memory do not see all."""
+        return _SKETCHED_CAUTION if self.sketched else 1.0
+
+    @property
     def finite(self) -> Tensor:
         """Whether energies and gradients are finite, (A,)."""
         return self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
@@ -327,7 +339,6 @@ def certificate(
         factor = x.new_empty((*x.shape, x.shape[1]))
         factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
         preconditioner = DensePreconditioner(factor)
-        memory = None if memory is None else memory.forget(known)
     state = minimizer.init(x, value, gradient, preconditioner, memory)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)
 
@@ -380,7 +391,7 @@ class Proof(Stage):
         self.state = state = self.found.minimizer.step(self.state, self.found.objective)
         self.steps += 1
         judged = self.found.minimizer.stalled(state) | (self.steps >= LEAST_STEPS)
-        left = gained(self.found, state) + relative_decrease(state)
+        left = gained(self.found, state) + self.found.caution * relative_decrease(state)
         # in what little is left rounding may look like anything
         convex = state.convex | (left <= _NOTHING * self.tolerance)
         proved = convex & (left <= self.tolerance)

@@ -134,8 +134,9 @@ class FirstOrderSolver(Solver):
         per_span = 3 if problem.has_gauss_newton else 2
         energy = problem.energy(outcome, knots, per_span, points, pairs)
         found = certificate(energy, knots, model=model)
-        outcome.predicted_improvement[:] = outcome.predicted_at_start[:] = found.predicted
-        converged = found.finite & found.convex & (found.predicted <= self.tolerance)
+        predicted = found.caution * found.predicted
+        outcome.predicted_improvement[:] = outcome.predicted_at_start[:] = predicted
+        converged = found.finite & found.convex & (predicted <= self.tolerance)
         outcome.status[converged] = int(Status.CONVERGED)
         outcome.status[~found.finite] = int(Status.NON_FINITE)
         return found, converged

@@ -208,11 +208,6 @@ class Memory:
             max(self.length, other.length),
         )
 
-    def forget(self, chosen: Tensor) -> Memory:
-        """Return this memory without the steps of the chosen problems, (A,)."""
-        none = Memory.none(self.differences[:, 0], self.curvature.shape[1])
-        return self.put(chosen.nonzero().squeeze(1), none.select(chosen))
-
     def put(self, index: Tensor, other: Memory) -> Memory:
         """Return this memory with that of some problems (A',) replaced by another's."""
         return Memory(
@@ -347,7 +342,7 @@ class LBFGS:
     "Self-scaling variable metric algorithms", 1974.
     """
 
-    history: int = 30
+    history: int = 20
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
 

@@ -45,10 +45,12 @@ _SMOOTH_ORDER, _TELLING_CHORDS, _TELLING_CHORDS_IN_FEW = 1.35, 16, 96
 # so many allow to end for it, where they converge at all: what a level gained whose chords miss
 # more than the ones before tells nothing of what is left
 _ENDING_CHORDS, _RESOLVED_ORDER = 32, 0.0
-# where the metric is sketched every level is dear, and its steps are many and small: a level is
-# left after so many where there are kinks, as many chords may end as tell, and about what the last
+# where the metric is sketched every level is dear, and its steps are many and small: where there
+# are kinks a level is left after so many, as many chords may end as tell, and about what the last
 # level gained is left
 _SKETCHED_STEPS, _SKETCHED_LEFT = 10, 1.0
+# and of fewer chords than these the order must be lower
+_KINKED_ORDER = 0.7
 # predicted to be left where a pair ends for kinks, in units of what its last level gained
 _ROUGH_LEFT = 2.5
 # a level that took more steps, or gained more than this times what was promised, found a valley
@@ -81,7 +83,7 @@ class PreconditionedSolver(Solver):
         Predicted relative improvement in length at which a pair has converged.
     first_control_points
         Control points of the first level; a starting curve with more begins with its own. By
-        default 7, or 5 in more than 32 dimensions.
+        default 7, or 5 in more than 64 dimensions.
     max_control_points
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
@@ -90,7 +92,7 @@ class PreconditionedSolver(Solver):
         energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
-        keep the last ones. Unused where Gauss-Newton Hessians come with the energy. In more than 32
+        keep the last ones. Unused where Gauss-Newton Hessians come with the energy. In more than 64
         dimensions eight products with the metric in the middle of the curve take their place, and
         nothing of the size d x d is formed.
     rough_tolerance
@@ -183,7 +185,8 @@ class PreconditionedSolver(Solver):
             yield (descent := _Descent(self, outcome, lessons, found, going, proof, last=last))
             going = outcome.going[pairs]
             model = None if model is None else model.select(going)
-            memory = None if problem.has_gauss_newton else descent.memory.select(going)
+            # where more than a sketch is known, what was learned against the last matrix misleads
+            memory = descent.memory.select(going) if found.sketched else None
             n = next_level(n)
             turn += 1
 
@@ -201,6 +204,7 @@ class PreconditionedSolver(Solver):
         """Note what certificates say; return which pairs have converged, and which go on."""
         pairs = found.pairs
         predicted = found.predicted * lessons.gain_ratio[pairs] + lessons.unseen[pairs]
+        predicted = found.caution * predicted
         outcome.predicted_improvement[pairs] = predicted
         first = outcome.predicted_at_start[pairs]
         outcome.predicted_at_start[pairs] = torch.where(first.isnan(), predicted, first)
@@ -277,7 +281,7 @@ class _Descent(Stage):
         self.steps = torch.zeros_like(going, dtype=torch.int64)
         self.steps[proof.refuted.index] = proof.steps
         self.last = last
-        self.sketched = self.state.preconditioner.rescaled
+        self.sketched = found.sketched
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
         if not last:
             least = torch.full_like(found.predicted, solver.level_reduction)
@@ -304,16 +308,15 @@ class _Descent(Stage):
         promised = self.found.predicted[index]
         expected = predicted
         if self.sketched:
-            # a sketch promises too little, and so does the memory of a few steps
-            ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs])
-            expected = predicted * ratio.nan_to_num(1.0).clamp(1.0, _LARGEST_RATIO)
+            ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs]).nan_to_num(1.0)
+            expected = self.found.caution * predicted * ratio.clamp(1.0, _LARGEST_RATIO)
         reached = enough & (expected <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
         rough = self._rough(index)
         lingering = rough & (self.steps[index] >= _ROUGH_STEPS)
         if self.sketched:
             # steps that lead on to finer levels are not lost: what they taught is kept
-            lingering = self._low_order(index) & (self.steps[index] >= _SKETCHED_STEPS)
+            lingering = self._kinked(index) & (self.steps[index] >= _SKETCHED_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
         leaving = reached | stalled | spent | lingering
         if not leaving.any():
@@ -344,13 +347,14 @@ class _Descent(Stage):
         if self.last:
             return self.lessons.rough[self.found.pairs[index]]
         resolved = self.energy.order[index] > _RESOLVED_ORDER
-        enough = _TELLING_CHORDS if self.sketched else _ENDING_CHORDS
-        return self._rough(index) & resolved & (self.n_chords >= enough)
+        if self.sketched:
+            return self._kinked(index) & resolved & (self.n_chords >= _TELLING_CHORDS)
+        return self._rough(index) & resolved & (self.n_chords >= _ENDING_CHORDS)
 
-    def _low_order(self, index: Tensor) -> Tensor:
-        """Return which curves seem to cross kinks; few chords tell of dense ones alone."""
-        telling = self.n_chords >= _TELLING_CHORDS
-        return self.energy.order[index] < (_SMOOTH_ORDER if telling else 1.0)
+    def _kinked(self, index: Tensor) -> Tensor:
+        """Return which curves cross so many kinks that few chords tell of them."""
+        few = self.n_chords < _ENDING_CHORDS
+        return self.energy.order[index] < (_KINKED_ORDER if few else _SMOOTH_ORDER)
 
     @property
     def n_chords(self) -> int:
@@ -362,7 +366,9 @@ class _Descent(Stage):
         state, energy = self.state, self.energy
         if not energy.renewable or not isinstance(state.preconditioner, DensePreconditioner):
             return
-        low = self._low_order(state.index)
+        # few chords tell of kinks only where these are dense
+        telling = self.n_chords >= _TELLING_CHORDS
+        low = energy.order[state.index] < (_SMOOTH_ORDER if telling else 1.0)
         due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
         if due.any():
             hessian = energy.with_hessian(state.x[due], state.index[due])[2]
