@@ -6,7 +6,14 @@ import pytest
 import torch
 from rounding import assert_same_to_rounding
 
-from geolatent.solvers.lbfgs import LBFGS, Preconditioner, cholesky
+from geolatent.solvers.lbfgs import (
+    LBFGS,
+    DensePreconditioner,
+    KroneckerPreconditioner,
+    LowRankPreconditioner,
+    Memory,
+    cholesky,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -67,7 +74,7 @@ def begin(objective, hessian=None, minimizer=None, chosen=slice(None)):
     index = torch.arange(len(objective.start))[chosen]
     x = objective.start[index]
     value, gradient, _ = objective(x, index)
-    preconditioner = Preconditioner.dense(identity(x) if hessian is None else hessian[index])
+    preconditioner = DensePreconditioner.of(identity(x) if hessian is None else hessian[index])
     state = (minimizer or LBFGS()).init(x, value, gradient, preconditioner)
     return replace(state, index=index)
 
@@ -280,7 +287,8 @@ def test_on_cuda():
     x = objective.start
     index = torch.arange(5, device="cuda")
     value, gradient, _ = objective(x, index)
-    state = LBFGS().init(x, value, gradient, identity(x).cuda())
+    preconditioner = DensePreconditioner.of(identity(x).cuda())
+    state = LBFGS().init(x, value, gradient, preconditioner)
     state = run(objective, state, 20)
     assert state.x.is_cuda
     torch.testing.assert_close(state.x.cpu(), expected.x, rtol=1e-6, atol=1e-6)
@@ -294,7 +302,7 @@ def test_kronecker_preconditioner_is_the_dense_one_of_the_product():
     each = roots @ roots.mT + torch.eye(2)
     product = torch.stack([torch.kron(shared, matrix) for matrix in each])
     vectors = torch.randn(3, 10, 4, generator=generator)
-    fast = Preconditioner.kronecker(shared, each)
+    fast = KroneckerPreconditioner.of(shared, each)
     torch.testing.assert_close(
         fast.solve(vectors), torch.linalg.solve(product, vectors), rtol=1e-6, atol=1e-7
     )
@@ -302,3 +310,61 @@ def test_kronecker_preconditioner_is_the_dense_one_of_the_product():
     torch.testing.assert_close(
         fast.select(chosen).solve(vectors[chosen]), fast.solve(vectors)[chosen]
     )
+
+
+def test_low_rank_preconditioner_is_the_dense_one_of_the_product():
+    generator = torch.Generator().manual_seed(5)
+    root = torch.randn(4, 4, generator=generator)
+    shared = root @ root.mT + torch.eye(4)
+    for rank in (0, 2, 3):
+        basis = torch.linalg.qr(torch.randn(2, 6, rank, generator=generator))[0]
+        ridge, weights = torch.tensor([0.5, 2.0]), torch.rand(2, rank, generator=generator) * 9
+        low = LowRankPreconditioner(ridge, basis, weights, cholesky(shared[None])[0])
+        matrices = ridge[:, None, None] * torch.eye(6) + (basis * weights[:, None]) @ basis.mT
+        product = torch.stack([torch.kron(shared, matrix) for matrix in matrices])
+        vectors = torch.randn(2, 24, 3, generator=generator)
+        torch.testing.assert_close(
+            low.solve(vectors), torch.linalg.solve(product, vectors), rtol=1e-6, atol=1e-7
+        )
+        one = torch.tensor([False, True])
+        torch.testing.assert_close(low.select(one).solve(vectors[one]), low.solve(vectors)[one])
+        both = low.select(one).join(low.select(~one)).solve(vectors.flip(0))
+        torch.testing.assert_close(both, low.solve(vectors).flip(0))
+
+
+def test_memory_keeps_inner_products_in_other_coordinates():
+    generator = torch.Generator().manual_seed(6)
+    inserted = torch.randn(7, 4, generator=generator)
+    lifted = torch.linalg.pinv(inserted).mT  # V^T W = I
+    memory = Memory.none(torch.zeros(2, 12), 5)
+    for useful in ((True, True), (True, False), (False, True)):
+        move, change = torch.randn(2, 2, 12, generator=generator)
+        inverse = 1.0 / (move * change).sum(1)
+        memory = memory.push(torch.tensor(useful), move, change, inverse)
+    assert memory.length == 3
+    assert (memory.curvature[0, 2:] == 0).all()
+    assert (memory.curvature[:, :2] != 0).all()
+    moved = memory.moved(inserted, lifted)
+    for k in range(2):
+        inner = (moved.differences[:, k] * moved.gradient_differences[:, k]).sum(1)
+        torch.testing.assert_close(1.0 / inner, moved.curvature[:, k])
+
+
+def test_a_problem_that_is_known_but_for_a_factor_takes_few_steps():
+    # a quadratic whose preconditioner is its Hessian times a hundredth, or a hundred
+    generator = torch.Generator().manual_seed(7)
+    scales = torch.rand(2, 1, generator=generator) + 0.5
+
+    def objective(x, index):
+        gradient = scales[index] * x
+        return 0.5 * (gradient * x).sum(1), gradient, None
+
+    x, index = torch.randn(2, 8, generator=generator), torch.arange(2)
+    value, gradient, _ = objective(x, index)
+    for factor in (0.01, 100.0):
+        ridge, nothing = factor * scales[:, 0], torch.zeros(2, 4, 0)
+        known = LowRankPreconditioner(ridge, nothing, torch.zeros(2, 0), torch.eye(2))
+        state = LBFGS().init(x, value, gradient, known)
+        for _ in range(8):
+            state = LBFGS().step(state, objective)
+        assert (state.value < 1e-12 * value).all()

@@ -10,11 +10,26 @@ from torch import Tensor
 from geolatent.curves import basis_matrix
 from geolatent.quadrature import composite_rule
 from geolatent.solvers.energy import RIDGE, DiscreteEnergy
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState, Preconditioner, cholesky
+from geolatent.solvers.lbfgs import (
+    LBFGS,
+    DensePreconditioner,
+    KroneckerPreconditioner,
+    LBFGSState,
+    LowRankPreconditioner,
+    Memory,
+    Preconditioner,
+    cholesky,
+)
 from geolatent.solvers.problem import Outcome, Problem, Stage
 
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
 DENSE_SIZE = 700
+# beyond so many dimensions products with the metric take the place of its tensors
+TENSOR_DIM = 64
+# and so many of them make a sketch
+SKETCH_RANK = 8
+# what is left is about so many times what a sketch and the minimiser's memory know of
+_SKETCHED_CAUTION = 3.0
 # steps after which the minimiser's memory is trusted to know the directions that are nearly flat,
 # where no Hessians tell of them
 LEAST_STEPS = 2
@@ -44,18 +59,114 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     scale = RIDGE * tensors.diagonal(dim1=2, dim2=3).mean((1, 2))
     eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
     tensors = tensors + scale[:, None, None, None] * eye
+    if not is_dense(n, d):
+        return KroneckerPreconditioner.of(stiffness_matrix(knots), tensors.mean(1))
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
-    if not is_dense(n, d):
-        stiffness = torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
-        return Preconditioner.kronecker(stiffness, tensors.mean(1))
     places = torch.arange(m, dtype=t.dtype, device=t.device)
     hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
     hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
     matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
-    return Preconditioner.dense(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+    return DensePreconditioner.of(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
+
+
+@dataclass(frozen=True)
+class MetricTensors:
+    """G at M points of every curve, the middles of M equal intervals of [0, 1].
+
+    Attributes
+    ----------
+    tensors
+        Shape (A, M, d, d).
+    """
+
+    tensors: Tensor
+
+    def select(self, chosen: Tensor) -> MetricTensors:
+        """Return those of the chosen curves."""
+        return MetricTensors(self.tensors[chosen])
+
+    def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:
+        """Return the factors of H; see `sobolev_preconditioner`."""
+        return sobolev_preconditioner(knots, n_control_points, self.tensors)
+
+
+@dataclass(frozen=True)
+class MetricSketch:
+    """G in the middle of every curve as c I + U diag(w) U^T, from a few products.
+
+    Attributes
+    ----------
+    ridge
+        c, (A,).
+    basis, weights
+        U with orthonormal columns, (A, d, r), and w, (A, r).
+    """
+
+    ridge: Tensor
+    basis: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor, products: Tensor) -> MetricSketch:
+        """Sketch G from its products Y = G V with orthonormal V, (A, d, r) each, by Nystrom.
+
+        G ~ Y (V^T Y)^-1 Y^T. The ridge is the smallest eigenvalue of that, at least a tenth of the
+        mean eigenvalue of V^T Y, which is that of G on average.
+
+        References
+        ----------
+        Frangella, Tropp, Udell, "Randomized Nystrom preconditioning", 2023.
+        """
+        vectors, products = vectors.double(), products.double().nan_to_num(0.0, 0.0, 0.0)
+        core = vectors.mT @ products
+        values, rotation = torch.linalg.eigh(0.5 * (core + core.mT))
+        mean = values.mean(1).clamp_min(torch.finfo(values.dtype).tiny)
+        # a core that is not definite is none of a metric's; what rounding left of one counts as 0
+        floor = 1e-8 * values[:, -1:].clamp_min(mean[:, None])
+        root = products @ (rotation / values.clamp_min(floor).sqrt()[:, None])
+        basis, singular, _ = torch.linalg.svd(root, full_matrices=False)
+        eigenvalues = singular.square()
+        ridge = torch.maximum(eigenvalues[:, -1], RIDGE * mean)
+        return cls(ridge, basis, (eigenvalues - ridge[:, None]).clamp_min(0.0))
+
+    def select(self, chosen: Tensor) -> MetricSketch:
+        """Return those of the chosen curves."""
+        return MetricSketch(self.ridge[chosen], self.basis[chosen], self.weights[chosen])
+
+    def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:  # noqa: ARG002
+        """Return H, the Kronecker product of the B-splines' stiffness matrix and the sketch."""
+        stiffness = cholesky(stiffness_matrix(knots)[None])[0]
+        return LowRankPreconditioner(self.ridge, self.basis, self.weights, stiffness)
+
+
+def metric_model(
+    problem: Problem, outcome: Outcome, knots: Tensor, points: Tensor, pairs: Tensor, m: int
+) -> MetricTensors | MetricSketch:
+    """Return what is known of G along curves (A, n, d): tensors at m points, or a sketch of one.
+
+    Beyond `TENSOR_DIM` dimensions tensors cost more than they are worth.
+    """
+    d = points.shape[2]
+    if d <= TENSOR_DIM:
+        return MetricTensors(metric_tensors(problem, outcome, knots, points, pairs, m))
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64)
+    vectors = torch.linalg.qr(random)[0].to(points.device).expand(len(pairs), -1, -1)
+    middle = basis_matrix(knots, torch.tensor([0.5], dtype=knots.dtype, device=knots.device))
+    places = (middle @ points).expand(-1, SKETCH_RANK, -1)
+    # half the derivative of v^T G v by v
+    products = 0.5 * problem.rows.slopes(places, vectors.mT, pairs)[2]
+    return MetricSketch.of(vectors, products.mT)
+
+
+def stiffness_matrix(knots: Tensor) -> Tensor:
+    """Return the integrals of B_i' B_j' over [0, 1] for the free control points, (n - 2, n - 2)."""
+    t, weights = composite_rule(knots, 3)
+    slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
+    return torch.einsum("q,qi,qj->ij", weights, slopes, slopes)
 
 
 def is_dense(n_control_points: int, dim: int) -> bool:
@@ -156,6 +267,16 @@ class Certificate:
         return relative_decrease(self.state)
 
     @property
+    def sketched(self) -> bool:
+        """Whether no more than a sketch of the metric is known."""
+        return isinstance(self.state.preconditioner, LowRankPreconditioner)
+
+    @property
+    def caution(self) -> float:
+        """By what predictions are to be multiplied: a sketch and a short memory do not see all."""
+        return _SKETCHED_CAUTION if self.sketched else 1.0
+
+    @property
     def finite(self) -> Tensor:
         """Whether energies and gradients are finite, (A,)."""
         return self.state.value.isfinite() & self.state.gradient.isfinite().all(1)
@@ -167,8 +288,9 @@ def certificate(
     *,
     flat: Tensor | None = None,
     rough: Tensor | None = None,
-    tensors: Tensor | None = None,
+    model: MetricTensors | MetricSketch | None = None,
     minimizer: LBFGS | None = None,
+    memory: Memory | None = None,
 ) -> Certificate:
     """Judge curves by the Newton decrement in the spline space of a discrete energy.
 
@@ -186,21 +308,23 @@ def certificate(
         Curves whose whole Hessian is to be evaluated, (A,), where Hessians come with the energy.
     rough
         Curves whose Gauss-Newton Hessian is to be evaluated, (A,), where it does not come.
-    tensors
-        Metric tensors along the curves, (A, M, d, d), for H where there are no Hessians.
+    model
+        What is known of the metric along the curves, for H where there are no Hessians.
     minimizer
         Settings of the minimiser.
+    memory
+        What it remembers of the curves in a space before, in the coordinates of this one.
     """
     none = torch.zeros_like(energy.pairs, dtype=torch.bool)
     objective = NewtonObjective(energy, none if flat is None else flat)
     minimizer = minimizer or LBFGS()
     if energy.gauss_newton:
         value, gradient, hessian, convex = objective.start()
-        preconditioner = Preconditioner.dense(hessian)
-        state = minimizer.init(energy.start, value, gradient, preconditioner)
+        newton = DensePreconditioner.of(hessian)
+        state = minimizer.init(energy.start, value, gradient, newton)
         return Certificate(energy.pairs, objective, minimizer, state, convex)
-    if tensors is None:
-        raise RuntimeError("a certificate needs the Hessians of its energy, or metric tensors")
+    if model is None:
+        raise RuntimeError("a certificate needs the Hessians of its energy, or the metric")
     n, d = energy.points.shape[1:]
     known = rough if rough is not None and energy.renewable and is_dense(n, d) else none
     x, index = energy.start, torch.arange(len(energy.pairs), device=energy.pairs.device)
@@ -208,14 +332,14 @@ def certificate(
     plain = index[~known]
     if plain.numel():
         value[plain], gradient[plain], _ = energy(x[plain], plain)
-    preconditioner = sobolev_preconditioner(knots, n, tensors[plain])
-    if known.any():
+    preconditioner: Preconditioner = model.select(plain).preconditioner(knots, n)
+    if known.any() and isinstance(preconditioner, DensePreconditioner):
         found = energy.with_hessian(x[known], index[known])
         value[known], gradient[known] = found[:2]
         factor = x.new_empty((*x.shape, x.shape[1]))
         factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
-        preconditioner = Preconditioner(factor)
-    state = minimizer.init(x, value, gradient, preconditioner)
+        preconditioner = DensePreconditioner(factor)
+    state = minimizer.init(x, value, gradient, preconditioner, memory)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)
 
 
@@ -267,7 +391,7 @@ class Proof(Stage):
         self.state = state = self.found.minimizer.step(self.state, self.found.objective)
         self.steps += 1
         judged = self.found.minimizer.stalled(state) | (self.steps >= LEAST_STEPS)
-        left = gained(self.found, state) + relative_decrease(state)
+        left = gained(self.found, state) + self.found.caution * relative_decrease(state)
         # in what little is left rounding may look like anything
         convex = state.convex | (left <= _NOTHING * self.tolerance)
         proved = convex & (left <= self.tolerance)

@@ -72,6 +72,7 @@ class DiscreteEnergy:
         inadmissible: Tensor | None = None,
     ) -> None:
         self.rows = rows
+        self.knots = knots
         self.points = points
         self.pairs = pairs
         self.ends = ends

@@ -15,7 +15,7 @@ from geolatent.solvers.certificate import (
     Certificate,
     Proof,
     certificate,
-    metric_tensors,
+    metric_model,
     next_level,
 )
 from geolatent.solvers.energy import DiscreteEnergy
@@ -128,14 +128,15 @@ class FirstOrderSolver(Solver):
         pairs = outcome.pairs
         knots, matrix = refine(outcome.knots, next_level(outcome.control_points.shape[1]))
         points = matrix @ outcome.control_points
-        tensors = None
+        model = None
         if not problem.has_gauss_newton:
-            tensors = metric_tensors(problem, outcome, knots, points, pairs, _METRIC_POINTS)
+            model = metric_model(problem, outcome, knots, points, pairs, _METRIC_POINTS)
         per_span = 3 if problem.has_gauss_newton else 2
         energy = problem.energy(outcome, knots, per_span, points, pairs)
-        found = certificate(energy, knots, tensors=tensors)
-        outcome.predicted_improvement[:] = outcome.predicted_at_start[:] = found.predicted
-        converged = found.finite & found.convex & (found.predicted <= self.tolerance)
+        found = certificate(energy, knots, model=model)
+        predicted = found.caution * found.predicted
+        outcome.predicted_improvement[:] = outcome.predicted_at_start[:] = predicted
+        converged = found.finite & found.convex & (predicted <= self.tolerance)
         outcome.status[converged] = int(Status.CONVERGED)
         outcome.status[~found.finite] = int(Status.NON_FINITE)
         return found, converged

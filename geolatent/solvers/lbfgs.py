@@ -6,8 +6,10 @@ one; a problem that is told to rest keeps its state.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,58 +37,221 @@ def cholesky(matrix: Tensor, ridge: float = 1e-8) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Preconditioner:
-    """Factored positive definite matrices H, one for each of A problems.
+class Preconditioner(ABC):
+    """Positive definite matrices H, one for each of A problems, of which H^-1 V can be had.
 
-    H is dense, or a Kronecker product S x G of a matrix S that the problems share and one G each;
-    then nothing of the size of H is formed.
+    Attributes
+    ----------
+    rescaled
+        Whether H is known but for a factor, so that it is multiplied by y^T H^-1 y / s^T y, with
+        the last accepted step s and the change y of the gradient on it.
+    """
+
+    rescaled: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, vectors: Tensor) -> Tensor:
+        """Return H^-1 V for V (A, m, k)."""
+
+    def select(self, chosen: Tensor) -> Self:
+        """Return those of the chosen problems."""
+        return replace(self, **{name: value[chosen] for name, value in self._own()})
+
+    def join(self, other: Self) -> Self:
+        """Return those of both."""
+        joined = zip(self._own(), other._own(), strict=True)
+        return replace(self, **{name: torch.cat([one, two]) for (name, one), (_, two) in joined})
+
+    def _own(self) -> list[tuple[str, Tensor]]:
+        """Return the tensors with one entry for each problem."""
+        names = (field.name for field in fields(self) if field.name != "shared")
+        return [(name, getattr(self, name)) for name in names]
+
+
+@dataclass(frozen=True)
+class DensePreconditioner(Preconditioner):
+    """H by its Cholesky factors.
 
     Attributes
     ----------
     factor
-        Cholesky factors of H (A, m, m), or of G (A, d, d).
-    shared
-        Cholesky factor of S (n, n) with m = n d, or None where H is dense.
+        Shape (A, m, m).
     """
 
     factor: Tensor
-    shared: Tensor | None = None
 
     @classmethod
-    def dense(cls, matrix: Tensor) -> Preconditioner:
+    def of(cls, matrix: Tensor) -> DensePreconditioner:
         """Factor H (A, m, m)."""
         return cls(cholesky(matrix))
 
+    def solve(self, vectors: Tensor) -> Tensor:
+        """Return H^-1 V for V (A, m, k)."""
+        return torch.cholesky_solve(vectors, self.factor)
+
+    def where(self, taken: Tensor, other: DensePreconditioner) -> DensePreconditioner:
+        """Return ``other`` for the problems (A,) that are marked, and this for the rest."""
+        return DensePreconditioner(torch.where(taken[:, None, None], other.factor, self.factor))
+
+
+@dataclass(frozen=True)
+class KroneckerPreconditioner(Preconditioner):
+    """H = S x G of a matrix S that the problems share and one G each; H is not formed.
+
+    Attributes
+    ----------
+    factor
+        Cholesky factors of G, (A, d, d).
+    shared
+        Cholesky factor of S, (n, n) with m = n d.
+    """
+
+    factor: Tensor
+    shared: Tensor
+
     @classmethod
-    def kronecker(cls, shared: Tensor, matrix: Tensor) -> Preconditioner:
+    def of(cls, shared: Tensor, matrix: Tensor) -> KroneckerPreconditioner:
         """Factor S (n, n) and G (A, d, d)."""
         return cls(cholesky(matrix), cholesky(shared[None])[0])
 
     def solve(self, vectors: Tensor) -> Tensor:
         """Return H^-1 V for V (A, m, k)."""
-        if self.shared is None:
-            return torch.cholesky_solve(vectors, self.factor)
-        a, m, k = vectors.shape
-        n = self.shared.shape[0]
-        blocks = vectors.reshape(a, n, (m // n) * k)
-        blocks = torch.cholesky_solve(blocks, self.shared.expand(a, n, n))
-        # (A, n, d, k) -> (A, d, n k): the right factor acts on d
-        blocks = blocks.reshape(a, n, m // n, k).transpose(1, 2).reshape(a, m // n, n * k)
-        solved = torch.cholesky_solve(blocks, self.factor).reshape(a, m // n, n, k)
-        return solved.transpose(1, 2).reshape(a, m, k)
+        return _solve_kronecker(
+            self.shared, lambda parts: torch.cholesky_solve(parts, self.factor), vectors
+        )
 
-    def select(self, chosen: Tensor) -> Preconditioner:
-        """Return those of the chosen problems."""
-        return Preconditioner(self.factor[chosen], self.shared)
 
-    def join(self, other: Preconditioner) -> Preconditioner:
-        """Return those of both."""
-        return Preconditioner(torch.cat([self.factor, other.factor]), self.shared)
+@dataclass(frozen=True)
+class LowRankPreconditioner(Preconditioner):
+    """H = S x (c I + U diag(w) U^T), of a matrix S that the problems share; nothing is d x d.
 
-    def where(self, taken: Tensor, other: Preconditioner) -> Preconditioner:
-        """Return ``other`` for the problems (A,) that are marked, and this for the rest."""
-        return Preconditioner(
-            torch.where(taken[:, None, None], other.factor, self.factor), self.shared
+    Attributes
+    ----------
+    ridge
+        c, (A,).
+    basis, weights
+        U with orthonormal columns, (A, d, r), and w, (A, r); r may be zero.
+    shared
+        Cholesky factor of S, (n, n) with m = n d.
+    """
+
+    rescaled = True
+
+    ridge: Tensor
+    basis: Tensor
+    weights: Tensor
+    shared: Tensor
+
+    def solve(self, vectors: Tensor) -> Tensor:
+        """Return H^-1 V for V (A, m, k)."""
+
+        def blocks(parts: Tensor) -> Tensor:
+            # (c I + U w U^T)^-1 = (I - U w / (w + c) U^T) / c
+            shrunk = (self.weights / (self.weights + self.ridge[:, None]))[:, :, None]
+            along = self.basis @ (shrunk * (self.basis.mT @ parts))
+            return (parts - along) / self.ridge[:, None, None]
+
+        return _solve_kronecker(self.shared, blocks, vectors)
+
+
+def _solve_kronecker(shared: Tensor, blocks: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+    """Return (S x G)^-1 V for V (A, n d, k), with the factor of S and G^-1 of columns (A, d, c)."""
+    a, m, k = vectors.shape
+    n = shared.shape[0]
+    solved = torch.cholesky_solve(vectors.reshape(a, n, (m // n) * k), shared.expand(a, n, n))
+    # (A, n, d, k) -> (A, d, n k): the right factor acts on d
+    solved = solved.reshape(a, n, m // n, k).transpose(1, 2).reshape(a, m // n, n * k)
+    return blocks(solved).reshape(a, m // n, n, k).transpose(1, 2).reshape(a, m, k)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The last h accepted steps of A problems, newest first; zeros where there are fewer.
+
+    Attributes
+    ----------
+    differences, gradient_differences
+        The steps and the changes of the gradient on them, (A, h, m).
+    curvature
+        The inverse inner products of both, (A, h).
+    length
+        Steps that may be remembered; entries beyond are zeros.
+    """
+
+    differences: Tensor
+    gradient_differences: Tensor
+    curvature: Tensor
+    length: int = 0
+
+    @classmethod
+    def none(cls, x: Tensor, history: int) -> Memory:
+        """Return the memory of problems at x (A, m) that have taken no step."""
+        a, m = x.shape
+        empty = x.new_zeros((a, history, m))
+        return cls(empty, empty, x.new_zeros((a, history)))
+
+    def select(self, chosen: Tensor) -> Memory:
+        """Return that of the chosen problems."""
+        return replace(
+            self,
+            differences=self.differences[chosen],
+            gradient_differences=self.gradient_differences[chosen],
+            curvature=self.curvature[chosen],
+        )
+
+    def join(self, other: Memory) -> Memory:
+        """Return that of both's problems."""
+        return Memory(
+            torch.cat([self.differences, other.differences]),
+            torch.cat([self.gradient_differences, other.gradient_differences]),
+            torch.cat([self.curvature, other.curvature]),
+            max(self.length, other.length),
+        )
+
+    def put(self, index: Tensor, other: Memory) -> Memory:
+        """Return this memory with that of some problems (A',) replaced by another's."""
+        return Memory(
+            self.differences.index_copy(0, index, other.differences),
+            self.gradient_differences.index_copy(0, index, other.gradient_differences),
+            self.curvature.index_copy(0, index, other.curvature),
+            max(self.length, other.length),
+        )
+
+    def moved(self, steps: Tensor, gradients: Tensor) -> Memory:
+        """Return what is remembered in other coordinates, x' = W x on each of d columns.
+
+        Gradients change by another matrix, V, with V^T W the identity: inner products of both
+        stay.
+
+        Parameters
+        ----------
+        steps, gradients
+            W and V, (n', n) with m = n d.
+        """
+
+        def apply(matrix: Tensor, values: Tensor) -> Tensor:
+            a, h, m = values.shape
+            blocks = values.reshape(a, h, matrix.shape[1], m // matrix.shape[1])
+            return (matrix @ blocks).flatten(2)
+
+        return replace(
+            self,
+            differences=apply(steps, self.differences),
+            gradient_differences=apply(gradients, self.gradient_differences),
+        )
+
+    def push(self, useful: Tensor, move: Tensor, change: Tensor, inverse: Tensor) -> Memory:
+        """Return the memory with one step more where it is useful, (A,)."""
+
+        def pushed(values: Tensor, newest: Tensor) -> Tensor:
+            newer = torch.cat([newest[:, None], values[:, :-1]], dim=1)
+            return torch.where(useful.reshape(-1, *[1] * (values.ndim - 1)), newer, values)
+
+        return Memory(
+            pushed(self.differences, move),
+            pushed(self.gradient_differences, change),
+            pushed(self.curvature, inverse),
+            min(self.length + 1, self.curvature.shape[1]),
         )
 
 
@@ -102,9 +267,8 @@ class LBFGSState:
         Search direction (A, m) and its inner product with the gradient (A,).
     step
         Step length to be tried next, (A,).
-    differences, gradient_differences, curvature
-        Last h accepted steps, (A, h, m), the changes of the gradient on them, and the inverse inner
-        products of both, (A, h), newest first; zeros where there are fewer.
+    memory
+        The last accepted steps.
     rejections
         Rejected steps since the last accepted one, (A,).
     preconditioner
@@ -123,9 +287,7 @@ class LBFGSState:
     direction: Tensor
     slope: Tensor
     step: Tensor
-    differences: Tensor
-    gradient_differences: Tensor
-    curvature: Tensor
+    memory: Memory
     rejections: Tensor
     preconditioner: Preconditioner
     newton_decrement: Tensor
@@ -134,16 +296,19 @@ class LBFGSState:
 
     def select(self, chosen: Tensor) -> LBFGSState:
         """Return the state of the chosen problems alone."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        preconditioner = fields.pop("preconditioner").select(chosen)
-        selected = {name: value[chosen] for name, value in fields.items()}
-        return LBFGSState(preconditioner=preconditioner, **selected)
+        parts: dict[str, Any] = {
+            name: value[chosen] if isinstance(value, Tensor) else value.select(chosen)
+            for name, value in vars(self).items()
+        }
+        return LBFGSState(**parts)
 
     def join(self, other: LBFGSState) -> LBFGSState:
         """Return the state of both's problems, this one's first."""
-        names = set(self.__dataclass_fields__) - {"preconditioner"}
-        joined = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names}
-        return LBFGSState(preconditioner=self.preconditioner.join(other.preconditioner), **joined)
+        parts: dict[str, Any] = {}
+        for name, mine in vars(self).items():
+            its = getattr(other, name)
+            parts[name] = torch.cat([mine, its]) if isinstance(mine, Tensor) else mine.join(its)
+        return LBFGSState(**parts)
 
     @property
     def predicted_decrease(self) -> Tensor:
@@ -173,10 +338,11 @@ class LBFGS:
 
     References
     ----------
-    Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1.
+    Nocedal, Wright, "Numerical Optimization", 2006, algorithms 7.4 and 3.1. Oren, Luenberger,
+    "Self-scaling variable metric algorithms", 1974.
     """
 
-    history: int = 8
+    history: int = 20
     sufficient_decrease: float = 1e-4
     max_rejections: int = 12
 
@@ -186,30 +352,35 @@ class LBFGS:
         check_integer("max_rejections", self.max_rejections)
 
     def init(
-        self, x: Tensor, value: Tensor, gradient: Tensor, preconditioner: Preconditioner
+        self,
+        x: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        preconditioner: Preconditioner,
+        memory: Memory | None = None,
     ) -> LBFGSState:
-        """Return the state at x (B, m), whose values and gradients are known."""
-        b, m = x.shape
-        index = torch.arange(b, device=x.device)
-        empty = x.new_zeros((b, self.history, m))
-        downhill = preconditioner.solve(gradient.unsqueeze(2)).squeeze(2)
-        decrement = (gradient * downhill).sum(1)
-        return LBFGSState(
+        """Return the state at x (B, m), whose values and gradients are known.
+
+        What was remembered of steps before, in the same coordinates, may be given.
+        """
+        index = torch.arange(x.shape[0], device=x.device)
+        state = LBFGSState(
             x=x,
             value=value,
             gradient=gradient,
-            direction=-downhill,
-            slope=-decrement,
+            direction=gradient,
+            slope=value,
             step=torch.ones_like(value),
-            differences=empty,
-            gradient_differences=empty,
-            curvature=x.new_zeros((b, self.history)),
+            memory=Memory.none(x, self.history) if memory is None else memory,
             rejections=torch.zeros_like(index),
             preconditioner=preconditioner,
-            newton_decrement=decrement,
+            newton_decrement=value,
             convex=torch.ones_like(index, dtype=torch.bool),
             index=index,
         )
+        direction, decrement = self._direction(state)
+        slope = (direction * gradient).sum(1)
+        return replace(state, direction=direction, slope=slope, newton_decrement=decrement)
 
     def step(self, state: LBFGSState, objective: Objective) -> LBFGSState:
         """Evaluate each problem once, at its trial point, and return the next state.
@@ -242,8 +413,8 @@ class LBFGS:
         )
         state = self._remember(state, torch.where(take, move, 0.0), change)
         if hessian is not None:
-            newer = state.preconditioner.where(accepted, Preconditioner.dense(hessian))
-            state = replace(state, preconditioner=newer)
+            newer = DensePreconditioner.of(hessian)
+            state = replace(state, preconditioner=_dense(state).where(accepted, newer))
         direction, decrement = self._direction(state)
         # a rejected step keeps its direction
         direction = torch.where(take, direction, state.direction)
@@ -257,8 +428,8 @@ class LBFGS:
     def renew(self, state: LBFGSState, chosen: Tensor, hessian: Tensor) -> LBFGSState:
         """Give the chosen problems (A,) new dense Hessians; they go on from where they are."""
         place = chosen.nonzero().squeeze(1)
-        factor = state.preconditioner.factor.index_copy(0, place, cholesky(hessian))
-        state = replace(state, preconditioner=Preconditioner(factor))
+        factor = _dense(state).factor.index_copy(0, place, cholesky(hessian))
+        state = replace(state, preconditioner=DensePreconditioner(factor))
         direction, decrement = self._direction(state)
         direction = torch.where(chosen[:, None], direction, state.direction)
         return replace(
@@ -277,35 +448,40 @@ class LBFGS:
         inner = (move * change).sum(1)
         floor = 1e-10 * move.norm(dim=1) * change.norm(dim=1)
         useful = inner > floor
-        keep = useful[:, None, None]
-
-        def push(memory: Tensor, newest: Tensor) -> Tensor:
-            return torch.where(keep, torch.cat([newest[:, None], memory[:, :-1]], dim=1), memory)
-
         inverse = torch.where(useful, 1.0 / inner, 0.0)
-        pushed = torch.cat([inverse[:, None], state.curvature[:, :-1]], dim=1)
         return replace(
             state,
             convex=torch.where(move.any(1), useful, state.convex),
-            differences=push(state.differences, move),
-            gradient_differences=push(state.gradient_differences, change),
-            curvature=torch.where(useful[:, None], pushed, state.curvature),
+            memory=state.memory.push(useful, move, change, inverse),
         )
 
     def _direction(self, state: LBFGSState) -> tuple[Tensor, Tensor]:
         """Return the two-loop recursion's direction, and g^T H^-1 g."""
+        memory = state.memory
         rest = state.gradient
         coefficients = []
-        for k in range(self.history):
-            moved = state.differences[:, k]
-            coefficient = state.curvature[:, k] * (moved * rest).sum(1)
-            rest = rest - coefficient[:, None] * state.gradient_differences[:, k]
+        for k in range(memory.length):
+            moved = memory.differences[:, k]
+            coefficient = memory.curvature[:, k] * (moved * rest).sum(1)
+            rest = rest - coefficient[:, None] * memory.gradient_differences[:, k]
             coefficients.append(coefficient)
-        # both right sides in one solve; empty memories (zeros) change nothing in the loops
-        both = torch.stack([rest, state.gradient], dim=2)
-        downhill, newton = state.preconditioner.solve(both).unbind(2)
-        for k in reversed(range(self.history)):
-            changed = state.gradient_differences[:, k]
-            correction = state.curvature[:, k] * (changed * downhill).sum(1)
-            downhill = downhill + (coefficients[k] - correction)[:, None] * state.differences[:, k]
+        # all right sides in one solve; empty memories (zeros) change nothing in the loops
+        last = memory.gradient_differences[:, 0]
+        sides = torch.stack([rest, state.gradient, last], dim=2)
+        downhill, newton, secant = state.preconditioner.solve(sides).unbind(2)
+        if state.preconditioner.rescaled:
+            inverse = memory.curvature[:, 0] * (last * secant).sum(1)
+            downhill = torch.where(inverse > 0, 1.0 / inverse, 1.0)[:, None] * downhill
+        for k in reversed(range(memory.length)):
+            changed = memory.gradient_differences[:, k]
+            correction = memory.curvature[:, k] * (changed * downhill).sum(1)
+            step = (coefficients[k] - correction)[:, None]
+            downhill = downhill + step * memory.differences[:, k]
         return -downhill, (state.gradient * newton).sum(1)
+
+
+def _dense(state: LBFGSState) -> DensePreconditioner:
+    """Return the preconditioner, which new Hessians can take the place of."""
+    if not isinstance(state.preconditioner, DensePreconditioner):
+        raise RuntimeError("only dense preconditioners are renewed")
+    return state.preconditioner

@@ -14,17 +14,23 @@ from geolatent.solution import Status
 from geolatent.solvers.certificate import (
     DENSE_SIZE,
     LEAST_STEPS,
+    TENSOR_DIM,
     Certificate,
+    MetricSketch,
+    MetricTensors,
     Proof,
     certificate,
     gained,
-    metric_tensors,
+    metric_model,
     next_level,
     relative_decrease,
+    stiffness_matrix,
 )
-from geolatent.solvers.lbfgs import LBFGS, LBFGSState
+from geolatent.solvers.lbfgs import LBFGS, DensePreconditioner, LBFGSState, Memory
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
 
+# control points of the first level, and where the metric is sketched
+_FIRST_CONTROL_POINTS, _FIRST_SKETCHED = 7, 5
 # predictions are scaled up or down by what levels really gained, by this factor at most
 _LARGEST_RATIO = 32.0
 # steps on one level after which little gain means that there is little
@@ -39,6 +45,12 @@ _SMOOTH_ORDER, _TELLING_CHORDS, _TELLING_CHORDS_IN_FEW = 1.35, 16, 96
 # so many allow to end for it, where they converge at all: what a level gained whose chords miss
 # more than the ones before tells nothing of what is left
 _ENDING_CHORDS, _RESOLVED_ORDER = 32, 0.0
+# where the metric is sketched every level is dear, and its steps are many and small: where there
+# are kinks a level is left after so many, as many chords may end as tell, and about what the last
+# level gained is left
+_SKETCHED_STEPS, _SKETCHED_LEFT = 10, 1.0
+# and of fewer chords than these the order must be lower
+_KINKED_ORDER = 0.7
 # predicted to be left where a pair ends for kinks, in units of what its last level gained
 _ROUGH_LEFT = 2.5
 # a level that took more steps, or gained more than this times what was promised, found a valley
@@ -70,7 +82,8 @@ class PreconditionedSolver(Solver):
     tolerance
         Predicted relative improvement in length at which a pair has converged.
     first_control_points
-        Control points of the first level; a starting curve with more begins with its own.
+        Control points of the first level; a starting curve with more begins with its own. By
+        default 7, or 5 in more than 64 dimensions.
     max_control_points
         Largest number of control points of a returned curve.
     nodes_per_span, max_nodes
@@ -79,7 +92,9 @@ class PreconditionedSolver(Solver):
         energy (up to three dimensions).
     metric_points
         Metric tensors per curve for the preconditioner of the first levels; the levels after them
-        keep the last ones. Unused where Gauss-Newton Hessians come with the energy.
+        keep the last ones. Unused where Gauss-Newton Hessians come with the energy. In more than 64
+        dimensions eight products with the metric in the middle of the curve take their place, and
+        nothing of the size d x d is formed.
     rough_tolerance
         Relative gain in length of a level after which a pair that has met kinks ends; 0 goes on to
         the largest number of control points.
@@ -92,7 +107,7 @@ class PreconditionedSolver(Solver):
     """
 
     tolerance: float = 1e-4
-    first_control_points: int = 7
+    first_control_points: int | None = None
     max_control_points: int = 67
     nodes_per_span: int | None = None
     max_nodes: int = 32
@@ -104,10 +119,10 @@ class PreconditionedSolver(Solver):
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, above=0.0)
-        check_integer("first_control_points", self.first_control_points, minimum=5)
-        check_integer(
-            "max_control_points", self.max_control_points, minimum=self.first_control_points
-        )
+        if self.first_control_points is not None:
+            check_integer("first_control_points", self.first_control_points, minimum=5)
+        least = self.first_control_points or _FIRST_CONTROL_POINTS
+        check_integer("max_control_points", self.max_control_points, minimum=least)
         if self.nodes_per_span is not None:
             check_integer("nodes_per_span", self.nodes_per_span, minimum=2)
         check_integer("max_nodes", self.max_nodes, minimum=2)
@@ -124,21 +139,27 @@ class PreconditionedSolver(Solver):
     def pair_bytes(self, dim: int) -> int:
         """Return the memory one pair takes: matrices, their factors, what makes them, history."""
         size = (self.max_control_points - 2) * dim
-        dense = max(dim, min(size, DENSE_SIZE))
-        return 8 * (6 * dense**2 + 2 * self.minimizer.history * size)
+        history = 4 * self.minimizer.history * size  # of a level and of the one before
+        dense = 0 if dim > TENSOR_DIM else max(dim, min(size, DENSE_SIZE))
+        return 8 * (6 * dense**2 + history)
 
     def stages(self, problem: Problem, outcome: Outcome) -> Iterator[Stage]:
         """Run the levels until every pair has converged or run out of means."""
         lessons = _Lessons.none(outcome)
-        n = max(problem.control_points.shape[1], self.first_control_points)
-        tensors: Tensor | None = None
+        _, n, d = problem.control_points.shape
+        few = _FIRST_SKETCHED if d > TENSOR_DIM else _FIRST_CONTROL_POINTS
+        n = max(n, self.first_control_points or few)
+        model: MetricTensors | MetricSketch | None = None
+        memory: Memory | None = None
         turn = 0
         while (pairs := outcome.pairs).numel():
             knots, matrix = refine(outcome.knots, n)
             points = matrix @ outcome.control_points[pairs]
-            if not problem.has_gauss_newton and turn < len(self.metric_points):
+            if memory is not None:
+                memory = _refined(memory, outcome.knots, knots, matrix)
+            if self._wants_model(problem, model, turn):
                 m = self.metric_points[turn]
-                tensors = metric_tensors(problem, outcome, knots, points, pairs, m)
+                model = metric_model(problem, outcome, knots, points, pairs, m)
             spans = knots.unique().numel() - 1
             wanted = self.nodes_per_span or (3 if problem.has_gauss_newton else 2)
             per_span = max(2, min(wanted, -(-self.max_nodes // spans)))
@@ -148,8 +169,9 @@ class PreconditionedSolver(Solver):
                 knots,
                 flat=lessons.flat[pairs],
                 rough=lessons.rough[pairs],
-                tensors=tensors,
+                model=model,
                 minimizer=self.minimizer,
+                memory=memory,
             )
             final = n > self.max_control_points
             converged, going = self._judge(outcome, lessons, found, final=final)
@@ -160,10 +182,21 @@ class PreconditionedSolver(Solver):
                 return
             outcome.going[pairs] = going
             last = next_level(n) > self.max_control_points
-            yield _Descent(self, outcome, lessons, found, going, proof, last=last)
-            tensors = None if tensors is None else tensors[outcome.going[pairs]]
+            yield (descent := _Descent(self, outcome, lessons, found, going, proof, last=last))
+            going = outcome.going[pairs]
+            model = None if model is None else model.select(going)
+            # where more than a sketch is known, what was learned against the last matrix misleads
+            memory = descent.memory.select(going) if found.sketched else None
             n = next_level(n)
             turn += 1
+
+    def _wants_model(
+        self, problem: Problem, model: MetricTensors | MetricSketch | None, turn: int
+    ) -> bool:
+        """Whether a level evaluates the metric for its preconditioner; a sketch serves all."""
+        if problem.has_gauss_newton or isinstance(model, MetricSketch):
+            return False
+        return turn < len(self.metric_points)
 
     def _judge(
         self, outcome: Outcome, lessons: _Lessons, found: Certificate, *, final: bool
@@ -171,6 +204,7 @@ class PreconditionedSolver(Solver):
         """Note what certificates say; return which pairs have converged, and which go on."""
         pairs = found.pairs
         predicted = found.predicted * lessons.gain_ratio[pairs] + lessons.unseen[pairs]
+        predicted = found.caution * predicted
         outcome.predicted_improvement[pairs] = predicted
         first = outcome.predicted_at_start[pairs]
         outcome.predicted_at_start[pairs] = torch.where(first.isnan(), predicted, first)
@@ -243,9 +277,11 @@ class _Descent(Stage):
         self.n_control_points = self.energy.points.shape[1]
         self.state = found.state.select(going).join(proof.refuted)
         outcome.going[self.open] = True
+        self.memory = found.state.memory
         self.steps = torch.zeros_like(going, dtype=torch.int64)
         self.steps[proof.refuted.index] = proof.steps
         self.last = last
+        self.sketched = found.sketched
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
         if not last:
             least = torch.full_like(found.predicted, solver.level_reduction)
@@ -261,17 +297,26 @@ class _Descent(Stage):
 
     def step(self) -> None:
         """Take a step; pairs leave at the goal, without a way down, or when their steps are up."""
-        solver, outcome = self.solver, self.outcome
+        solver, outcome, lessons = self.solver, self.outcome, self.lessons
         self.state = state = solver.minimizer.step(self.state, self.found.objective)
         index, pairs = state.index, self.open
         self.steps[index] += 1
         outcome.iterations[pairs] += 1
         predicted = relative_decrease(state)
         enough = self.energy.gauss_newton | (self.steps[index] >= LEAST_STEPS)
-        reached = enough & (predicted <= self.goal[index])
+        got = gained(self.found, state)
+        promised = self.found.predicted[index]
+        expected = predicted
+        if self.sketched:
+            ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs]).nan_to_num(1.0)
+            expected = self.found.caution * predicted * ratio.clamp(1.0, _LARGEST_RATIO)
+        reached = enough & (expected <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
         rough = self._rough(index)
         lingering = rough & (self.steps[index] >= _ROUGH_STEPS)
+        if self.sketched:
+            # steps that lead on to finer levels are not lost: what they taught is kept
+            lingering = self._kinked(index) & (self.steps[index] >= _SKETCHED_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
         leaving = reached | stalled | spent | lingering
         if not leaving.any():
@@ -279,15 +324,14 @@ class _Descent(Stage):
             return
         # a level that had many steps and has not come to its goal shows what is to be had
         exhausted = stalled | (spent & (self.steps[index] >= _FAIR_STEPS))
-        promised = self.found.predicted[index]
-        got = gained(self.found, state)
         ratio = _gain_ratio(got, promised, predicted, exhausted)
         end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
         self._leave(state.select(leaving), end[leaving], ratio[leaving])
         self.lessons.rough[pairs[leaving & rough]] = True
         done = leaving & self._may_end(index) & (got <= solver.rough_tolerance)
         # were every level to gain half of what the one before did, as much would be left
-        outcome.predicted_improvement[pairs[done]] = _ROUGH_LEFT * got[done]
+        left = _SKETCHED_LEFT if self.sketched else _ROUGH_LEFT
+        outcome.predicted_improvement[pairs[done]] = left * got[done]
         outcome.end(pairs[done], Status.ROUGH)
         self.state = state.select(~leaving)
         self._renew()
@@ -303,7 +347,14 @@ class _Descent(Stage):
         if self.last:
             return self.lessons.rough[self.found.pairs[index]]
         resolved = self.energy.order[index] > _RESOLVED_ORDER
+        if self.sketched:
+            return self._kinked(index) & resolved & (self.n_chords >= _TELLING_CHORDS)
         return self._rough(index) & resolved & (self.n_chords >= _ENDING_CHORDS)
+
+    def _kinked(self, index: Tensor) -> Tensor:
+        """Return which curves cross so many kinks that few chords tell of them."""
+        few = self.n_chords < _ENDING_CHORDS
+        return self.energy.order[index] < (_KINKED_ORDER if few else _SMOOTH_ORDER)
 
     @property
     def n_chords(self) -> int:
@@ -313,12 +364,11 @@ class _Descent(Stage):
     def _renew(self) -> None:
         """Give the pairs that have taken many steps the Gauss-Newton Hessians of where they are."""
         state, energy = self.state, self.energy
-        if not energy.renewable or state.preconditioner.shared is not None:
+        if not energy.renewable or not isinstance(state.preconditioner, DensePreconditioner):
             return
         # few chords tell of kinks only where these are dense
-        low = energy.order[state.index] < (
-            _SMOOTH_ORDER if self.n_chords >= _TELLING_CHORDS else 1.0
-        )
+        telling = self.n_chords >= _TELLING_CHORDS
+        low = energy.order[state.index] < (_SMOOTH_ORDER if telling else 1.0)
         due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
         if due.any():
             hessian = energy.with_hessian(state.x[due], state.index[due])[2]
@@ -328,6 +378,7 @@ class _Descent(Stage):
         """Store the curves of pairs that leave, and what the level tells of their next one."""
         outcome, lessons = self.outcome, self.lessons
         pairs = self.found.pairs[state.index]
+        self.memory = self.memory.put(state.index, state.memory)
         outcome.refine(self.n_control_points)
         outcome.control_points[pairs] = self.energy.curves(state.x, state.index)
         outcome.n_control_points[pairs] = self.n_control_points
@@ -341,6 +392,17 @@ class _Descent(Stage):
         unseen = 0.25 * (-state.slope - state.newton_decrement) / state.value
         lessons.unseen[pairs] = unseen.clamp_min(0.0)
         lessons.trusted[pairs] = self.found.convex[state.index] & state.convex
+
+
+def _refined(memory: Memory, coarse: Tensor, fine: Tensor, matrix: Tensor) -> Memory:
+    """Return what was remembered on coarse knots in the free control points of finer ones.
+
+    Gradients are lifted by their Riesz representatives in the space of the B-splines' stiffness
+    matrix, V = S W S_coarse^-1 for control points that are inserted by W.
+    """
+    inserted = matrix[1:-1, 1:-1]
+    lifted = torch.linalg.solve(stiffness_matrix(coarse), inserted.T @ stiffness_matrix(fine)).T
+    return memory.moved(inserted, lifted)
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tensor) -> Tensor:
