@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from check_certificate import PretrainedDecoder
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
@@ -45,6 +46,9 @@ from geolatent.lab.demo import digit_pairs
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.energy import DiscreteEnergy
 from geolatent.solvers.georce import polyline
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from problems import coupling_flow
 
 CONFIG = Path(__file__).parents[1] / "configs" / "benchmark.yaml"
 
@@ -57,8 +61,13 @@ TIMED_EVALUATIONS = 2
 STOCHMAN_NODES = 5
 # segments of a polyline through a curve that is no spline
 SEGMENTS = 128
-# relative tolerance of the lengths that methods are compared by
+# relative tolerance of the lengths that methods are compared by; of those across kinks, and of
+# outputs so wide that they are dear
 LENGTH_TOLERANCE = 1e-5
+COARSE_LENGTH_TOLERANCE = 1e-4
+WIDE = 10_000
+# decoders of the repository disentangling-vae, by the names of their files
+DECODERS = ("VAE_mnist", "factor_chairs", "btcvae_celeba", "betaH_dsprites")
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,10 @@ class Problem:
         Codes for a nearest-neighbour graph.
     known
         Distances in closed form, where they are known.
+    kinks
+        Whether F is a ReLU network: other settings of the library matter there.
+    dear
+        Whether a row of F costs so much that long runs and graphs are left out.
     """
 
     name: str
@@ -87,6 +100,8 @@ class Problem:
     tensor: Callable[[Tensor], Tensor] | None = None
     codes: Tensor | None = None
     known: Tensor | None = None
+    kinks: bool = False
+    dear: bool = False
 
     @property
     def dim(self) -> int:
@@ -284,6 +299,38 @@ def half_plane(pairs: int, seed: int) -> Problem:
     return Problem("half_plane", title, metric, start, end, None, tensor, known=known)
 
 
+def pretrained(name: str, pairs: int, seed: int, folder: Path | None) -> Problem:
+    """Random codes in a ReLU decoder of the repository disentangling-vae."""
+    if folder is None:
+        raise CannotRunError("no decoders given (--decoders)")
+    path = folder / f"{name}.pt"
+    if not path.is_file():
+        raise CannotRunError(f"there is no file {path}")
+    decoder = PretrainedDecoder(path).float()
+    start, end, codes = normal_codes(pairs, 10, seed)
+    channels, height, width = decoder(start[:1]).shape[1:]
+    title = f"{name}, d = 10, D = {channels} x {height} x {width}, kinks, pairs from N(0, I)"
+
+    def immersion(z: Tensor) -> Tensor:
+        return decoder(z).flatten(1)
+
+    metric = gl.PullbackMetric(immersion)
+    dear = width >= 64
+    return Problem(name, title, metric, start, end, immersion, codes=codes, kinks=True, dear=dear)
+
+
+def flow(d: int, layers: int, pairs: int, seed: int) -> Problem:
+    """Random codes in a bijection with kinks: the distance is that of the images."""
+    decoder = coupling_flow(d, layers).double()
+    start, end, codes = (z.double() for z in normal_codes(pairs, d, seed))
+    known = (decoder(start) - decoder(end)).norm(dim=1)
+    metric = gl.PullbackMetric(decoder)
+    title = f"coupling flow, d = {d}, kinks, pairs from N(0, I)"
+    return Problem(
+        f"flow_{d}", title, metric, start, end, decoder, codes=codes, known=known, kinks=True
+    )
+
+
 def joined(decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
     """Return the mean and standard deviation of a Gaussian decoder side by side."""
 
@@ -314,10 +361,11 @@ def library(
     )
     seconds = time.perf_counter() - began
     finite = solution.length.isfinite().nonzero().flatten().tolist()
-    stopped = sum(
-        status not in (gl.Status.CONVERGED, gl.Status.STRAIGHT_IS_SHORTEST)
-        for status in solution.statuses
-    )
+    ends = (gl.Status.CONVERGED, gl.Status.STRAIGHT_IS_SHORTEST, gl.Status.ROUGH)
+    rough = sum(status == gl.Status.ROUGH for status in solution.statuses)
+    stopped = sum(status not in ends for status in solution.statuses)
+    notes = [f"{rough} ended rough"] if rough else []
+    notes += [f"{stopped} stopped before their tolerance"] if stopped else []
     evaluations = solution.evaluations
     return Run(
         curves=[select(solution.curve, i) for i in finite],
@@ -327,11 +375,26 @@ def library(
         forward=evaluations.forward.double().mean().item(),
         backward=evaluations.backward.double().mean().item(),
         jvp=evaluations.jvp.double().mean().item(),
-        note=f"{stopped} stopped before their tolerance" if stopped else "",
+        note="; ".join(notes),
     )
 
 
 WARM_UP = gl.PreconditionedSolver(max_iterations=1)
+# points of the comparison, from coarse to fine, that of the defaults among them
+SETTINGS: dict[str, dict[str, Any]] = {
+    "tolerance 0.01": {"tolerance": 1e-2},
+    "tolerance 0.001": {"tolerance": 1e-3},
+    "tolerance 0.0001": {},
+    "tolerance 1e-05": {"tolerance": 1e-5},
+}
+# across kinks small tolerances are out of reach; the first is a curve as coarse as stochman's
+KINKED_SETTINGS: dict[str, dict[str, Any]] = {
+    "7 control points, tolerance 0.01": {"max_control_points": 7, "tolerance": 1e-2},
+    "tolerance 0.03": {"tolerance": 3e-2},
+    "tolerance 0.01": {"tolerance": 1e-2},
+    "tolerance 0.0001": {},
+    "rough_tolerance 0.00625": {"rough_tolerance": 0.00625},
+}
 
 
 def run_graph(problem: Problem, kind: str) -> Run:
@@ -631,17 +694,20 @@ class Method:
     default: bool = True
 
 
-def all_methods(quick: bool, limit: float) -> list[Method]:
-    """Return the methods in the order in which they run."""
+def all_methods(
+    quick: bool, limit: float, *, kinks: bool = False, dear: bool = False
+) -> list[Method]:
+    """Return the methods in the order in which they run, with settings for such a problem."""
 
     def solver(make: Callable[..., gl.Solver], **settings: Any) -> Callable[[Problem], Run]:
         return lambda problem: library(problem, make(**settings))
 
     methods = []
-    for tolerance in [1e-4] if quick else [1e-2, 1e-3, 1e-4, 1e-5]:
-        run = solver(gl.PreconditionedSolver, tolerance=tolerance)
-        setting = f"tolerance {tolerance:g}"
-        methods.append(Method("geolatent", "geolatent", setting, run, tolerance == 1e-4))
+    for setting, values in (KINKED_SETTINGS if kinks else SETTINGS).items():
+        if (values and quick) or (dear and "rough_tolerance" in values):
+            continue
+        run = solver(gl.PreconditionedSolver, **values)
+        methods.append(Method("geolatent", "geolatent", setting, run, not values))
     methods.append(
         Method(
             "lattice",
@@ -655,7 +721,7 @@ def all_methods(quick: bool, limit: float) -> list[Method]:
             "codes",
             "geolatent, graph of codes",
             "32 neighbours",
-            lambda problem: run_graph(problem, "codes"),
+            lambda problem: run_graph(cheap(problem), "codes"),
         )
     )
     recipe = gl.FirstOrderSolver.michelis_becker()
@@ -671,7 +737,7 @@ def all_methods(quick: bool, limit: float) -> list[Method]:
     methods.append(
         Method("reverse", label, "recipe", lambda problem: run_reverse_mode(problem, recipe_runs))
     )
-    for iterations in [150] if quick else [50, 150, 600]:
+    for iterations in [150] if quick else [50, 150] if dear else [50, 150, 600]:
 
         def stochman(problem: Problem, iterations: int = iterations) -> Run:
             return run_stochman(problem, iterations)
@@ -689,11 +755,19 @@ def all_methods(quick: bool, limit: float) -> list[Method]:
     methods.append(
         Method("geomstats", "geomstats", "shooting", lambda problem: run_geomstats(problem, limit))
     )
-    for tolerance in [3e-4] if quick else [1e-2, 1e-3, 3e-4]:
+    # across kinks all of its settings end alike
+    for tolerance in [3e-4] if quick or kinks else [1e-2, 3e-4]:
         run = solver(gl.GEORCESolver, segments=100, tolerance=tolerance)
         setting = f"T = 100, tolerance {tolerance:g}"
         methods.append(Method("georce", "GEORCE", setting, run, tolerance == 3e-4))
     return methods
+
+
+def cheap(problem: Problem) -> Problem:
+    """Return the problem, where many rows are affordable."""
+    if problem.dear:
+        raise CannotRunError("left out: 10,000 codes of a dear decoder")
+    return problem
 
 
 def only_planes(problem: Problem) -> Problem:
@@ -708,6 +782,8 @@ def reference_lengths(problem: Problem) -> Tensor:
     if problem.known is not None:
         return problem.known.double()
     tight = gl.PreconditionedSolver(tolerance=1e-6, max_iterations=1000)
+    if problem.kinks:
+        tight = gl.PreconditionedSolver(rough_tolerance=0.0, max_iterations=400)
     candidates = [gl.solve_geodesic(problem.metric, problem.start, problem.end, tight)]
     if problem.dim <= 2 and problem.codes is not None:
         box = torch.cat([problem.start, problem.end, problem.codes])
@@ -729,7 +805,8 @@ def range_of(problem: Problem) -> list[int]:
 def lengths_of(problem: Problem, curve: gl.CubicBSpline, which: list[int]) -> Tensor:
     """Measure curves, those of the given pairs, by the common rule; NaN for the other pairs."""
     lengths = torch.full((len(problem.start),), torch.nan, dtype=torch.float64)
-    tolerance = LENGTH_TOLERANCE if (problem.width or 0) < 10_000 else 1e-4
+    coarse = problem.kinks or (problem.width or 0) >= WIDE
+    tolerance = COARSE_LENGTH_TOLERANCE if coarse else LENGTH_TOLERANCE
     # in double precision where that is free: a decoder's parameters fix its type
     lengths[which] = gl.path_length(problem.metric, curve, tolerance=tolerance).double()
     return lengths
@@ -783,6 +860,7 @@ def compare(problem: Problem, methods: list[Method], limit: float) -> dict[str, 
     return {
         "name": problem.name,
         "title": problem.title,
+        "kinks": problem.kinks,
         "latent_dimension": problem.dim,
         "outputs": problem.width,
         "pairs": len(problem.start),
@@ -842,7 +920,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for problem in results["problems"]:
         for row in problem["methods"]:
-            if not row["default"] or row["note"].startswith("a lattice"):
+            if not row["default"] or row["note"].startswith(("a lattice", "left out")):
                 continue
             head = f"| {problem['name']} | {row['label']} |"
             if row["state"] != "ran":
@@ -905,6 +983,7 @@ def processor() -> str:
 def benchmark(
     output: Path = Path("benchmark.json"),
     model: Path | None = None,
+    decoders: Path | None = None,
     problems: list[str] | None = None,
     methods: list[str] | None = None,
     pairs: int | None = None,
@@ -921,8 +1000,12 @@ def benchmark(
         File for the results, written again after every problem.
     model
         Weights of the 16-d model, X.safetensors.
+    decoders
+        Folder of the state dictionaries VAE_mnist.pt, factor_chairs.pt, btcvae_celeba.pt and
+        betaH_dsprites.pt of the repository disentangling-vae.
     problems
-        Some of digits, mnist, deep, image, sphere, half_plane; all by default.
+        Some of sphere, half_plane, digits, mnist, deep, image, flow_2, flow_6, VAE_mnist,
+        factor_chairs, btcvae_celeba, betaH_dsprites; all by default.
     methods
         Some of geolatent, lattice, codes, adam, reverse, stochman, latent_geometry,
         geomstats, georce; all by default.
@@ -943,16 +1026,21 @@ def benchmark(
         "sphere": (lambda n: sphere(n, seed), 20, 4),
         "half_plane": (lambda n: half_plane(n, seed), 20, 4),
         "digits": (lambda n: digits(n, seed), 50, 4),
-        "mnist": (lambda n: mnist(n, seed, model), 16, 4),
+        "mnist": (lambda n: mnist(n, seed, model), 10, 4),
         "deep": (lambda n: deep(n, seed), 8, 2),
         "image": (lambda n: image(n, seed), 1, 1),
+        "flow_2": (lambda n: flow(2, 4, n, seed), 100, 4),
+        "flow_6": (lambda n: flow(6, 6, n, seed), 100, 4),
     }
+    for name in DECODERS:
+        many = {"VAE_mnist": 10, "betaH_dsprites": 4}.get(name, 5)
+        makers[name] = (lambda n, name=name: pretrained(name, n, seed, decoders), many, 2)
     chosen = check_names("problems", problems, list(makers))
     if quick and problems is None:
         chosen.remove("image")
     limit = min(limit, 6.0) if quick else limit
-    offered = all_methods(quick, limit)
-    names = check_names("methods", methods, list(dict.fromkeys(m.name for m in offered)))
+    offered = [method.name for method in all_methods(quick, limit)]
+    names = check_names("methods", methods, list(dict.fromkeys(offered)))
     results: dict[str, Any] = {
         "environment": environment(threads),
         "settings": {"quick": quick, "limit_seconds": limit, "seed": seed},
@@ -967,7 +1055,8 @@ def benchmark(
             print(f"{name}: skipped, {error}", flush=True)
             results["skipped"][name] = str(error)
         else:
-            picked = [method for method in offered if method.name in names]
+            offered_here = all_methods(quick, limit, kinks=problem.kinks, dear=problem.dear)
+            picked = [method for method in offered_here if method.name in names]
             results["problems"].append(compare(problem, picked, limit))
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(results, indent=1) + "\n")
