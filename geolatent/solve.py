@@ -167,6 +167,7 @@ def check_initial(
             required = f"a graph of codes of dimension {start.shape[1]}"
             raise ValueError(requirement("initial", required, describe(initial.codes)))
         check_alike("initial", initial.codes, "start", start)
+        initial.metric.check("start", start[:1])  # that of a graph from a file was never called
         return initial
     if isinstance(initial, CubicBSpline):
         points = initial.control_points.detach()

@@ -133,6 +133,7 @@ def scvi_model(
     dispersion: str = "gene",
     batch: bool = False,
     n_genes: int = 200,
+    seed: int = 0,
     **setup,
 ):
     """Return scvi-tools' SCVI trained for some epochs on the counts of `cells`."""
@@ -147,7 +148,7 @@ def scvi_model(
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.set_default_dtype(torch.float32)
-        scvi.settings.seed = 0
+        scvi.settings.seed = seed
         scvi.model.SCVI.setup_anndata(data, batch_key="phase" if batch else None, **setup)
         networks = {"n_latent": d, "n_hidden": 32, "dispersion": dispersion}
         model = scvi.model.SCVI(data, gene_likelihood=likelihood, **networks)

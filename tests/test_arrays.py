@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Gamma
 
 import geolatent as gl
 from geolatent.curves import CubicBSpline
@@ -103,6 +104,7 @@ CALLS = {
     "through_points": lambda z: gl.through_points(
         z[:3], around(z, 0.2, 0.9), lengths=around(z, 1.0, 3.0)
     ),
+    "adapters.metric": lambda z: gl.adapters.metric(single().decoder.function, z).tensor(z),
     "log_prior": lambda z: gl.log_prior(z),
     "norm_profile": lambda z: gl.norm_profile(z).norms,
 }
@@ -119,7 +121,7 @@ KINDS = {"array": lambda z: z.numpy(), "tensor": lambda z: z}
 
 def test_every_public_function_is_in_the_table():
     functions = {name for name in gl.__all__ if inspect.isfunction(getattr(gl, name))}
-    assert functions - {"load_graph", "save_graph"} <= set(CALLS)
+    assert functions - {"by_differences", "load_graph", "save_graph"} <= set(CALLS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,6 +158,18 @@ def test_metrics_tell_what_codes_are_brought_to():
             gl.GaussianPullbackMetric(lambda z: (z, z.exp()), features=layer),
             gl.BernoulliPullbackMetric(layer, output="logits"),
             gl.GaussianFisherRaoMetric(lambda z: (layer(z), z.exp())),
+            gl.CategoricalPullbackMetric(layer, output="logits"),
+            gl.PoissonPullbackMetric(lambda z: layer(z).exp()),
+            gl.NegativeBinomialPullbackMetric(lambda z: layer(z).exp(), torch.ones(2)),
+            gl.NegativeBinomialFisherRaoMetric(lambda z: (layer(z).exp(), z.exp())),
+            gl.ZeroInflatedNegativeBinomialMetric(
+                lambda z: (layer(z).exp(), z), torch.ones(2).double()
+            ),
+            gl.GammaFisherRaoMetric(lambda z: (layer(z).exp(), z.exp())),
+            gl.BetaFisherRaoMetric(lambda z: (layer(z).exp(), z.exp())),
+            gl.PullbackMetric(gl.by_differences(layer)),
+            gl.PullbackMetric(gl.adapters.decoder(layer, shape=(2,))),
+            gl.adapters.metric(lambda z: Gamma(layer(z).exp(), z.exp()), np.ones((1, 2))),
             gl.DivergenceMetric(layer, lambda x, y: (x - y).square().sum(1)),
             gl.TensorMetric(lambda z: torch.diag_embed(layer(z).exp()), dim=2),
             gl.EnsembleMetric([plane, inside]),

@@ -322,3 +322,37 @@ def test_jacobians_agree_with_those_of_the_slow_way():
             sum(columns[i].T @ torch.diag(parts[i][j]) @ columns[j] for i in (0, 1) for j in (0, 1))
         )
     check_metric(gl.GammaFisherRaoMetric(lambda z: TWO(z)), torch.stack(expected), z)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda decoder, r: gl.NegativeBinomialPullbackMetric(decoder, r),
+        lambda decoder, r: gl.ZeroInflatedNegativeBinomialMetric(
+            lambda z: (decoder(z), z.sum(1, keepdim=True).expand(-1, 4)), r
+        ),
+    ],
+)
+def test_dispersions_are_brought_to_the_dtype_of_the_codes(metric):
+    """As arrays and files have them, in double precision."""
+    decoder = nn.Sequential(nn.Linear(3, 4), nn.Softplus()).float()
+    r = torch.tensor([0.5, 1.0, 3.0, 9.0])
+    z = torch.randn(3, 3)
+    found = metric(decoder, r.numpy()).tensor(z.numpy())
+    assert found.dtype == torch.float32
+    expected = metric(decoder.double(), r).tensor(z)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        gl.PoissonPullbackMetric,
+        lambda decoder: gl.NegativeBinomialPullbackMetric(decoder, torch.ones(4)),
+        lambda decoder: gl.GammaFisherRaoMetric(lambda z: (decoder(z), decoder(z))),
+    ],
+)
+def test_codes_that_a_decoder_does_not_take_are_named(metric):
+    decoder = nn.Sequential(nn.Linear(3, 4), nn.Softplus())
+    with pytest.raises(ValueError, match="Parameter `z` should be what `decoder` takes"):
+        metric(decoder).tensor(torch.zeros(1, 2))

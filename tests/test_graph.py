@@ -13,11 +13,15 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 import geolatent
 from geolatent import (
     Evaluations,
+    GaussianFisherRaoMetric,
     LatentGraph,
     PullbackMetric,
     Status,
     TensorMetric,
+    graph_distances,
+    load_graph,
     path_length,
+    save_graph,
     solve_geodesic,
 )
 from geolatent.curves import clamped_knots
@@ -413,3 +417,20 @@ def test_saved_graphs_come_back_whole(tmp_path):
     del state["lengths"]
     with pytest.raises(ValueError, match="`state` should be of codes, indices"):
         LatentGraph.from_state(SPHERE, state)
+
+
+def test_a_loaded_graph_has_a_metric_that_was_never_called(tmp_path):
+    """One whose chords are known once it was."""
+
+    def metric():
+        return GaussianFisherRaoMetric(lambda z: (z.sin(), z.exp()))
+
+    codes = torch.randn(30, 2)
+    graph = LatentGraph.from_codes(metric(), codes, n_neighbors=4)
+    again = load_graph(save_graph(graph, tmp_path / "graph.safetensors"), metric())
+    ends = torch.randn(3, 2), torch.randn(3, 2)
+    expected = graph_distances(graph, *ends)
+    torch.testing.assert_close(graph_distances(again, *ends), expected)
+    again = load_graph(tmp_path / "graph.safetensors", metric())
+    expected = solve_geodesic(metric(), *ends, initial=graph).length
+    torch.testing.assert_close(solve_geodesic(metric(), *ends, initial=again).length, expected)

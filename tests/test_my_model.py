@@ -128,5 +128,6 @@ def test_lines_of_the_table_run():
         gl.GaussianPullbackMetric(lambda z: (z.sin(), z.exp())),
         gl.adapters.metric(decoder, z),
         gl.PullbackMetric(decoder, torch.exp),
+        gl.PullbackMetric(gl.by_differences(decoder)),
     ):
         assert metric.tensor(z).shape == (1, 2, 2)

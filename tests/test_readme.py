@@ -179,9 +179,12 @@ def texts_of_the_project():
 def test_extras_that_are_to_be_installed_exist():
     extras = PROJECT["optional-dependencies"]
     texts = [text for _, text in texts_of_the_project()]
-    found = [name for text in texts for name in re.findall(r"pip install '?\.\[(\w+)\]", text)]
+    lists = [
+        each for text in texts for each in re.findall(r"pip install (?:-e )?'?\.\[(.*?)\]", text)
+    ]
+    found = [name for each in lists for name in each.split(",")]
     found += re.findall(r"\(extra `(\w+)`\)", README)
-    assert {"test", "train", "ray", "bench"} <= set(found) <= set(extras)
+    assert {"test", "train", "ray", "bench", "integrations"} <= set(found) <= set(extras)
 
 
 def test_nothing_is_installed_by_the_name_of_the_package():

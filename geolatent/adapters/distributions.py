@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from geolatent.checks import check_codes, check_function, requirement, returned
+from geolatent.arrays import Array
+from geolatent.checks import (
+    check_codes,
+    check_function,
+    parameter_behind,
+    requirement,
+    returned,
+)
 from geolatent.metrics.base import Metric
 from geolatent.metrics.counts import (
     NegativeBinomialFisherRaoMetric,
@@ -136,7 +143,7 @@ _FAMILIES: dict[str, Callable[[Outputs], Metric]] = {
 }
 
 
-def metric(decoder: Callable[[Tensor], Any], codes: Tensor) -> Metric:
+def metric(decoder: Callable[[Tensor], Any], codes: Array) -> Metric:
     r"""Return the metric for what a decoder returns at a code: a tensor or a distribution.
 
     A tensor gives its `PullbackMetric`; a normal distribution the expected metric of its mean and
@@ -181,7 +188,8 @@ def metric(decoder: Callable[[Tensor], Any], codes: Tensor) -> Metric:
     AISTATS 2022, https://arxiv.org/abs/2106.05367.
     """
     check_function("decoder", decoder)
-    point = check_codes("codes", codes)[:1].detach().clone().requires_grad_()
+    codes = check_codes("codes", codes, like=parameter_behind(decoder))
+    point = codes[:1].detach().clone().requires_grad_()
     with torch.enable_grad():
         found = decoder(point)
         if isinstance(found, Tensor):

@@ -171,6 +171,7 @@ def graph_distances(graph: LatentGraph, start: Array, end: Array) -> Tensor:
     """
     check_graph(graph)
     first, last = check_pairs(start, end, graph.codes.shape[1], like=graph.codes)
+    graph.metric.check("start", first[:1])  # that of a graph from a file was never called
     found = graph.paths(first, last)
     lengths = torch.tensor(
         [torch.inf if path is None else path.arc_length[-1] for path in found], dtype=first.dtype
@@ -211,6 +212,7 @@ def graph_distance_matrix(
     check_graph(graph)
     d = graph.codes.shape[1]
     points = check_codes("points", points, d, like=graph.codes).detach()
+    graph.metric.check("points", points[:1])
     if others is not None:
         others = check_codes("others", others, d, like=graph.codes).detach()
     ends = points if others is None else torch.cat([points, others])

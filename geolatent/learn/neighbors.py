@@ -231,6 +231,7 @@ class GeodesicKNeighborsTransformer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         codes = further_codes(self, X, self._codes)
+        self.metric.check("X", codes[:1])
         near = self._search.kneighbors(codes.double().cpu().numpy(), return_distance=False)
         m, n, k = len(codes), len(self._codes), self.n_neighbors + 1
         own = torch.equal(codes, self._codes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,12 @@ class Metric(ABC):
     max_rows: int | None = None
     immersion: Map | None = None
     quadratic_cost: Literal["jvp", "forward"] = "jvp"
+    # whether functions that are no maps were tested, as `check` does at its first call
+    _tested = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but what first calls tell: copies and other processes learn it anew."""
+        return {name: value for name, value in vars(self).items() if name != "_tested"}
 
     @property
     def like(self) -> Tensor | None:
@@ -88,6 +94,7 @@ class Metric(ABC):
         256
         """
         limited = copy.copy(self)
+        limited._tested = self._tested  # of the same functions
         limited.max_rows = None if max_rows is None else check_integer("max_rows", max_rows)
         return limited
 

@@ -160,7 +160,6 @@ class ConformalMetric(Metric):
         self.factor: Callable[[Tensor], Any] = check_function("factor", factor)
         self.dim = metric.dim
         self.quadratic_cost = metric.quadratic_cost
-        self._tested = False
 
     @property
     def like(self) -> Tensor | None:

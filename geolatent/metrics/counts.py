@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_tensor, requirement
-from geolatent.metrics.information import InformationMetric
+from geolatent.metrics.information import InformationMetric, check_positive
 from geolatent.metrics.pullback import PullbackMetric
 
 # the rule for the information of a dispersion: nodes, where s begins, and r t at its end; of means
@@ -16,6 +16,10 @@ from geolatent.metrics.pullback import PullbackMetric
 _NODES = 64
 _START = -3.2
 _END = 45.0
+
+
+def _doubled_root(rates: Tensor) -> Tensor:
+    return 2.0 * rates.sqrt()
 
 
 class PoissonPullbackMetric(PullbackMetric):
@@ -41,12 +45,13 @@ class PoissonPullbackMetric(PullbackMetric):
     """
 
     def __init__(self, decoder: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(decoder, lambda rates: 2.0 * rates.sqrt())
+        super().__init__(decoder, _doubled_root)
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the decoder on codes from outside: its rates must be positive."""
-        with torch.no_grad():
-            check_positive(self.decoder(z), "rates")
+        with self.decoder.explaining(name, z), torch.no_grad():
+            rates = self.decoder(z)
+        check_positive(rates, "rates")
         super().check(name, z)
 
 
@@ -82,12 +87,14 @@ class NegativeBinomialPullbackMetric(PullbackMetric):
         super().__init__(decoder, self._embed)
 
     def _embed(self, mean: Tensor) -> Tensor:
-        return 2.0 * self.dispersion.sqrt() * torch.asinh((mean / self.dispersion).sqrt())
+        r = self.dispersion.to(mean)
+        return 2.0 * r.sqrt() * torch.asinh((mean / r).sqrt())
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate the decoder on codes from outside: its means must be positive."""
-        with torch.no_grad():
-            check_positive(self.decoder(z), "means")
+        with self.decoder.explaining(name, z), torch.no_grad():
+            means = self.decoder(z)
+        check_positive(means, "means")
         super().check(name, z)
 
 
@@ -182,7 +189,7 @@ class ZeroInflatedNegativeBinomialMetric(InformationMetric):
     def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         mean, logit = parameters
         shape = (1, *self.decoder.output_shape)
-        r = torch.broadcast_to(self.dispersion, shape).flatten(1)
+        r = torch.broadcast_to(self.dispersion.to(mean), shape).flatten(1)
         pi = torch.sigmoid(logit)
         counted = -torch.expm1(-r * torch.log1p(mean / r))  # 1 - f
         tiny = torch.finfo(mean.dtype).tiny
@@ -226,10 +233,3 @@ def check_dispersion(value: object) -> Tensor:
         required = "positive"
         raise ValueError(requirement("dispersion", required, f"{float(tensor.min()):.3g}"))
     return tensor
-
-
-def check_positive(values: Tensor, what: str) -> None:
-    """Raise where a decoder's outputs are not positive."""
-    if bool((values <= 0).any()):
-        required = f"a callable returning positive {what}"
-        raise ValueError(requirement("decoder", required, f"one of {float(values.min()):.3g}"))

@@ -172,11 +172,8 @@ class InformationMetric(Metric):
         """Evaluate the decoder on codes from outside: what is positive must be."""
         parts = self.decoder.check(name, z).chunk(len(self.parameters), dim=1)
         for label, values in zip(self.parameters, parts, strict=True):
-            if label in self.positive and bool((values <= 0).any()):
-                required = f"a callable returning positive {label}s"
-                raise ValueError(
-                    requirement("decoder", required, f"one of {float(values.min()):.3g}")
-                )
+            if label in self.positive:
+                check_positive(values, f"{label}s")
         self._chart.width(z)  # so that its shape is known
 
     @property
@@ -201,6 +198,13 @@ class InformationMetric(Metric):
     def _quadratic(self, z: Tensor, v: Tensor) -> Tensor:
         values, tangents = self._chart.jvp(z, v)
         return (values.chunk(2, dim=1)[1] * tangents.chunk(2, dim=1)[0].square()).sum(1)
+
+
+def check_positive(values: Tensor, what: str) -> None:
+    """Raise where a decoder's outputs are not positive."""
+    if bool((values <= 0).any()):
+        required = f"a callable returning positive {what}"
+        raise ValueError(requirement("decoder", required, f"one of {float(values.min()):.3g}"))
 
 
 class GaussianFisherRaoMetric(InformationMetric):

@@ -76,6 +76,15 @@ class Map:
         Maps that it is made of: what they cannot do, it cannot.
     """
 
+    # what the first calls tell
+    _output_shape: torch.Size | None = None
+    _forward_mode = True
+    _batched_columns = True
+    _tested = False
+    _double_backward_tested = False
+    _reversed_twice: bool | None = None
+    _rounding = 0.0
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -87,13 +96,11 @@ class Map:
         self.name = name
         self.n_outputs = n_outputs
         self.parts = tuple(parts)
-        self._output_shape: torch.Size | None = None
-        self._forward_mode = True
-        self._batched_columns = True
-        self._tested = False
-        self._double_backward_tested = False
-        self._reversed_twice: bool | None = None
-        self._rounding = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what was given: copies and other processes learn the rest at their first calls."""
+        given = ("function", "name", "n_outputs", "parts")
+        return {name: getattr(self, name) for name in given}
 
     @property
     def forward_mode(self) -> bool:

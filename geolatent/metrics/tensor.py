@@ -55,7 +55,6 @@ class TensorMetric(Metric):
     def __init__(self, fn: Callable[[Tensor], Tensor], dim: int) -> None:
         self.dim = check_integer("dim", dim)
         self.fn: Callable[[Tensor], Any] = check_function("fn", fn)
-        self._tested = False
 
     @property
     def like(self) -> Tensor | None:
