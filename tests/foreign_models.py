@@ -402,6 +402,16 @@ MODELS: dict[str, tuple[str, int, Callable[[torch.dtype], Model]]] = {
         4,
         partial(torchvision_network, "mobilenet_v3_small"),
     ),
+    "shufflenet_v2_x0_5, features": (
+        "torchvision",
+        4,
+        partial(torchvision_network, "shufflenet_v2_x0_5"),
+    ),
+    "regnet_y_400mf, features": (
+        "torchvision",
+        4,
+        partial(torchvision_network, "regnet_y_400mf"),
+    ),
     "ConvNextModel, features": ("transformers", 4, partial(transformers_network, "ConvNext")),
     "ResNetModel, features": ("transformers", 4, partial(transformers_network, "ResNet")),
     "ViTModel, features, attention": ("transformers", 4, partial(transformers_network, "ViT")),
