@@ -44,8 +44,8 @@ def geodesic_acceleration(metric: Metric, z: Array, v: Array) -> Tensor:
     >>> geodesic_acceleration(half_plane, torch.tensor([0.0, 2.0]), torch.tensor([0.0, 2.0]))
     tensor([[0., 2.]])
     """
-    codes, vectors = check_tangents(metric, z, v)
-    return acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype)
+    metric, codes, vectors, shape = check_tangents(metric, z, v)
+    return shape.back(acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype))
 
 
 def acceleration(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = Non
     >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
     True
     """
-    curve = check_curve(metric, curve)
+    metric, curve, _ = check_curve(metric, curve)
     if t is None:
         t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
     t = check_tensor("t", t, "(T,)").detach().to(curve.knots)

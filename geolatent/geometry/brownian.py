@@ -12,6 +12,7 @@ from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 
 
 def brownian_motion(
@@ -35,7 +36,7 @@ def brownian_motion(
     metric
         The metric.
     start
-        Codes, (d,) or (B, d): one walk for each.
+        Codes, (d,) or (B, d), or of any shape, (B, ...): one walk for each.
     time
         Length of the walks, in squared units of the decoder's output.
     n_steps
@@ -66,7 +67,9 @@ def brownian_motion(
     >>> tuple(walks.shape)
     (4, 11, 2)
     """
-    metric = check_metric(metric)
+    check_metric(metric)
+    shape = CodeShape.of(start)
+    metric, start = shape.metric(metric), shape.flat("start", start)
     codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)", like=metric.like))
     codes = codes.detach()
     metric.check("start", codes[:1])
@@ -104,4 +107,4 @@ def brownian_motion(
             "where the geodesic of a step could not be followed, and are NaN from there on",
             stacklevel=2,
         )
-    return walk.to(codes.dtype)
+    return shape.back(walk.to(codes.dtype))

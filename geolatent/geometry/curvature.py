@@ -11,6 +11,7 @@ from geolatent.geometry.acceleration import force
 from geolatent.geometry.volume import check_at
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 
 
 def gaussian_curvature(metric: Metric, z: Array) -> Tensor:
@@ -82,6 +83,8 @@ def sectional_curvature(metric: Metric, z: Array, u: Array, v: Array) -> Tensor:
     >>> sectional_curvature(paraboloid, torch.zeros(1, 2), axes[:1], axes[1:])
     tensor([4.])
     """
+    shape = CodeShape.of(z)
+    u, v = shape.flat("u", u), shape.flat("v", v)
     metric, codes = check_at(metric, z)
     like = metric.like
     u, v = (

@@ -16,6 +16,7 @@ from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations, GeodesicSolution
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -50,6 +51,8 @@ class Shooting(Result):
     evaluations
         Decoder rows spent, per pair, those of the splines included.
     """
+
+    with_codes = ("velocity", "solution")
 
     velocity: Tensor
     miss: Tensor
@@ -88,7 +91,7 @@ def shoot_to(
     metric
         The metric.
     start, end
-        Codes, (d,) or (B, d) each, broadcast.
+        Codes, (d,) or (B, d) each, broadcast, or of any shape, (B, ...).
     solver
         How the splines are found; by default ``PreconditionedSolver(tolerance=1e-5)``.
     initial
@@ -122,6 +125,9 @@ def shoot_to(
     (tensor([[3., 4.]]), tensor([10.]))
     """
     check_metric(metric)
+    shape = CodeShape.of(start)
+    metric, initial = shape.metric(metric), shape.flat("initial", initial)
+    start, end = shape.flat("start", start), shape.flat("end", end)
     first, last = check_pairs(start, end, metric.dim, like=metric.like)
     dtype = first.dtype
     integrator = check_integrator(integrator)
@@ -134,7 +140,7 @@ def shoot_to(
     rows = Rows.of(metric, first).counting(len(first))
     newton = _NewtonShooting(rows, integrator, first.double(), last.double(), solution, tolerance)
     newton.run(max_corrections)
-    return Shooting(
+    shooting = Shooting(
         velocity=newton.velocity.to(dtype),
         miss=newton.miss.norm(dim=1).to(dtype),
         converged=newton.converged,
@@ -143,6 +149,7 @@ def shoot_to(
         solution=solution,
         evaluations=solution.evaluations + rows.spent,
     )
+    return shape.back(shooting)
 
 
 class _NewtonShooting:

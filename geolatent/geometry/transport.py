@@ -113,7 +113,8 @@ def parallel_transport(
     >>> bool(torch.allclose(moved, torch.tensor([[0.0, -1.0]]), atol=1e-4))
     True
     """
-    curve = check_curve(metric, curve)
+    metric, curve, code_shape = check_curve(metric, curve)
+    vectors = code_shape.flat("vectors", vectors)
     codes = curve.control_points[:, 0].detach()
     b, d = codes.shape
     shape = f"({b}, {d}) or ({b}, k, {d})"
@@ -130,7 +131,7 @@ def parallel_transport(
     matrices = _transports(Rows.of(metric, codes), curve, times, tolerance)
     moved = torch.einsum("btij,bkj->btki", matrices, v.reshape(b, -1, d).double()).to(v.dtype)
     moved = moved if v.ndim == 3 else moved[:, :, 0]
-    return moved[:, 0] if t is None else moved
+    return code_shape.back(moved[:, 0] if t is None else moved)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,16 @@ from geolatent.arrays import Array, Result
 from geolatent.checks import check_box, check_codes, check_integer, requirement, returned
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 
 
 def check_at(metric: object, z: object) -> tuple[Metric, Tensor]:
     """Return a metric and codes (n, d) that it takes, without gradients, or refuse them."""
-    metric = check_metric(metric)
-    codes = check_codes("z", z, metric.dim, like=metric.like).detach()
-    metric.check("z", codes[:1])
-    return metric, codes
+    shape = CodeShape.of(z)
+    known = shape.metric(check_metric(metric))
+    codes = check_codes("z", shape.flat("z", z), known.dim, like=known.like).detach()
+    known.check("z", codes[:1])
+    return known, codes
 
 
 def _eigenvalues(rows: Rows, z: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def magnification_factor(metric: Metric, z: Array) -> Tensor:
     metric
         The metric.
     z
-        Codes, (n, d).
+        Codes, (n, d), or of any shape, (n, ...).
 
     Returns
     -------
