@@ -123,6 +123,7 @@ LIKE_CODES = {
     "shooting": lambda metric, a, b: gl.shoot_to(metric, a, a + 0.3 * b).velocity,
     "brownian motion": lambda metric, a, b: gl.brownian_motion(metric, a, 0.1, 2),  # noqa: ARG005
     "acceleration": geodesic_acceleration,
+    "directions": lambda metric, a, b: gl.principal_directions(metric, a, 2).directions,  # noqa: ARG005
 }
 NUMBERS = {
     "distance": gl.distance,

@@ -9,9 +9,9 @@ from geolatent.arrays import Array
 from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.geometry.exponential import check_tangents
-from geolatent.geometry.flow import norms, solve_metric
 from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import metric_operator
 from geolatent.metrics.rows import Rows
 
 
@@ -53,7 +53,7 @@ def acceleration(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
     (force,) = rows.each(
         lambda z, v: (_force(rows, z, v),), 2 * z.shape[1] + 6, z.detach(), v.detach()
     )
-    return solve_metric(rows.tensor(z), force.double())
+    return metric_operator(rows, z).solve(force.double())
 
 
 def _force(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
@@ -129,9 +129,9 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = Non
     flat_z, flat_v = z.reshape(-1, d), v.reshape(-1, d)
     geodesic = acceleration(rows, flat_z, flat_v)
     excess = second_derivative(curve, t).reshape(-1, d) - geodesic
-    tensors = rows.tensor(flat_z).double()
-    length = norms(tensors, flat_v.double()).reshape(b, n).mean(1, keepdim=True)
-    size = norms(tensors, excess).reshape(b, n)
+    tensors = metric_operator(rows, flat_z)
+    length = tensors.norms(flat_v.double()).reshape(b, n).mean(1, keepdim=True)
+    size = tensors.norms(excess).reshape(b, n)
     residual = size / torch.where(length > 0, length, 1.0)
     return residual.to(z.dtype)
 

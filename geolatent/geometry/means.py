@@ -18,11 +18,11 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.geometry.flow import norms
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.operators import metric_operator
 from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
 from geolatent.solvers.problem import Solver
@@ -186,7 +186,7 @@ def frechet_mean(
     iterations = torch.zeros(k, dtype=torch.int64, device=points.device)
 
     def relative(codes: Tensor, direction: Tensor, variance: Tensor) -> Tensor:
-        size = norms(logarithms.rows.tensor(codes).double(), direction)
+        size = metric_operator(logarithms.rows, codes).norms(direction)
         return torch.where(variance == 0, 0.0, size / variance.sqrt())
 
     gradient = relative(means, direction, variance)

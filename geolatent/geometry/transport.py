@@ -15,6 +15,7 @@ from geolatent.checks import check_alike, check_number, check_tensor, requiremen
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import check_formed
 from geolatent.metrics.rows import Rows
 
 # equal intervals of t, each of which is halved by itself
@@ -115,6 +116,8 @@ def parallel_transport(
     """
     metric, curve, code_shape = check_curve(metric, curve)
     vectors = code_shape.flat("vectors", vectors)
+    instead = "vectors along a curve are turned in all directions at once, which has no shorter way"
+    check_formed("curve", curve.dim, instead)
     codes = curve.control_points[:, 0].detach()
     b, d = codes.shape
     shape = f"({b}, {d}) or ({b}, k, {d})"
