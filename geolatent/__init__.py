@@ -3,8 +3,9 @@
 A metric says how far codes are from one another: `PullbackMetric` of a decoder,
 `GaussianPullbackMetric` of one that gives (mean, standard deviation), `TensorMetric` of any metric
 tensor. `solve_geodesic` finds the shortest curves between pairs of codes, all pairs in one call,
-and returns a `GeodesicSolution`, which prints as a table. Codes are (n, d), batch first; curves
-run over t from 0 to 1; lengths are in units of the decoder's output.
+and returns a `GeodesicSolution`, which prints as a table. Codes are (n, d), batch first, or of any
+shape that the decoder takes, (n, channels, height, width), in which results come back; curves run
+over t from 0 to 1; lengths are in units of the decoder's output.
 
 Codes are tensors or NumPy arrays of floating-point numbers. Either are brought to the dtype and
 device of the decoder's parameters (of the graph's codes, where a graph is asked), and keep their

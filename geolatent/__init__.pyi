@@ -26,7 +26,9 @@ from geolatent.geometry.shooting import log_map as log_map
 from geolatent.geometry.shooting import shoot_to as shoot_to
 from geolatent.geometry.transport import parallel_transport as parallel_transport
 from geolatent.geometry.volume import condition_number as condition_number
+from geolatent.geometry.volume import log_magnification_factor as log_magnification_factor
 from geolatent.geometry.volume import magnification_factor as magnification_factor
+from geolatent.geometry.volume import principal_directions as principal_directions
 from geolatent.geometry.volume import sample_volume as sample_volume
 from geolatent.graph import LatentGraph as LatentGraph
 from geolatent.graph_files import load_graph as load_graph

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, TypeAlias
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from geolatent.shapes import CodeShape
 
 # what codes may be
 Array: TypeAlias = Tensor | NDArray[np.floating[Any]]
@@ -31,8 +34,18 @@ def as_tensor(value: object) -> object:
 class Result:
     """A dataclass of tensors, of numbers and of other results, which can be had as arrays."""
 
+    # the fields that hold codes, (..., d), or results that do
+    with_codes: ClassVar[tuple[str, ...]] = ()
+
+    def shaped(self, shape: CodeShape) -> Self:
+        """Return the same, its codes in a shape of their own, (..., *shape)."""
+        parts = {name: shape.back(getattr(self, name)) for name in self.with_codes}
+        return replace(self, **parts)  # type: ignore[type-var]
+
     def numpy(self) -> dict[str, NDArray[Any]]:
         """Return the fields as NumPy arrays by their names, parts' as ``"part.field"``.
+
+        Those that are None are left out.
 
         On the processor arrays share their memory with the tensors.
 
@@ -48,7 +61,7 @@ class Result:
             value = getattr(self, field.name)
             if isinstance(value, Result):
                 found |= {f"{field.name}.{name}": part for name, part in value.numpy().items()}
-            else:
+            elif value is not None:
                 tensor = isinstance(value, Tensor)
                 found[field.name] = value.numpy(force=True) if tensor else np.asarray(value)
         return found

@@ -68,7 +68,11 @@ def check_tensor(
         raise TypeError(requirement(name, required, describe(value)))
     fits = any(_fits(tensor.shape, each) for each in shape.split(" or "))
     if not fits or 0 in tensor.shape[int(empty) :]:
-        raise ValueError(requirement(name, f"a tensor of shape {shape}", describe(value)))
+        required = f"a tensor of shape {shape}"
+        if tensor.ndim > 2 and re.search(r"\bd\b", shape):
+            required += " (codes of other shapes: `codes.flatten(1)`, and for what decodes them "
+            required += "`geolatent.adapters.decoder(function, shape=...)`)"
+        raise ValueError(requirement(name, required, describe(value)))
     tensor = tensor if like is None else tensor.to(like)
     if not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from geolatent.checks import (
     describe,
     requirement,
 )
+from geolatent.shapes import CodeShape
 
 DEGREE = 3
 
@@ -229,6 +231,9 @@ class CubicBSpline(Result):
     knots
         Shape (n + 4,), clamped: four zeros, nondecreasing inner knots in (0, 1) each at most
         three-fold, four ones. Shared by the batch. Kept in float64.
+    code_shape
+        Shape of one code, of d numbers, which points of the curves then have: (B, T, *code_shape).
+        None where codes are flat. Control points always are.
 
     Raises
     ------
@@ -248,6 +253,7 @@ class CubicBSpline(Result):
 
     control_points: Tensor
     knots: Tensor
+    code_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         points = check_tensor("control_points", self.control_points, "(B, n, d)", empty=True)
@@ -266,11 +272,16 @@ class CubicBSpline(Result):
         if not (clamped and inside and smooth):
             required = "four zeros, nondecreasing inner knots in (0, 1) at most 3-fold, four ones"
             raise ValueError(requirement("knots", required, knots.tolist()))
+        if self.code_shape is not None and math.prod(self.code_shape) != points.shape[2]:
+            required = f"of {points.shape[2]} numbers, as the control points have"
+            raise ValueError(requirement("code_shape", required, self.code_shape))
         object.__setattr__(self, "control_points", points)
         object.__setattr__(self, "knots", knots.to(points.device))
 
     @classmethod
-    def trusted(cls, control_points: Tensor, knots: Tensor) -> CubicBSpline:
+    def trusted(
+        cls, control_points: Tensor, knots: Tensor, code_shape: tuple[int, ...] | None = None
+    ) -> CubicBSpline:
         """Return curves made inside the package, whose parts are known to fit, unchecked.
 
         A check of values would make the processor wait for the device.
@@ -278,6 +289,7 @@ class CubicBSpline(Result):
         curve = object.__new__(cls)
         object.__setattr__(curve, "control_points", control_points)
         object.__setattr__(curve, "knots", knots)
+        object.__setattr__(curve, "code_shape", code_shape)
         return curve
 
     @classmethod
@@ -287,14 +299,23 @@ class CubicBSpline(Result):
         Parameters
         ----------
         start, end
-            Shape (d,) or (B, d) each, broadcast.
+            Shape (d,) or (B, d) each, broadcast, or codes of any shape, (B, ...).
         n_control_points
             At least 4.
         """
-        first, last = check_pairs(start, end)
+        shape = CodeShape.of(start)
+        first, last = check_pairs(shape.flat("start", start), shape.flat("end", end))
         knots = clamped_knots(n_control_points)
         knots = knots.to(first.device)
-        return cls.trusted(straight_control_points(first, last, knots), knots)
+        return cls.trusted(straight_control_points(first, last, knots), knots, shape.sizes)
+
+    def shaped(self, shape: CodeShape) -> CubicBSpline:
+        """Return the same curves, whose points are codes of a shape."""
+        return CubicBSpline.trusted(self.control_points, self.knots, shape.sizes)
+
+    def flat(self) -> CubicBSpline:
+        """Return the same curves, whose points are flat codes, (B, T, d)."""
+        return CubicBSpline.trusted(self.control_points, self.knots)
 
     @property
     def batch_size(self) -> int:
@@ -324,7 +345,8 @@ class CubicBSpline(Result):
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(requirement("t", "in [0, 1]", f"{float(t.min())} to {float(t.max())}"))
         basis = basis_matrix(self.knots, t.to(self.knots), derivative)
-        return basis.to(self.control_points) @ self.control_points
+        points = basis.to(self.control_points) @ self.control_points
+        return CodeShape(self.code_shape).back(points)
 
     def __call__(self, t: Array) -> Tensor:
         """Return the points gamma(t).
@@ -337,12 +359,12 @@ class CubicBSpline(Result):
         Returns
         -------
         Tensor
-            Shape (B, T, d).
+            Shape (B, T, d), or (B, T, *code_shape).
         """
         return self._evaluate(t, 0)
 
     def derivative(self, t: Array) -> Tensor:
-        """Return gamma'(t), shape (B, T, d), for ``t`` as in a call."""
+        """Return gamma'(t), of the shape of the points, for ``t`` as in a call."""
         return self._evaluate(t, 1)
 
     def insert_knot(self, at: float | None = None) -> CubicBSpline:
@@ -368,20 +390,22 @@ class CubicBSpline(Result):
             raise ValueError(requirement("at", "a knot present at most twice", at))
         matrix = insertion_matrix(self.knots.cpu(), where).to(self.control_points)
         knots = torch.cat([self.knots, self.knots.new_tensor([where])]).sort().values
-        return CubicBSpline.trusted(matrix @ self.control_points, knots)
+        return CubicBSpline.trusted(matrix @ self.control_points, knots, self.code_shape)
 
     def reverse(self) -> CubicBSpline:
         """Return the curves run backwards, gamma(1 - t)."""
-        return CubicBSpline.trusted(self.control_points.flip(1), (1.0 - self.knots).flip(0))
+        points, knots = self.control_points.flip(1), (1.0 - self.knots).flip(0)
+        return CubicBSpline.trusted(points, knots, self.code_shape)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> CubicBSpline:
         """Return the curves with control points on another device or of another dtype."""
         points = self.control_points.to(device=device, dtype=dtype)
-        return CubicBSpline.trusted(points, self.knots.to(points.device))
+        return CubicBSpline.trusted(points, self.knots.to(points.device), self.code_shape)
 
     def __getitem__(self, index: int | slice | Tensor) -> CubicBSpline:
         """Return the chosen curves of the batch, as a batch."""
         points = self.control_points[index]
-        return CubicBSpline.trusted(points if points.ndim == 3 else points[None], self.knots)
+        points = points if points.ndim == 3 else points[None]
+        return CubicBSpline.trusted(points, self.knots, self.code_shape)

@@ -28,6 +28,7 @@ from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
 
 # searches run at once; bounds the memory for their distances and predecessors
@@ -135,7 +136,9 @@ class LatentGraph:
     Attributes
     ----------
     codes
-        The nodes, (n, d).
+        The nodes, (n, d), always flat.
+    code_shape
+        Shape of one code where it was made of codes of such a shape, else None.
     adjacency
         Sparse (n, n) matrix of edge lengths, both directions.
     forward_rows
@@ -149,11 +152,13 @@ class LatentGraph:
         adjacency: csr_array,
         n_neighbors: int,
         forward_rows: int,
+        code_shape: tuple[int, ...] | None = None,
     ) -> None:
         from sklearn.neighbors import NearestNeighbors  # slow to import, and not always needed
 
         self.metric = metric
         self.codes = codes
+        self.code_shape = code_shape
         self.adjacency = adjacency
         self.forward_rows = forward_rows
         self._points = codes.detach().double().cpu().numpy()
@@ -188,7 +193,8 @@ class LatentGraph:
         metric
             The metric.
         codes
-            Codes where the model has data, (n, d), n at least 2, such as the training set's.
+            Codes where the model has data, (n, d), or of any shape, (n, ...), n at least 2, such as
+            the training set's.
         n_neighbors
             Neighbours of each node.
         n_nodes
@@ -203,6 +209,8 @@ class LatentGraph:
         from sklearn.neighbors import NearestNeighbors
 
         check_metric(metric)
+        shape = CodeShape.of(codes)
+        metric, codes = shape.metric(metric), shape.flat("codes", codes)
         codes = check_codes("codes", codes, metric.dim, like=metric.like).detach()
         if codes.shape[0] < 2:
             raise ValueError(requirement("codes", "at least two codes", describe(codes)))
@@ -220,7 +228,9 @@ class LatentGraph:
         neighbors = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
         sources, targets = np.repeat(np.arange(len(points)), k), neighbors.ravel()
         bridges = _bridges(points, sources, targets)
-        return cls._weighted(metric, codes, sources, targets, n_neighbors, bridges)
+        graph = cls._weighted(metric, codes, sources, targets, n_neighbors, bridges)
+        graph.code_shape = shape.sizes
+        return graph
 
     @classmethod
     def lattice(

@@ -20,6 +20,7 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.curves import CubicBSpline
+from geolatent.shapes import CodeShape
 
 Interpolation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -57,7 +58,7 @@ def lerp(start: Array, end: Array, t: Array | float) -> Tensor:
     Parameters
     ----------
     start, end
-        Codes a and b, (d,) or (B, d) each, broadcast.
+        Codes a and b, (d,) or (B, d) each, broadcast, or of any shape, (B, ...).
     t
         A number, or a tensor (T,) or (B, T); values outside [0, 1] extrapolate.
 
@@ -72,10 +73,11 @@ def lerp(start: Array, end: Array, t: Array | float) -> Tensor:
     tensor([[[0.0000, 0.0000],
              [0.5000, 1.0000]]])
     """
-    first, last = check_pairs(start, end)
+    shape = CodeShape.of(start)
+    first, last = check_pairs(shape.flat("start", start), shape.flat("end", end))
     times, is_number = _check_times(t, first.shape[0], first)
     a, b, s = first.double()[:, None], last.double()[:, None], times[..., None]
-    return _result((1.0 - s) * a + s * b, first, is_number)
+    return shape.back(_result((1.0 - s) * a + s * b, first, is_number))
 
 
 def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
@@ -102,7 +104,7 @@ def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     Parameters
     ----------
     start, end
-        Codes a and b, (d,) or (B, d) each, broadcast.
+        Codes a and b, (d,) or (B, d) each, broadcast, or of any shape, (B, ...).
     t
         A number, or a tensor (T,) or (B, T); values outside [0, 1] extrapolate.
 
@@ -124,7 +126,8 @@ def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]), 0.5).round(decimals=6).abs()
     tensor([[0., 1.]])
     """
-    first, last = check_pairs(start, end)
+    shape = CodeShape.of(start)
+    first, last = check_pairs(shape.flat("start", start), shape.flat("end", end))
     times, is_number = _check_times(t, first.shape[0], first)
     a, b = first.double(), last.double()
     norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
@@ -137,7 +140,7 @@ def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     points = radius * (turn.cos() * u[:, None] + turn.sin() * e[:, None])
     if first.shape[1] == 1:  # two opposite numbers: a circle needs a plane
         points = torch.where(angle[:, None] > 1.0, torch.lerp(a[:, None], b[:, None], s), points)
-    return _result(_meeting_ends(points, a, b, s), first, is_number)
+    return shape.back(_result(_meeting_ends(points, a, b, s), first, is_number))
 
 
 def _check_nonzero(name: str, vectors: Tensor) -> None:
@@ -207,6 +210,8 @@ def great_circle(start: Array, toward: Array, t: Array | float) -> Tensor:
     >>> walk.round(decimals=5).abs()
     tensor([[0., 2.]])
     """
+    shape = CodeShape.of(start)
+    toward, start = shape.flat("toward", toward), shape.flat("start", start)
     first, last = check_pairs(start, toward, names=("start", "toward"))
     times, is_number = _check_times(t, first.shape[0], first)
     a, b = first.double(), last.double()
@@ -220,7 +225,7 @@ def great_circle(start: Array, toward: Array, t: Array | float) -> Tensor:
     turn = 2.0 * math.pi * times[..., None]
     radius = a.norm(dim=1)[:, None, None]
     points = radius * (turn.cos() * _unit(a)[:, None] + turn.sin() * e[:, None])
-    return _result(points, first, is_number)
+    return shape.back(_result(points, first, is_number))
 
 
 def spherical_coordinates(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,7 +288,8 @@ def spherical_spiral(start: Array, end: Array, t: Array | float, *, turns: int =
     >>> spherical_spiral(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 3.0]), 0.5)
     tensor([[1.4142, 1.4142]])
     """
-    first, last = check_pairs(start, end)
+    shape = CodeShape.of(start)
+    first, last = check_pairs(shape.flat("start", start), shape.flat("end", end))
     times, is_number = _check_times(t, first.shape[0], first)
     if isinstance(turns, bool) or not isinstance(turns, int):
         raise TypeError(requirement("turns", "an integer", describe(turns)))
@@ -301,7 +307,9 @@ def spherical_spiral(start: Array, end: Array, t: Array | float, *, turns: int =
     s = times[..., None]
     radius = (1.0 - times) * radius_a[:, None] + times * radius_b[:, None]
     points = from_spherical_coordinates(radius, angles_a[:, None] + s * change[:, None])
-    return _result(_meeting_ends(points, first.double(), last.double(), s), first, is_number)
+    return shape.back(
+        _result(_meeting_ends(points, first.double(), last.double(), s), first, is_number)
+    )
 
 
 def radial_walk(direction: Array, radii: Array) -> Tensor:
@@ -325,12 +333,14 @@ def radial_walk(direction: Array, radii: Array) -> Tensor:
     tensor([[[0., 0.],
              [6., 8.]]])
     """
+    shape = CodeShape.of(direction)
+    direction = shape.flat("direction", direction)
     codes = torch.atleast_2d(check_tensor("direction", direction, "(d,) or (B, d)"))
     radii = check_tensor("radii", radii, "(T,)")
     check_alike("radii", radii, "direction", codes)
     _check_nonzero("direction", codes)
     points = radii.double()[None, :, None] * _unit(codes.double())[:, None]
-    return points.to(codes.dtype)
+    return shape.back(points.to(codes.dtype))
 
 
 def through_points(
@@ -341,7 +351,7 @@ def through_points(
     Parameters
     ----------
     points
-        Codes, (K, d), K at least 2.
+        Codes, (K, d), or of any shape, (K, ...), K at least 2.
     t
         Parameters along the whole path, (T,) in [0, 1].
     interpolation
@@ -366,7 +376,8 @@ def through_points(
             [1., 1.],
             [1., 3.]])
     """
-    points = check_codes("points", points)
+    shape = CodeShape.of(points)
+    points = check_codes("points", shape.flat("points", points))
     if points.shape[0] < 2:
         raise ValueError(requirement("points", "at least two codes", describe(points)))
     t = check_tensor("t", t, "(T,)")
@@ -394,10 +405,10 @@ def through_points(
         order[chosen] = torch.arange(int(chosen.sum()), device=leg.device)
     table = ends.new_zeros((n_legs, int(order.max()) + 1))
     table[leg, order] = local
-    curves = interpolation(points[:-1], points[1:], table)
-    shape = (*table.shape, points.shape[1])
-    if not isinstance(curves, Tensor) or curves.shape != shape:
-        required = f"a callable returning a tensor of shape {shape}"
+    curves = interpolation(shape.back(points[:-1]), shape.back(points[1:]), table)
+    sizes = (*table.shape, *shape.back(points).shape[1:])
+    if not isinstance(curves, Tensor) or curves.shape != sizes:
+        required = f"a callable returning a tensor of shape {sizes}"
         raise ValueError(requirement("interpolation", required, describe(curves)))
     return curves[leg, order]
 
@@ -458,4 +469,6 @@ def slerp_curve(start: Array, end: Array, n_points: int = 33) -> CubicBSpline:
     1.000
     """
     times = torch.linspace(0.0, 1.0, check_integer("n_points", n_points, minimum=2))
-    return spline_through_points(slerp(start, end, times.double()))
+    shape = CodeShape.of(start)
+    start, end = shape.flat("start", start), shape.flat("end", end)
+    return shape.back(spline_through_points(slerp(start, end, times.double())))

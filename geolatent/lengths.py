@@ -15,6 +15,7 @@ from geolatent.metrics.base import Metric, check_metric, negative
 from geolatent.metrics.chords import Chords, convergence_order
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
+from geolatent.shapes import CodeShape
 
 # Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
 _SPEED_NODES = 3
@@ -254,22 +255,24 @@ def _measure_by_speed(
     return pairs.numel()
 
 
-def check_curve(metric: Metric, curve: object) -> CubicBSpline:
-    """Return curves in the latent space of a metric, brought to its dtype and device."""
+def check_curve(metric: Metric, curve: object) -> tuple[Metric, CubicBSpline, CodeShape]:
+    """Return a metric of flat codes, flat curves of its dtype and device, and the codes' shape."""
     check_metric(metric)
     if not isinstance(curve, CubicBSpline):
         raise TypeError(requirement("curve", "a CubicBSpline", describe(curve)))
+    shape = CodeShape.of(curve)
+    metric, curve = shape.metric(metric), curve.flat()
     like = metric.like
     if like is not None:
         curve = curve.to(like.device, like.dtype)
     codes = check_codes("curve", curve.control_points[:, 0].detach(), metric.dim)
     metric.check("curve", codes[:1])
-    return curve
+    return metric, curve, shape
 
 
 def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> tuple[Tensor, Tensor]:
     """Check the arguments of what follows, and return lengths and energies, (B,) each."""
-    curve = check_curve(metric, curve)
+    metric, curve, _ = check_curve(metric, curve)
     tolerance = check_number("tolerance", tolerance, above=0.0)
     codes = curve.control_points[:, 0].detach()
     rows = Rows.of(metric, codes).counting(len(codes))

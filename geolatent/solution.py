@@ -136,7 +136,8 @@ class GeodesicSolution(Result):
     ----------
     curve
         The curves, a `CubicBSpline` of batch size B: ``curve(t)`` are the codes on the way at
-        parameters t in [0, 1], from start to end, shape (B, T, d).
+        parameters t in [0, 1], from start to end, shape (B, T, d),
+        or (B, T, ...) where the end points were codes of such a shape.
     length, straight_length
         Lengths of the curve and of the straight line by the same rule, in the units of the
         decoder's output (or of the feature map's), shape (B,).
@@ -170,6 +171,8 @@ class GeodesicSolution(Result):
     >>> print(f"{bent.length.item():.2f} instead of {bent.straight_length.item():.2f}")
     4.28 instead of 4.43
     """
+
+    with_codes = ("curve",)
 
     curve: CubicBSpline
     length: Tensor

@@ -21,6 +21,7 @@ from geolatent.graph import LatentGraph, curve_through_points, graph_curve
 from geolatent.lengths import measure
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Callback, Problem, Progress, Solver, shorten
@@ -59,13 +60,14 @@ def solve_geodesic(
     metric
         The metric.
     start, end
-        Codes, (d,) or (B, d) each, broadcast.
+        Codes, (d,) or (B, d) each, broadcast; or codes of any shape, (B, ...), such as images
+        (B, channels, height, width), in which the metric's functions then get them.
     solver
         How curves are shortened; by default `PreconditionedSolver()`.
     initial
         Where to start. None: the straight line. A `LatentGraph`: its shortest paths and the
         straight line, of which the shorter result is kept. Curves: `CubicBSpline`, batch 1 or B.
-        Points along curves, (B, T, d) or (T, d), from start to end.
+        Points along curves, (B, T, d) or (T, d), from start to end, of the codes' shape.
     length_tolerance
         Relative tolerance of the reported lengths. By default 1e-4, or the solver's tolerance, or a
         tenth of what is predicted to be left of a pair, whichever is largest.
@@ -116,6 +118,9 @@ def solve_geodesic(
         raise TypeError(requirement("callback", "callable or None", describe(callback)))
     if length_tolerance is not None:
         length_tolerance = check_number("length_tolerance", length_tolerance, above=0.0)
+    shape = CodeShape.of(start)
+    metric, initial = shape.metric(metric), shape.flat("initial", initial)
+    start, end = shape.flat("start", start), shape.flat("end", end)
     like = metric.like
     first, last = check_pairs(start, end, metric.dim, like=like)
     if max_rows is not None:
@@ -152,7 +157,7 @@ def solve_geodesic(
     solution = solved.solution(rows.spent)
     if callback is not None:
         callback(Progress(1.0, n_pairs, solution.curve.n_control_points, 0))
-    return solution
+    return shape.back(solution)
 
 
 def check_initial(

@@ -91,6 +91,8 @@ CALLS = {
     "brownian_motion": lambda z: gl.brownian_motion(single(), z, 0.1, n_steps=2),
     "magnification_factor": lambda z: gl.magnification_factor(single(), z),
     "condition_number": lambda z: gl.condition_number(single(), z),
+    "log_magnification_factor": lambda z: gl.log_magnification_factor(single(), z).value,
+    "principal_directions": lambda z: gl.principal_directions(single(), z).eigenvalues,
     "gaussian_curvature": lambda z: gl.gaussian_curvature(single(), z),
     "sectional_curvature": lambda z: gl.sectional_curvature(single(), z[:3], z[3:], z[:3]),
     "sample_volume": lambda z: (

@@ -69,7 +69,6 @@ BAD_CODES = {
     "integers": (torch.ones(3, 2, dtype=torch.int64), TypeError, "floating-point", "torch.int64"),
     "complex": (torch.ones(3, 2, dtype=torch.complex64), TypeError, "floating-point", "complex64"),
     "a scalar": (torch.tensor(1.0), ValueError, "of shape", "shape ()"),
-    "three dimensions": (torch.ones(3, 1, 2), ValueError, "of shape", "shape (3, 1, 2)"),
     "no codes": (torch.ones(0, 2), ValueError, "of shape", "shape (0, 2)"),
     "NaN": (torch.full((3, 2), torch.nan), ValueError, "finite", "6 values that are NaN"),
     "infinite": (torch.tensor([[torch.inf, 0.0]]), ValueError, "finite", "1 values"),

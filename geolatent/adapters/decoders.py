@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from geolatent.checks import check_function, check_sizes, describe, requirement
+from geolatent.shapes import Reshaped
 
 # an attribute, a key or a place of what a function returns; several for a tuple of outputs
 Output = str | int | tuple[str | int, ...] | None
@@ -29,12 +29,10 @@ class Adapted:
         """Return the output for codes (n, d)."""
         n = z.shape[0]
         fixed = {name: _repeated(value, n) for name, value in self.fixed.items()}
+        function = self.function
         if self.shape is not None:
-            if math.prod(self.shape) != z.shape[1]:
-                required = f"of {z.shape[1]} numbers, as the codes have"
-                raise ValueError(requirement("shape", required, self.shape))
-            z = z.reshape(n, *self.shape)
-        found = self.function(z, **fixed)
+            function = Reshaped(function, self.shape)
+        found = function(z, **fixed)
         if isinstance(self.output, tuple):
             return tuple(_part(found, name) for name in self.output)
         if self.output is not None:

@@ -9,9 +9,9 @@ from geolatent.arrays import Array
 from geolatent.checks import check_tensor
 from geolatent.curves import DEGREE, CubicBSpline
 from geolatent.geometry.exponential import check_tangents
-from geolatent.geometry.flow import norms, solve_metric
 from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import metric_operator
 from geolatent.metrics.rows import Rows
 
 
@@ -44,8 +44,8 @@ def geodesic_acceleration(metric: Metric, z: Array, v: Array) -> Tensor:
     >>> geodesic_acceleration(half_plane, torch.tensor([0.0, 2.0]), torch.tensor([0.0, 2.0]))
     tensor([[0., 2.]])
     """
-    codes, vectors = check_tangents(metric, z, v)
-    return acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype)
+    metric, codes, vectors, shape = check_tangents(metric, z, v)
+    return shape.back(acceleration(Rows.of(metric, codes), codes, vectors).to(codes.dtype))
 
 
 def acceleration(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def acceleration(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
     (force,) = rows.each(
         lambda z, v: (_force(rows, z, v),), 2 * z.shape[1] + 6, z.detach(), v.detach()
     )
-    return solve_metric(rows.tensor(z), force.double())
+    return metric_operator(rows, z).solve(force.double())
 
 
 def _force(rows: Rows, z: Tensor, v: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = Non
     >>> bool((geodesic_residual(plane, line).abs() < 1e-5).all())
     True
     """
-    curve = check_curve(metric, curve)
+    metric, curve, _ = check_curve(metric, curve)
     if t is None:
         t = (torch.arange(33, dtype=torch.float64) + 0.5) / 33.0
     t = check_tensor("t", t, "(T,)").detach().to(curve.knots)
@@ -129,9 +129,9 @@ def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = Non
     flat_z, flat_v = z.reshape(-1, d), v.reshape(-1, d)
     geodesic = acceleration(rows, flat_z, flat_v)
     excess = second_derivative(curve, t).reshape(-1, d) - geodesic
-    tensors = rows.tensor(flat_z).double()
-    length = norms(tensors, flat_v.double()).reshape(b, n).mean(1, keepdim=True)
-    size = norms(tensors, excess).reshape(b, n)
+    tensors = metric_operator(rows, flat_z)
+    length = tensors.norms(flat_v.double()).reshape(b, n).mean(1, keepdim=True)
+    size = tensors.norms(excess).reshape(b, n)
     residual = size / torch.where(length > 0, length, 1.0)
     return residual.to(z.dtype)
 

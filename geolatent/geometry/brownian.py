@@ -11,7 +11,12 @@ from geolatent.arrays import Array
 from geolatent.checks import check_integer, check_number, check_tensor
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.operators import ByProducts, Krylov, lanczos, metric_operator
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
+
+# relative change of a draw by more products at which it is taken, and products of one draw
+_OF_DRAWS, _MOST_PRODUCTS = 1e-4, 512
 
 
 def brownian_motion(
@@ -35,7 +40,7 @@ def brownian_motion(
     metric
         The metric.
     start
-        Codes, (d,) or (B, d): one walk for each.
+        Codes, (d,) or (B, d), or of any shape, (B, ...): one walk for each.
     time
         Length of the walks, in squared units of the decoder's output.
     n_steps
@@ -66,7 +71,9 @@ def brownian_motion(
     >>> tuple(walks.shape)
     (4, 11, 2)
     """
-    metric = check_metric(metric)
+    check_metric(metric)
+    shape = CodeShape.of(start)
+    metric, start = shape.metric(metric), shape.flat("start", start)
     codes = torch.atleast_2d(check_tensor("start", start, "(d,) or (B, d)", like=metric.like))
     codes = codes.detach()
     metric.check("start", codes[:1])
@@ -83,10 +90,8 @@ def brownian_motion(
     alive = torch.arange(b, device=codes.device)
     for step in range(1, n_steps + 1):
         noise = torch.randn(b, d, generator=generator, dtype=torch.float64).to(z.device)[alive]
-        factor, info = torch.linalg.cholesky_ex(rows.tensor(z).double())
-        # G = L L^T, so L^-T e has the covariance G^-1
-        v = torch.linalg.solve_triangular(factor.mT, noise[:, :, None], upper=True)[:, :, 0]
-        good = (info == 0) & v.isfinite().all(1)
+        v = _with_inverse_covariance(rows, z, noise)
+        good = v.isfinite().all(1)
         alive, z, v = alive[good], z[good], v[good]
         if not alive.numel():
             break
@@ -104,4 +109,31 @@ def brownian_motion(
             "where the geodesic of a step could not be followed, and are NaN from there on",
             stacklevel=2,
         )
-    return walk.to(codes.dtype)
+    return shape.back(walk.to(codes.dtype))
+
+
+def _with_inverse_covariance(rows: Rows, z: Tensor, noise: Tensor) -> Tensor:
+    """Turn noise of covariance I, (n, d), into that of G(z)^-1; NaN where G is singular."""
+    metric = metric_operator(rows, z)
+    if isinstance(metric, ByProducts):
+        # G^-1/2 e in the Krylov space of e
+        last = torch.zeros_like(noise[:, :1])
+
+        def coefficients(found: Krylov) -> Tensor:
+            inverse = torch.where(found.values > 0, found.values, torch.nan) ** -0.5
+            return torch.einsum("nmk,nk->nm", found.vectors, inverse * found.vectors[:, 0])
+
+        def enough(found: Krylov) -> bool:
+            nonlocal last
+            now = coefficients(found)
+            before = torch.nn.functional.pad(last, (0, now.shape[1] - last.shape[1]))
+            last = now
+            return not bool(((now - before).norm(dim=1) > _OF_DRAWS * now.norm(dim=1)).any())
+
+        found = lanczos(metric.product, noise, enough, _MOST_PRODUCTS)
+        size = noise.norm(dim=1, keepdim=True)
+        return size * torch.einsum("nmd,nm->nd", found.basis, coefficients(found))
+    # G = L L^T, so L^-T e has the covariance G^-1
+    factor, info = torch.linalg.cholesky_ex(metric.tensors)
+    v = torch.linalg.solve_triangular(factor.mT, noise[:, :, None], upper=True)[:, :, 0]
+    return torch.where((info == 0)[:, None], v, torch.nan)

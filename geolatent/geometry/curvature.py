@@ -10,7 +10,9 @@ from geolatent.checks import check_vectors, describe, requirement
 from geolatent.geometry.acceleration import force
 from geolatent.geometry.volume import check_at
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import is_formed, metric_operator
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 
 
 def gaussian_curvature(metric: Metric, z: Array) -> Tensor:
@@ -82,6 +84,8 @@ def sectional_curvature(metric: Metric, z: Array, u: Array, v: Array) -> Tensor:
     >>> sectional_curvature(paraboloid, torch.zeros(1, 2), axes[:1], axes[1:])
     tensor([4.])
     """
+    shape = CodeShape.of(z)
+    u, v = shape.flat("u", u), shape.flat("v", v)
     metric, codes = check_at(metric, z)
     like = metric.like
     u, v = (
@@ -92,7 +96,7 @@ def sectional_curvature(metric: Metric, z: Array, u: Array, v: Array) -> Tensor:
 
 def _sectional(metric: Metric, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     rows = Rows.of(metric, z)
-    cost = metric.tensor_rows(z.shape[1]) + 12
+    cost = 12 + (metric.tensor_rows(z.shape[1]) if is_formed(metric, z.shape[1]) else 0)
     (curvature,) = rows.each(lambda *part: (_sectional_part(rows, *part),), cost, z, u, v)
     return curvature.to(z.dtype)
 
@@ -116,11 +120,10 @@ def _sectional_part(rows: Rows, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
     inner = 0.5 * (squares["both"] - squares["u"] - squares["v"])
     mixed = 0.5 * (bent["both"]["uv"] - bent["u"]["uv"] - bent["v"]["uv"])
     crossed = 0.5 * (lowered["both"] - lowered["u"] - lowered["v"])
-    factor, info = torch.linalg.cholesky_ex(rows.tensor(z).double())
+    metric = metric_operator(rows, z)
 
     def product(a: Tensor, b: Tensor) -> Tensor:
-        raised = torch.cholesky_solve(b[:, :, None], factor)[:, :, 0]
-        return (a * raised).sum(1)
+        return (a * metric.solve(b)).sum(1)
 
     curvature = (
         mixed
@@ -129,7 +132,7 @@ def _sectional_part(rows: Rows, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
         - product(lowered["u"], lowered["v"])
     )
     area = squares["u"] * squares["v"] - inner.square()
-    degenerate = (info != 0) | (area <= 1e-14 * squares["u"] * squares["v"])
+    degenerate = area <= 1e-14 * squares["u"] * squares["v"]
     return torch.where(degenerate, torch.nan, curvature / area)
 
 

@@ -11,6 +11,7 @@ from geolatent.arrays import Array
 from geolatent.checks import check_alike, check_codes, check_pairs
 from geolatent.graph import LatentGraph, check_graph
 from geolatent.metrics.base import Metric, check_metric
+from geolatent.shapes import CodeShape
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.problem import Callback, Solver
 
@@ -108,6 +109,9 @@ def pairwise_distances(
             [6., 4., 0.]])
     """
     check_metric(metric)
+    shape = CodeShape.of(points)
+    metric, initial = shape.metric(metric), shape.flat("initial", initial)
+    points, others = shape.flat("points", points), shape.flat("others", others)
     like = metric.like
     points = check_codes("points", points, metric.dim, like=like).detach()
     n = points.shape[0]
@@ -169,7 +173,8 @@ def graph_distances(graph: LatentGraph, start: Array, end: Array) -> Tensor:
     >>> graph_distances(graph, *corners).round(decimals=3)
     tensor([2.8280])
     """
-    check_graph(graph)
+    shape = CodeShape.of(check_graph(graph))
+    start, end = shape.flat("start", start), shape.flat("end", end)
     first, last = check_pairs(start, end, graph.codes.shape[1], like=graph.codes)
     graph.metric.check("start", first[:1])  # that of a graph from a file was never called
     found = graph.paths(first, last)
@@ -209,7 +214,8 @@ def graph_distance_matrix(
     >>> graph_distance_matrix(graph, torch.tensor([[0.0], [1.0]])).shape
     torch.Size([2, 11])
     """
-    check_graph(graph)
+    shape = CodeShape.of(check_graph(graph))
+    points, others = shape.flat("points", points), shape.flat("others", others)
     d = graph.codes.shape[1]
     points = check_codes("points", points, d, like=graph.codes).detach()
     graph.metric.check("points", points[:1])

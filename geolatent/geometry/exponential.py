@@ -14,6 +14,7 @@ from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.metrics.base import Metric, check_metric
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
 
 
@@ -37,6 +38,8 @@ class Trajectory(Result):
         Decoder rows spent, per trajectory.
     """
 
+    with_codes = ("points", "velocities")
+
     t: Tensor
     points: Tensor
     velocities: Tensor
@@ -51,12 +54,16 @@ class Trajectory(Result):
         return [TrajectoryStatus(value) for value in self.status.tolist()]
 
 
-def check_tangents(metric: Metric, z: object, v: object) -> tuple[Tensor, Tensor]:
-    """Return codes and tangent vectors as two tensors of one shape (B, d), broadcast together."""
+def check_tangents(
+    metric: Metric, z: object, v: object
+) -> tuple[Metric, Tensor, Tensor, CodeShape]:
+    """Return a metric of flat codes, codes and tangent vectors (B, d), and the codes' shape."""
     check_metric(metric)
+    shape = CodeShape.of(z)
+    metric, z, v = shape.metric(metric), shape.flat("z", z), shape.flat("v", v)
     codes, vectors = check_pairs(z, v, metric.dim, names=("z", "v"), like=metric.like)
     metric.check("z", codes[:1])
-    return codes, vectors
+    return metric, codes, vectors, shape
 
 
 def shoot(
@@ -77,7 +84,7 @@ def shoot(
     metric
         The metric.
     z, v
-        Codes and velocities, (d,) or (B, d) each, broadcast.
+        Codes and velocities, (d,) or (B, d) each, broadcast, or of any shape, (B, ...).
     t
         Times, (T,), ascending, not negative; by default 1 alone.
     integrator
@@ -106,7 +113,7 @@ def shoot(
     >>> print(f"{way.points[0, -1, 1].item():.3f}, {way.statuses[0].name}")
     2.718, FINISHED
     """
-    codes, vectors = check_tangents(metric, z, v)
+    metric, codes, vectors, shape = check_tangents(metric, z, v)
     if t is None:
         t = torch.ones(1, dtype=torch.float64)
     times = check_tensor("t", t, "(T,)").detach().to(codes.device, torch.float64)
@@ -116,7 +123,7 @@ def shoot(
     integrator = check_integrator(integrator)
     rows = Rows.of(metric, codes).counting(len(codes))
     way = integrator.follow(rows, codes.double()[:, None], vectors.double()[:, None], times)
-    return Trajectory(
+    trajectory = Trajectory(
         t=times,
         points=way.points[:, :, 0].to(codes.dtype),
         velocities=way.velocities[:, :, 0].to(codes.dtype),
@@ -125,6 +132,7 @@ def shoot(
         steps=way.steps,
         evaluations=rows.spent,
     )
+    return shape.back(trajectory)
 
 
 def exp_map(

@@ -51,7 +51,7 @@ def extrapolate(
     >>> extrapolate(plane, line, torch.tensor([-1.0, 0.5, 3.0])).flatten().round(decimals=4)
     tensor([-1.0000,  0.5000,  3.0000])
     """
-    curve = check_curve(metric, curve)
+    metric, curve, shape = check_curve(metric, curve)
     t = check_tensor("t", t, "(T,)").detach()
     points = curve.control_points
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=points.device)
@@ -76,4 +76,4 @@ def extrapolate(
             f"{failed} geodesics could not be followed to the last parameter and are NaN there",
             stacklevel=2,
         )
-    return result
+    return shape.back(result)

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 from geolatent.curves import CubicBSpline
+from geolatent.metrics.operators import (
+    MetricOperator,
+    is_formed,
+    metric_operator,
+    solve_metric,
+)
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 
@@ -26,16 +32,30 @@ class HamiltonianFlow:
     ----------
     rows
         The metric at work.
+    tolerance
+        Of the velocities, where they are found by products; see `MetricOperator.solve`.
     """
 
     rows: Rows
+    tolerance: float | None = None
 
-    def tensors(self, z: Tensor, pairs: Tensor | None = None) -> Tensor:
-        """Return G at codes (A, ..., d), float64."""
-        return self.rows.tensor(z, pairs).double()
+    def metric(self, z: Tensor, pairs: Tensor | None = None) -> MetricOperator:
+        """Return G at codes (A, ..., d)."""
+        return metric_operator(self.rows, z, pairs)
 
-    def __call__(self, z: Tensor, momentum: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the time derivatives of places and momenta (A, ..., d)."""
+    def __call__(
+        self, z: Tensor, momentum: Tensor, pairs: Tensor, guess: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the time derivatives of places and momenta (A, ..., d).
+
+        Velocities that are found by products are sought from a guess.
+        """
+        if not is_formed(self.rows.metric, z.shape[-1]):
+            velocity = self.metric(z, pairs).solve(momentum, self.tolerance, guess)
+            # a velocity that is not known has no slope
+            known = velocity.isfinite().all(-1, keepdim=True)
+            slope = self.rows.slopes(z, torch.where(known, velocity, 0.0), pairs)[1]
+            return velocity, torch.where(known, 0.5 * slope.double(), torch.nan)
         velocity, slope = self.rows.tensor_and_slope(z, momentum, solve_metric, pairs)
         return velocity, 0.5 * slope
 
@@ -53,17 +73,4 @@ class HamiltonianFlow:
         _, by_z, by_v = self.rows.slopes(curve(t), curve.derivative(t))
         whole = 0.5 * (by_v.double() - (1.0 - t)[:, None] * by_z.double())
         momentum = torch.einsum("q,bqd->bd", weights, whole)
-        return solve_metric(self.tensors(curve.control_points[:, 0]), momentum)
-
-
-def norms(tensors: Tensor, vectors: Tensor) -> Tensor:
-    """Return |v|_G = sqrt(v^T G v) for (..., d, d) and (..., d); 0 where rounding makes it less."""
-    squares = torch.einsum("...i,...ij,...j->...", vectors, tensors, vectors)
-    return squares.clamp_min(0.0).sqrt()
-
-
-def solve_metric(tensors: Tensor, covectors: Tensor) -> Tensor:
-    """Return G^-1 p for (..., d, d) and (..., d); NaN where G is not positive definite."""
-    factor, info = torch.linalg.cholesky_ex(tensors.double())
-    vectors = torch.cholesky_solve(covectors[..., None], factor)[..., 0]
-    return torch.where((info == 0)[..., None], vectors, torch.nan)
+        return self.metric(curve.control_points[:, 0]).solve(momentum, self.tolerance)

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from geolatent.checks import check_integer, check_number, describe, requirement
-from geolatent.geometry.flow import HamiltonianFlow, norms, solve_metric
+from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.ode import TrajectoryStatus, integrate
+from geolatent.metrics.operators import check_formed, norms, solve_metric
 from geolatent.metrics.rows import Rows
+
+# what velocities found by products may be off, as a part of what a step may
+_SHARE_OF_TOLERANCE = 0.1
+# tolerance of the size of an error
+_ROUGHLY = 0.1
+# dimensions in which chains, which keep the tensors of all their points, fit into memory
+_MOST_DIMENSIONS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,30 +79,34 @@ class RungeKutta(Integrator):
     def follow(self, rows: Rows, z: Tensor, v: Tensor, times: Tensor) -> Followed:
         """Integrate the states of C neighbours as one."""
         b, c, d = z.shape
-        flow = HamiltonianFlow(rows)
         tolerance = self.tolerance or (1e-9 if rows.dtype == torch.float64 else 1e-5)
-        momentum = torch.einsum("bcij,bcj->bci", flow.tensors(z), v)
+        flow = HamiltonianFlow(rows, _SHARE_OF_TOLERANCE * tolerance)
+        momentum = flow.metric(z).times(v)
         state = torch.cat([z, momentum], dim=2).reshape(b, -1)
         speed = (momentum * v).sum(2).clamp_min(0.0).sqrt()[:, :1].clamp_min(1e-300)
         way = speed * float(times[-1])
+        latest = v.clone()
 
         def halves(states: Tensor) -> tuple[Tensor, Tensor]:
             places, momenta = states.unflatten(-1, (c, 2 * d)).split(d, dim=-1)
             return places, momenta
 
         def slopes(states: Tensor, index: Tensor) -> Tensor:
-            return torch.cat(flow(*halves(states), index), dim=2).flatten(1)
+            velocities, forces = flow(*halves(states), index, latest[index])
+            latest[index] = velocities
+            return torch.cat([velocities, forces], dim=2).flatten(1)
 
         def error_ratio(errors: Tensor, states: Tensor, index: Tensor) -> Tensor:
-            tensors = flow.tensors(halves(states)[0], index)
+            metric = flow.metric(halves(states)[0], index)
             of_place, of_momentum = halves(errors)
-            turn = (solve_metric(tensors, of_momentum) * of_momentum).sum(2).clamp_min(0.0).sqrt()
-            ratio = torch.maximum(norms(tensors, of_place) / way[index], turn / speed[index])
+            raised = metric.solve(of_momentum, _ROUGHLY)
+            turn = (raised * of_momentum).sum(2).clamp_min(0.0).sqrt()
+            ratio = torch.maximum(metric.norms(of_place) / way[index], turn / speed[index])
             return (ratio / tolerance).amax(1)
 
         result = integrate(slopes, state, times, error_ratio, max_steps=self.max_steps)
         places, momenta = halves(result.states)
-        velocities = solve_metric(flow.tensors(places), momenta)
+        velocities = flow.metric(places).solve(momenta, flow.tolerance)
         return Followed(
             places,
             velocities,
@@ -149,6 +161,7 @@ class DiscreteGeodesic(Integrator):
             required = "one with an immersion (use the RungeKutta integrator)"
             raise ValueError(requirement("metric", required, describe(rows.metric)))
         b, c, d = z.shape
+        check_formed("z", d, "use the RungeKutta integrator", _MOST_DIMENSIONS)
         last = float(times[-1])
         h = last / self.n_steps
 

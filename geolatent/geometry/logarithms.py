@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from geolatent.curves import CubicBSpline, clamped_knots, greville_abscissae
-from geolatent.geometry.flow import HamiltonianFlow, norms
+from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.shooting import shoot_to
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import metric_operator
 from geolatent.metrics.rows import Rows
 from geolatent.solution import Evaluations
 from geolatent.solve import solve_geodesic
@@ -84,7 +85,7 @@ class Logarithms:
             velocity = HamiltonianFlow(rows).start_velocities(curve)
             spent = solution.evaluations + rows.spent
             # the quadrature knows the length better still
-            speed = norms(self.rows.tensor(codes).double(), velocity)
+            speed = metric_operator(self.rows, codes).norms(velocity)
             scale = torch.where(speed > 0, length.double() / speed, 1.0)
             velocity = velocity * scale[:, None]
         at = greville_abscissae(clamped_knots(_WARM_CONTROL_POINTS)).to(codes.device)

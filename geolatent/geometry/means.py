@@ -18,11 +18,12 @@ from geolatent.checks import (
     describe,
     requirement,
 )
-from geolatent.geometry.flow import norms
 from geolatent.geometry.integrators import Integrator
 from geolatent.geometry.logarithms import Logarithms
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.operators import metric_operator
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
 from geolatent.solvers.problem import Solver
 
@@ -48,6 +49,8 @@ class FrechetMean(Result):
     evaluations
         Decoder rows spent, per mean.
     """
+
+    with_codes = ("mean",)
 
     mean: Tensor
     variance: Tensor
@@ -83,7 +86,7 @@ def frechet_mean(
     metric
         The metric.
     points
-        Codes x, (n, d).
+        Codes x, (n, d), or of any shape, (n, ...).
     weights
         Weights w, (n,), not negative; or (K, n) for K means at once. Equal by default. Each set is
         divided by its sum.
@@ -125,7 +128,10 @@ def frechet_mean(
     >>> found.mean.round(decimals=4), found.converged.item()
     (tensor([2., 1.]), True)
     """
-    metric = check_metric(metric)
+    check_metric(metric)
+    code_shape = CodeShape.of(points)
+    metric, points = code_shape.metric(metric), code_shape.flat("points", points)
+    start, initial = code_shape.flat("start", start), code_shape.flat("initial", initial)
     like = metric.like
     points = check_codes("points", points, metric.dim, like=like).detach()
     metric.check("points", points[:1])
@@ -180,7 +186,7 @@ def frechet_mean(
     iterations = torch.zeros(k, dtype=torch.int64, device=points.device)
 
     def relative(codes: Tensor, direction: Tensor, variance: Tensor) -> Tensor:
-        size = norms(logarithms.rows.tensor(codes).double(), direction)
+        size = metric_operator(logarithms.rows, codes).norms(direction)
         return torch.where(variance == 0, 0.0, size / variance.sqrt())
 
     gradient = relative(means, direction, variance)
@@ -202,7 +208,8 @@ def frechet_mean(
     mean, variance, gradient, converged, iterations = (
         value[0] if single else value for value in values
     )
-    return FrechetMean(mean, variance, gradient, converged, iterations, evaluations)
+    found = FrechetMean(mean, variance, gradient, converged, iterations, evaluations)
+    return code_shape.back(found)
 
 
 def _check_weights(weights: object, n: int, points: Tensor) -> Tensor:

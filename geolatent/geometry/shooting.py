@@ -11,11 +11,13 @@ from torch import Tensor
 from geolatent.arrays import Array, Result
 from geolatent.checks import check_integer, check_number, check_pairs
 from geolatent.curves import CubicBSpline
-from geolatent.geometry.flow import HamiltonianFlow, norms
+from geolatent.geometry.flow import HamiltonianFlow
 from geolatent.geometry.integrators import Integrator, check_integrator
 from geolatent.graph import LatentGraph
 from geolatent.metrics.base import Metric, check_metric
+from geolatent.metrics.operators import check_formed, is_formed
 from geolatent.metrics.rows import Rows
+from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations, GeodesicSolution
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
@@ -51,6 +53,8 @@ class Shooting(Result):
         Decoder rows spent, per pair, those of the splines included.
     """
 
+    with_codes = ("velocity", "solution")
+
     velocity: Tensor
     miss: Tensor
     converged: Tensor
@@ -77,8 +81,9 @@ def shoot_to(
     A spline (`solve_geodesic`) gives the first velocity, which Newton's method then corrects until
     the geodesic that is shot with it meets the end point. The derivative of the end point by the
     velocity comes from neighbouring geodesics, integrated with the same steps, and is kept up to
-    date by Broyden's rule; a correction that does not help is halved, as is one that makes the
-    geodesic longer than the spline by a tenth: it would belong to another geodesic.
+    date by Broyden's rule; in more than 512 dimensions that begins with the derivative in flat
+    space, and no neighbours are followed. A correction that does not help is halved, as is one that
+    makes the geodesic longer than the spline by a tenth: it would belong to another geodesic.
 
     Long geodesics may be so sensitive to the velocity that no correction converges; ``miss`` tells.
     On a decoder with kinks (ELU and ReLU networks) use the integrator `DiscreteGeodesic`.
@@ -88,7 +93,7 @@ def shoot_to(
     metric
         The metric.
     start, end
-        Codes, (d,) or (B, d) each, broadcast.
+        Codes, (d,) or (B, d) each, broadcast, or of any shape, (B, ...).
     solver
         How the splines are found; by default ``PreconditionedSolver(tolerance=1e-5)``.
     initial
@@ -122,6 +127,9 @@ def shoot_to(
     (tensor([[3., 4.]]), tensor([10.]))
     """
     check_metric(metric)
+    shape = CodeShape.of(start)
+    metric, initial = shape.metric(metric), shape.flat("initial", initial)
+    start, end = shape.flat("start", start), shape.flat("end", end)
     first, last = check_pairs(start, end, metric.dim, like=metric.like)
     dtype = first.dtype
     integrator = check_integrator(integrator)
@@ -129,20 +137,23 @@ def shoot_to(
         tolerance = 1e-7 if dtype == torch.float64 else 1e-3
     tolerance = check_number("tolerance", tolerance, above=0.0)
     max_corrections = check_integer("max_corrections", max_corrections, minimum=0)
+    if max_corrections:
+        check_formed("start", first.shape[1], "max_corrections=0 takes the splines' velocities")
     solver = PreconditionedSolver(tolerance=1e-5) if solver is None else solver
     solution = solve_geodesic(metric, first, last, solver, initial=initial, callback=callback)
     rows = Rows.of(metric, first).counting(len(first))
     newton = _NewtonShooting(rows, integrator, first.double(), last.double(), solution, tolerance)
     newton.run(max_corrections)
-    return Shooting(
+    shooting = Shooting(
         velocity=newton.velocity.to(dtype),
         miss=newton.miss.norm(dim=1).to(dtype),
         converged=newton.converged,
-        length=norms(newton.tensors, newton.velocity).to(dtype),
+        length=newton.metric.norms(newton.velocity).to(dtype),
         corrections=newton.corrections,
         solution=solution,
         evaluations=solution.evaluations + rows.spent,
     )
+    return shape.back(shooting)
 
 
 class _NewtonShooting:
@@ -159,16 +170,15 @@ class _NewtonShooting:
     ) -> None:
         self.rows, self.integrator = rows, integrator
         flow = HamiltonianFlow(rows)
-        self.tensors = flow.tensors(start)
+        self.metric = flow.metric(start)
         # longer velocities belong to another geodesic than the spline's
         self.longest = _LONGEST * solution.length.double()
         self.start, self.end = start, end
         self.velocity = flow.start_velocities(solution.curve)
         self.goal = tolerance * (end - start).norm(dim=1)
-        b, d = start.shape
-        self.jacobian = torch.eye(d, dtype=start.dtype, device=start.device).repeat(b, 1, 1)
+        self.identity = torch.eye(start.shape[1], dtype=start.dtype, device=start.device)
         self.miss = torch.zeros_like(start)
-        self.corrections = torch.zeros(b, dtype=torch.int64, device=start.device)
+        self.corrections = torch.zeros(len(start), dtype=torch.int64, device=start.device)
         apart = (start != end).any(1).nonzero()[:, 0]
         self.velocity[(start == end).all(1)] = 0.0
         self.miss[apart] = self._shoot(apart, self.velocity[apart])
@@ -195,19 +205,26 @@ class _NewtonShooting:
         return way.points[:, -1] - self.end[pairs, None]
 
     def _differentiate(self, pairs: Tensor) -> None:
-        """Take the Jacobians of the given pairs from neighbouring geodesics."""
+        """Take the Jacobians of the given pairs from neighbouring geodesics.
+
+        In many dimensions Broyden's rule begins with those of flat space.
+        """
+        if not is_formed(self.rows.metric, self.start.shape[1]):
+            self.jacobian[pairs] = self.identity
+            return
         v = self.velocity[pairs]
         size = 1e-5 if self.rows.dtype == torch.float64 else 1e-2
         steps = size * v.norm(dim=1)
-        d = v.shape[1]
-        directions = torch.eye(d, dtype=v.dtype, device=v.device)
-        neighbours = v[:, None] + steps[:, None, None] * directions
+        neighbours = v[:, None] + steps[:, None, None] * self.identity
         misses = self._shoot_many(pairs, torch.cat([v[:, None], neighbours], dim=1))
         change = (misses[:, 1:] - misses[:, :1]) / steps[:, None, None]
         self.jacobian[pairs] = change.mT
 
     def run(self, max_corrections: int) -> None:
         """Correct the velocities of all pairs that have not converged."""
+        if not max_corrections:
+            return
+        self.jacobian = self.identity.repeat(len(self.start), 1, 1)
         pairs = (~self.converged & self.miss.isfinite().all(1)).nonzero()[:, 0]
         fresh = torch.zeros_like(self.corrections, dtype=torch.bool)
         stale = torch.ones_like(fresh)
@@ -221,7 +238,7 @@ class _NewtonShooting:
             change = share[pairs, None] * full
             trial = self.velocity[pairs] + change
             usable = (info == 0) & trial.isfinite().all(1)
-            usable &= ~(norms(self.tensors[pairs], trial) > self.longest[pairs])
+            usable &= ~(self.metric[pairs].norms(trial) > self.longest[pairs])
             new = torch.full_like(miss, torch.nan)
             new[usable] = self._shoot(pairs[usable], trial[usable])
             self.corrections[pairs] += 1

@@ -15,6 +15,7 @@ from geolatent.checks import check_alike, check_number, check_tensor, requiremen
 from geolatent.curves import CubicBSpline, basis_matrix
 from geolatent.lengths import check_curve
 from geolatent.metrics.base import Metric
+from geolatent.metrics.operators import check_formed
 from geolatent.metrics.rows import Rows
 
 # equal intervals of t, each of which is halved by itself
@@ -113,7 +114,10 @@ def parallel_transport(
     >>> bool(torch.allclose(moved, torch.tensor([[0.0, -1.0]]), atol=1e-4))
     True
     """
-    curve = check_curve(metric, curve)
+    metric, curve, code_shape = check_curve(metric, curve)
+    vectors = code_shape.flat("vectors", vectors)
+    instead = "vectors along a curve are turned in all directions at once, which has no shorter way"
+    check_formed("curve", curve.dim, instead)
     codes = curve.control_points[:, 0].detach()
     b, d = codes.shape
     shape = f"({b}, {d}) or ({b}, k, {d})"
@@ -130,7 +134,7 @@ def parallel_transport(
     matrices = _transports(Rows.of(metric, codes), curve, times, tolerance)
     moved = torch.einsum("btij,bkj->btki", matrices, v.reshape(b, -1, d).double()).to(v.dtype)
     moved = moved if v.ndim == 3 else moved[:, :, 0]
-    return moved[:, 0] if t is None else moved
+    return code_shape.back(moved[:, 0] if t is None else moved)
 
 
 @dataclass(frozen=True)

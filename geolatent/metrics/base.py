@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
@@ -13,6 +15,7 @@ from geolatent.arrays import Array
 from geolatent.checks import check_codes, check_integer, check_vectors, describe, requirement
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.map import Map, rows_at_once
+from geolatent.shapes import CodeShape, Reshaped
 
 
 class Metric(ABC):
@@ -98,6 +101,33 @@ class Metric(ABC):
         limited.max_rows = None if max_rows is None else check_integer("max_rows", max_rows)
         return limited
 
+    def shaped(self, shape: tuple[int, ...]) -> Metric:
+        """Return the same metric of flat codes (n, d), whose functions get them as (n, *shape).
+
+        Made once for each shape, so that the functions are tried out once.
+        """
+        known: dict[tuple[int, ...], Metric] = self.__dict__.setdefault("_by_shape", {})
+        if shape not in known:
+            if self.dim not in (None, math.prod(shape)):
+                required = f"codes of {self.dim} numbers, as the metric has"
+                raise ValueError(requirement("codes", required, f"some of shape {shape}"))
+            made = copy.copy(self)
+            del made.__dict__["_by_shape"]
+            made._wrap(lambda function: Reshaped(function, shape))
+            known[shape] = made
+        return known[shape].limited(self.max_rows)
+
+    def _wrap(
+        self,
+        wrapper: Callable[[Callable[..., Any]], Callable[..., Any]],  # noqa: ARG002
+    ) -> None:
+        """Put a wrapper around all functions of codes, of a metric that was just copied."""
+        required = (
+            "one whose functions are known, for codes of shape (n, ...); codes can be flat, "
+            "`codes.flatten(1)`, and be reshaped in the metric"
+        )
+        raise ValueError(requirement("metric", required, describe(self)))
+
     def __sklearn_clone__(self) -> Self:
         """Return the metric itself: a clone of an estimator shares the decoder's weights."""
         return self
@@ -120,17 +150,19 @@ class Metric(ABC):
         Parameters
         ----------
         z
-            Codes, shape (n, d).
+            Codes, shape (n, d), or of any shape, (n, ...).
 
         Returns
         -------
         Tensor
             Shape (n, d, d), symmetric, in squared units of the decoder's output.
         """
-        z = check_codes("z", z, self.dim, like=self.like)
-        self.check("z", z[:1].detach())
+        shape = CodeShape.of(z)
+        metric = shape.metric(self)
+        z = check_codes("z", shape.flat("z", z), metric.dim, like=metric.like)
+        metric.check("z", z[:1].detach())
         with rows_at_once(self.max_rows):
-            return self._tensor(z)
+            return metric._tensor(z)
 
     def quadratic(self, z: Array, v: Array) -> Tensor:
         """Return the quadratic forms v^T G(z) v, differentiable in ``z`` and ``v``.
@@ -138,18 +170,20 @@ class Metric(ABC):
         Parameters
         ----------
         z, v
-            Codes and tangent vectors, shape (n, d) each.
+            Codes and tangent vectors, shape (n, d) each, or of any shape, (n, ...).
 
         Returns
         -------
         Tensor
             Shape (n,), squared lengths of the tangent vectors.
         """
-        like = self.like
-        z = check_codes("z", z, self.dim, like=like)
-        v = check_vectors("v", v, z, like=like)
-        self.check("z", z[:1].detach())
-        return self._quadratic(z, v)
+        shape = CodeShape.of(z)
+        metric = shape.metric(self)
+        like = metric.like
+        z = check_codes("z", shape.flat("z", z), metric.dim, like=like)
+        v = check_vectors("v", shape.flat("v", v), z, like=like)
+        metric.check("z", z[:1].detach())
+        return metric._quadratic(z, v)
 
 
 def indefinite(tensors: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from geolatent.metrics.differences import check_gradient
 from geolatent.metrics.independence import check_rows
 from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
 from geolatent.metrics.map import Map
+from geolatent.shapes import CodeShape
 
 # numbers that differences of codes and data points may have at once
 _DIFFERENCES = 2**24
@@ -89,6 +91,12 @@ class EnsembleMetric(Metric):
         """The first member's that has one."""
         found = (member.like for member in self.members)
         return next((like for like in found if like is not None), None)
+
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        members = [copy.copy(member) for member in self.members]
+        for member in members:
+            member._wrap(wrapper)
+        EnsembleMetric.__init__(self, members, self.weights)
 
     def _joined(self, z: Tensor) -> Tensor:
         parts = [
@@ -206,6 +214,11 @@ class ConformalMetric(Metric):
 
         return cls(metric, factor)
 
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        metric = copy.copy(self.metric)
+        metric._wrap(wrapper)
+        ConformalMetric.__init__(self, metric, wrapper(self.factor))
+
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as; the factor's are not counted."""
         return self.metric.tensor_rows(dim)
@@ -265,7 +278,7 @@ class LocalVarianceMetric(Metric):
     Parameters
     ----------
     data
-        The points x, (n, d).
+        The points x, (n, d), or of any shape, (n, ...).
     bandwidth
         s, in units of the data.
     floor
@@ -287,6 +300,7 @@ class LocalVarianceMetric(Metric):
     quadratic_cost = "forward"
 
     def __init__(self, data: Tensor, bandwidth: float, floor: float = 1e-2) -> None:
+        data = CodeShape.of(data).flat("data", data)
         self.data = check_codes("data", data).detach()
         self.dim = self.data.shape[1]
         self.bandwidth = check_number("bandwidth", bandwidth, above=0.0)
@@ -296,6 +310,9 @@ class LocalVarianceMetric(Metric):
     def like(self) -> Tensor:
         """The data."""
         return self.data
+
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Leave the metric as it is: it has no function of codes, only data."""
 
     def tensor_rows(self, dim: int) -> int:  # noqa: ARG002
         """Forward rows that one metric tensor counts as: it is one evaluation."""

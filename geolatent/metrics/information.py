@@ -159,6 +159,9 @@ class InformationMetric(Metric):
         self.decoder = Map(decoder, "decoder", n_outputs=len(self.parameters))
         self._chart = Map(self._joined, "decoder", parts=(self.decoder,))
 
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        InformationMetric.__init__(self, wrapper(self.decoder.function))
+
     @abstractmethod
     def _squares(self, *parameters: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return coordinates and weights, as many, of parameters (n, D), in that shape each."""
@@ -372,6 +375,9 @@ class DivergenceMetric(Metric):
         check_function("divergence", self.divergence)
         with torch.no_grad():
             self._between(z, z)
+
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        DivergenceMetric.__init__(self, wrapper(self.decoder.function), self.divergence)
 
     def _between(self, z: Tensor, other: Tensor) -> Tensor:
         with DIFFERENTIABLE_KERNELS:

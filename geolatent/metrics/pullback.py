@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,10 @@ class PullbackMetric(_ImmersedMetric):
             return max(width, self.features.output_shape.numel())
         return max(width, self.immersion.width(z))
 
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        features = None if self.features is None else self.features.function
+        PullbackMetric.__init__(self, wrapper(self.decoder.function), features)
+
     def _chain(self, z: Tensor) -> Tensor:
         if self.features is None:
             return self.decoder(z)
@@ -168,6 +173,17 @@ class GaussianPullbackMetric(Metric):
     def like(self) -> Tensor | None:
         """A parameter of the decoder, or of the features, if any."""
         return _parameter_of(self.decoder, self.features)
+
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        features = None if self.features is None else self.features.function
+        GaussianPullbackMetric.__init__(
+            self,
+            wrapper(self.decoder.function),
+            features,
+            diagonal=self.diagonal,
+            n_probes=self.n_probes,
+            seed=self.seed,
+        )
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""

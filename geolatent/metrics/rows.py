@@ -228,6 +228,27 @@ class Rows:
         squares, by_z, by_v = self._flat(chunk, 1, z, v)
         return squares, by_z, by_v
 
+    def product(self, z: Tensor, v: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """Return G(z) v, (A, ..., d): J^T (J v) where there is an immersion."""
+        immersion = self.metric.immersion
+        if immersion is None:
+            return 0.5 * self.slopes(z, v, pairs)[2]
+        n = _codes_each(z)
+        self.count(pairs, forward=n, backward=n, jvp=n)
+
+        def chunk(z: Tensor, v: Tensor) -> tuple[Tensor]:
+            pushed = immersion.jvp(z, v)[1]
+            point = z.detach().requires_grad_()
+            with torch.enable_grad():
+                outputs = immersion(point)
+            if not outputs.requires_grad:  # a constant decoder
+                return (torch.zeros_like(z),)
+            (pulled,) = torch.autograd.grad(outputs, point, pushed, materialize_grads=True)
+            return (pulled,)
+
+        (found,) = self._flat(chunk, 1, z, v)
+        return found
+
     def tensor_and_slope(
         self,
         z: Tensor,

@@ -69,6 +69,9 @@ class TensorMetric(Metric):
         """Return the size of a tensor."""
         return z.shape[1] ** 2
 
+    def _wrap(self, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        TensorMetric.__init__(self, wrapper(self.fn), self.dim)  # type: ignore[arg-type]
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate ``fn`` on codes from outside: symmetric, with a gradient that is its own."""
         code = z[:1].detach()
