@@ -85,7 +85,8 @@ def photographs(side: int) -> dict[str, Tensor]:
     if importlib.util.find_spec("skimage") is not None:
         from skimage import data
 
-        found |= {"astronaut": data.astronaut(), "cat": data.chelsea(), "coffee": data.coffee()}
+        found |= {"astronaut": data.astronaut(), "cat": data.chelsea()}
+        found |= {"coffee": data.coffee(), "rocket": data.rocket()}
     squares = {}
     for name, image in found.items():
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255.0
