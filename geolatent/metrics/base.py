@@ -73,6 +73,13 @@ class Metric(ABC):
         """
         return z.shape[1] if self.immersion is None else self.immersion.width(z)
 
+    def row_bytes(self) -> int:
+        """Return the bytes that one row makes on the way to its output, as far as is known.
+
+        To be given by metrics of several maps, or whose map is not their immersion.
+        """
+        return 0 if self.immersion is None else self.immersion.row_bytes
+
     def limited(self, max_rows: int | None) -> Self:
         """Return the same metric, of which at most so many rows are evaluated at once.
 
