@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import geolatent as gl
 from geolatent import (
     CubicBSpline,
     EnsembleMetric,
@@ -235,3 +236,78 @@ def test_short_memory_is_not_taken_for_a_missing_rule(short_memory):
         metric.tensor(z)
     assert metric.decoder.batched_columns
     assert metric.decoder.forward_mode
+
+
+class Heavy(torch.nn.Module):
+    """A decoder of two outputs that makes a thousand times as many numbers on the way."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(2, 1000), torch.nn.Linear(1000, 2)
+
+    def forward(self, z):
+        return self.last(torch.tanh(self.first(z)).square())
+
+
+def test_what_decoders_make_on_the_way_is_seen():
+    metric = gl.PullbackMetric(Heavy().requires_grad_(False))
+    z = torch.zeros(3, 2)
+    metric.check("z", z)
+    # of the linear map, tanh and the square 1000 each
+    assert 24_000 <= metric.row_bytes() <= 24_100
+    plain = gl.PullbackMetric(lambda z: torch.cat([z, z], dim=1))
+    plain.check("z", z)
+    assert plain.row_bytes() < 100
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        gl.PullbackMetric,
+        lambda f: gl.EnsembleMetric([gl.PullbackMetric(f)]),
+        lambda f: gl.ConformalMetric(gl.PullbackMetric(f), lambda z: 1.0 + z.square().sum(1)),
+        lambda f: gl.GaussianPullbackMetric(lambda z: (f(z), f(z).exp())),
+        lambda f: gl.GaussianFisherRaoMetric(lambda z: (f(z), f(z).exp())),
+        lambda f: gl.PullbackMetric(f, lambda x: x.sin()),
+        lambda f: gl.DivergenceMetric(f, lambda x, y: (x - y).square().sum(1)),
+    ],
+)
+def test_heavy_decoders_get_fewer_rows(make, monkeypatch):
+    monkeypatch.setattr(RowBudget, "memory", staticmethod(lambda _: 2**20))
+    metric = make(Heavy().requires_grad_(False))
+    z = torch.zeros(1, 2)
+    metric.check("z", z)
+    rows = RowBudget.of(metric, z).rows
+    assert 1 <= rows <= 2**20 // (4 * 24_000)
+
+
+def test_nodes_of_a_pair_that_do_not_fit_are_taken_in_parts(monkeypatch):
+    seen = []
+    heavy = Heavy().double().requires_grad_(False)
+
+    def watched(z):
+        if torch.is_grad_enabled():
+            seen.append(len(z))
+        return heavy(z)
+
+    metric = gl.PullbackMetric(watched)
+    start, end = torch.zeros(2, 2).double(), torch.ones(2, 2).double()
+    expected = gl.solve_geodesic(metric, start, end)
+    monkeypatch.setattr(RowBudget, "memory", staticmethod(lambda _: 5 * 4 * 24_100))
+    seen.clear()
+    found = gl.solve_geodesic(metric, start, end)
+    torch.testing.assert_close(found.length, expected.length, rtol=1e-6, atol=0.0)
+    assert max(seen) <= 8
+    rows = Rows.of(metric, start).counting(2)
+    z = torch.randn(2, 20, 2, dtype=torch.float64)
+
+    def pull(outputs):
+        return outputs.square().sum((1, 2)), 2.0 * outputs
+
+    value, slope = rows.pulled(z, pull)
+    assert rows.spent.forward.tolist() == [40, 40]
+    whole = Rows.of(metric.limited(10_000), start).counting(2)
+    for part, other in zip((value, slope), whole.pulled(z, pull), strict=True):
+        torch.testing.assert_close(part, other)
+    assert whole.spent.forward.tolist() == [20, 20]

@@ -47,7 +47,8 @@ class Metric(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what first calls tell: copies and other processes learn it anew."""
-        return {name: value for name, value in vars(self).items() if name != "_tested"}
+        learned = ("_tested", "_by_shape")
+        return {name: value for name, value in vars(self).items() if name not in learned}
 
     @property
     def like(self) -> Tensor | None:
@@ -78,6 +79,13 @@ class Metric(ABC):
         To be given by metrics that make more than their immersion's output, or have none.
         """
         return z.shape[1] if self.immersion is None else self.immersion.width(z)
+
+    def row_bytes(self) -> int:
+        """Return the bytes that one row makes on the way to its output, as far as is known.
+
+        To be given by metrics of several maps, or whose map is not their immersion.
+        """
+        return 0 if self.immersion is None else self.immersion.row_bytes
 
     def limited(self, max_rows: int | None) -> Self:
         """Return the same metric, of which at most so many rows are evaluated at once.
@@ -112,7 +120,6 @@ class Metric(ABC):
                 required = f"codes of {self.dim} numbers, as the metric has"
                 raise ValueError(requirement("codes", required, f"some of shape {shape}"))
             made = copy.copy(self)
-            del made.__dict__["_by_shape"]
             made._wrap(lambda function: Reshaped(function, shape))
             known[shape] = made
         return known[shape].limited(self.max_rows)

@@ -113,6 +113,10 @@ class EnsembleMetric(Metric):
         """Return the size of all members' outputs."""
         return sum(member.row_width(z) for member in self.members)
 
+    def row_bytes(self) -> int:
+        """Return the bytes that all members make."""
+        return sum(member.row_bytes() for member in self.members)
+
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate all members on codes from outside; errors name ``name``."""
         for member in self.members:
@@ -226,6 +230,10 @@ class ConformalMetric(Metric):
     def row_width(self, z: Tensor) -> int:
         """Return the metric's; what the factor makes is not known."""
         return self.metric.row_width(z)
+
+    def row_bytes(self) -> int:
+        """Return the metric's; what the factor makes is not known."""
+        return self.metric.row_bytes()
 
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate metric and factor on codes from outside: the factor must be positive."""

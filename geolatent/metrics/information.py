@@ -184,6 +184,10 @@ class InformationMetric(Metric):
         """Chords of the coordinates, weighted by the mean of their ends' weights."""
         return Chords(self._chart, self._chart.output_shape.numel() // 2)
 
+    def row_bytes(self) -> int:
+        """Return the bytes that the decoder makes."""
+        return self.decoder.row_bytes
+
     def row_width(self, z: Tensor) -> int:
         """Return the size of all parameters."""
         return self.decoder.width(z)
@@ -364,6 +368,10 @@ class DivergenceMetric(Metric):
     def tensor_rows(self, dim: int) -> int:
         """Forward rows that one metric tensor counts as: one second derivative per entry."""
         return dim * (dim + 1) // 2
+
+    def row_bytes(self) -> int:
+        """Return the bytes that the decoder makes."""
+        return self.decoder.row_bytes
 
     def row_width(self, z: Tensor) -> int:
         """Return the size of the two outputs that are compared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -84,6 +85,7 @@ class Map:
     _double_backward_tested = False
     _reversed_twice: bool | None = None
     _rounding = 0.0
+    saved_bytes = 0
 
     def __init__(
         self,
@@ -119,6 +121,11 @@ class Map:
         if self._output_shape is None:
             raise RuntimeError(f"the shape of `{self.name}`'s output is known after the first call")
         return self._output_shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one row makes on the way to its output, as far as `check` has seen them."""
+        return self.saved_bytes + sum(part.row_bytes for part in self.parts)
 
     @property
     def is_known(self) -> bool:
@@ -187,6 +194,7 @@ class Map:
             raise ValueError(requirement(self.name, _DIFFERENTIABLE, "one without a gradient"))
         if not self._tested:
             self._rounding = _coarsest(value)
+            self.saved_bytes = _bytes_of_rows(value, len(z)) // len(z)
         value = value.detach()
         check_rows(
             self.name,
@@ -419,18 +427,26 @@ def _told(trial: Callable[[], str | None]) -> str | None:
 
 def _coarsest(value: Tensor) -> float:
     """Return the largest rounding of the types of what a tensor's graph was computed from."""
-    largest = torch.finfo(value.dtype).eps
+    kinds = (made.dtype for made in _intermediates(value) if made.dtype.is_floating_point)
+    return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(value.dtype).eps)
+
+
+def _bytes_of_rows(value: Tensor, n: int) -> int:
+    """Return the bytes of all that a tensor's graph was computed from which has n rows."""
+    rows = (made for made in _intermediates(value) if tuple(made.shape[:1]) == (n,))
+    return sum(math.prod(made.shape) * made.dtype.itemsize for made in rows)
+
+
+def _intermediates(value: Tensor) -> Iterator[Any]:
+    """Yield shape and dtype of all tensors in a tensor's graph, its own among them."""
     nodes, seen = [value.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        for output in getattr(node, "_input_metadata", ()):
-            if output.dtype.is_floating_point:
-                largest = max(largest, torch.finfo(output.dtype).eps)
+        yield from getattr(node, "_input_metadata", ())
         nodes.extend(before for before, _ in node.next_functions)
-    return largest
 
 
 def _passing(error: Exception) -> bool:

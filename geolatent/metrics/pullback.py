@@ -201,6 +201,11 @@ class GaussianPullbackMetric(Metric):
                 self._quadratic(z[:1], torch.zeros_like(z[:1]))
         return width + self.features.output_shape.numel()
 
+    def row_bytes(self) -> int:
+        """Return the bytes that the decoder and the features make."""
+        features = 0 if self.features is None else self.features.row_bytes
+        return self.decoder.row_bytes + features
+
     @property
     def chords(self) -> Chords | None:
         """Chords of the features and, weighted by diag(J_h^T J_h), the standard deviation."""

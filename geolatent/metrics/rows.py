@@ -17,6 +17,10 @@ from geolatent.metrics.map import Map, rows_at_once
 from geolatent.metrics.ways import is_out_of_memory
 from geolatent.solution import Evaluations
 
+# memory of one row, as a multiple of what it makes on the way to its output: products, which are
+# differentiated themselves, keep several of each
+_TIMES_MADE = 4
+
 
 @dataclass
 class RowBudget:
@@ -39,9 +43,10 @@ class RowBudget:
         width = max(z.shape[1], metric.row_width(z))
         if metric.max_rows is not None:
             return cls(width, metric.max_rows)
-        # a decoder's activations are taken as sixty times its output, for values and derivatives
-        row_bytes = 60 * width * z.element_size()
-        return cls(width, max(16, min(2**17, cls.memory(z) // row_bytes)))
+        # a decoder's activations are taken as sixty times its output, for values and derivatives,
+        # and as several times what one row was seen to make on the way
+        row_bytes = max(60 * width * z.element_size(), _TIMES_MADE * metric.row_bytes())
+        return cls(width, max(1, min(2**17, cls.memory(z) // row_bytes)))
 
     @staticmethod
     def memory(z: Tensor) -> int:
@@ -193,10 +198,32 @@ class Rows:
         pull
             Takes outputs (A', Q, D) of the metric's chords and parts (A', ...) of ``arguments``,
             and returns the function, (A',), and its derivatives by the outputs, (A', Q, D).
+
+        Notes
+        -----
+        Where the memory does not hold what all rows of a pair keep for the gradient, they are
+        evaluated in parts, and once more each for its gradient: Q more forward rows.
         """
         chords: Chords = self.chords  # type: ignore[assignment]
         n = _codes_each(z)
-        self.count(pairs, forward=n, backward=n)
+        in_parts = self.metric.max_rows is None and n > self.budget.rows
+        self.count(pairs, forward=2 * n if in_parts else n, backward=n)
+
+        def slopes_of(z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+            point = z.detach().requires_grad_()
+            with torch.enable_grad():
+                outputs = chords.values(point)
+            if not outputs.requires_grad:  # a constant decoder
+                return (torch.zeros_like(z),)
+            return torch.autograd.grad(outputs, point, cotangent)
+
+        if in_parts:
+            codes = z.detach().to(self.dtype)
+            (outputs,) = self._flat(lambda part: (chords.values(part),), 1, codes)
+            value, cotangent = pull(outputs, *arguments)
+            flat, cotangent = codes.flatten(0, 1), cotangent.flatten(0, 1).to(outputs)
+            (slope,) = self.each(slopes_of, 1, flat, cotangent)
+            return value, slope.reshape(z.shape)
 
         def chunk(z: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
             flat = z.detach().flatten(0, 1).requires_grad_()
