@@ -1,6 +1,6 @@
 """Photographs in the latent space of a diffusion model's autoencoder: straight lines and geodesics.
 
-    python scripts/gallery.py --models FOLDER --out docs/gallery.png
+    python scripts/gallery.py FOLDER --out docs/gallery.png
 
 FOLDER holds taef2_encoder.pth and taef2_decoder.pth of the repository madebyollin/taesd, the tiny
 autoencoder of FLUX.2's latents: 32 numbers for each 8 x 8 pixels, d = 2,048 at 64 x 64. The images

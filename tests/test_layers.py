@@ -18,7 +18,7 @@ PACKAGE = Path(geolatent.__file__).parent
 # other.
 LEVELS = [
     ["_version", "requirements", "arrays", "callables", "display", "files", "quadrature"],
-    ["checks"],
+    ["checks", "shapes"],
     ["curves", "priors", "solution"],
     ["interpolations"],
     ["metrics", "models"],
@@ -44,6 +44,7 @@ NUMERICAL += [
     "quadrature",
     "checks",
     "curves",
+    "shapes",
     "solution",
 ]
 NUMERICAL += ["interpolations", "priors"]
