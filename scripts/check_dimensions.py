@@ -1,7 +1,7 @@
 """Geodesics in many dimensions: what they cost, and how far they are from those of longer solves.
 
     python scripts/check_dimensions.py
-    python scripts/check_dimensions.py --models FOLDER --sides 32,64,128
+    python scripts/check_dimensions.py --models FOLDER --sides '[32, 64, 128]'
 
 Random smooth decoders (SiLU and GroupNorm, as in the autoencoders of diffusion models) of 64 to
 4,096 dimensions, pairs from N(0, I), at two tolerances: beside a solve at a tenth of the finer one.
