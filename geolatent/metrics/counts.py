@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,20 @@ def _doubled_root(rates: Tensor) -> Tensor:
     return 2.0 * rates.sqrt()
 
 
-class PoissonPullbackMetric(PullbackMetric):
+class _CountsMetric(PullbackMetric):
+    """Pull-back by an embedding of what a decoder returns, which must be positive."""
+
+    returns: ClassVar[str]
+
+    def check(self, name: str, z: Tensor) -> None:
+        """Evaluate the decoder on codes from outside: what it returns must be positive."""
+        with self.decoder.explaining(name, z), torch.no_grad():
+            values = self.decoder(z)
+        check_positive(values, self.returns)
+        super().check(name, z)
+
+
+class PoissonPullbackMetric(_CountsMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent Poisson variables.
 
         G(z) = sum_j J_j^T J_j / lambda_j,    J_j = d lambda_j / dz,
@@ -44,18 +58,13 @@ class PoissonPullbackMetric(PullbackMetric):
     tensor([[[0.2500]]])
     """
 
+    returns = "rates"
+
     def __init__(self, decoder: Callable[[Tensor], Tensor]) -> None:
         super().__init__(decoder, _doubled_root)
 
-    def check(self, name: str, z: Tensor) -> None:
-        """Evaluate the decoder on codes from outside: its rates must be positive."""
-        with self.decoder.explaining(name, z), torch.no_grad():
-            rates = self.decoder(z)
-        check_positive(rates, "rates")
-        super().check(name, z)
 
-
-class NegativeBinomialPullbackMetric(PullbackMetric):
+class NegativeBinomialPullbackMetric(_CountsMetric):
     r"""Fisher-Rao metric of negative binomial outputs whose dispersion does not depend on the code.
 
         G(z) = sum_j J_j^T J_j r_j / (mu_j (mu_j + r_j)),    J_j = d mu_j / dz,
@@ -82,6 +91,8 @@ class NegativeBinomialPullbackMetric(PullbackMetric):
     tensor([[[0.1250]]])
     """
 
+    returns = "means"
+
     def __init__(self, decoder: Callable[[Tensor], Tensor], dispersion: Tensor) -> None:
         self.dispersion = check_dispersion(dispersion)
         super().__init__(decoder, self._embed)
@@ -89,13 +100,6 @@ class NegativeBinomialPullbackMetric(PullbackMetric):
     def _embed(self, mean: Tensor) -> Tensor:
         r = self.dispersion.to(mean)
         return 2.0 * r.sqrt() * torch.asinh((mean / r).sqrt())
-
-    def check(self, name: str, z: Tensor) -> None:
-        """Evaluate the decoder on codes from outside: its means must be positive."""
-        with self.decoder.explaining(name, z), torch.no_grad():
-            means = self.decoder(z)
-        check_positive(means, "means")
-        super().check(name, z)
 
 
 class NegativeBinomialFisherRaoMetric(InformationMetric):

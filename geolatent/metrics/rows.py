@@ -209,20 +209,14 @@ class Rows:
         in_parts = self.metric.max_rows is None and n > self.budget.rows
         self.count(pairs, forward=2 * n if in_parts else n, backward=n)
 
-        def slopes_of(z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
-            point = z.detach().requires_grad_()
-            with torch.enable_grad():
-                outputs = chords.values(point)
-            if not outputs.requires_grad:  # a constant decoder
-                return (torch.zeros_like(z),)
-            return torch.autograd.grad(outputs, point, cotangent)
-
         if in_parts:
             codes = z.detach().to(self.dtype)
             (outputs,) = self._flat(lambda part: (chords.values(part),), 1, codes)
             value, cotangent = pull(outputs, *arguments)
             flat, cotangent = codes.flatten(0, 1), cotangent.flatten(0, 1).to(outputs)
-            (slope,) = self.each(slopes_of, 1, flat, cotangent)
+            (slope,) = self.each(
+                lambda *part: (_pulled_back(chords.values, *part),), 1, flat, cotangent
+            )
             return value, slope.reshape(z.shape)
 
         def chunk(z: Tensor, *arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,14 +258,7 @@ class Rows:
         self.count(pairs, forward=n, backward=n, jvp=n)
 
         def chunk(z: Tensor, v: Tensor) -> tuple[Tensor]:
-            pushed = immersion.jvp(z, v)[1]
-            point = z.detach().requires_grad_()
-            with torch.enable_grad():
-                outputs = immersion(point)
-            if not outputs.requires_grad:  # a constant decoder
-                return (torch.zeros_like(z),)
-            (pulled,) = torch.autograd.grad(outputs, point, pushed, materialize_grads=True)
-            return (pulled,)
+            return (_pulled_back(immersion, z, immersion.jvp(z, v)[1]),)
 
         (found,) = self._flat(chunk, 1, z, v)
         return found
@@ -344,6 +331,17 @@ class Rows:
         with torch.no_grad():
             found = self.each(function, rows_each, *flat, divisible=divisible)
         return tuple(values.reshape(*shape, *values.shape[1:]) for values in found)
+
+
+def _pulled_back(function: Map, z: Tensor, cotangents: Tensor) -> Tensor:
+    """Return J^T u for u (n, D) at codes (n, d)."""
+    point = z.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = function(point)
+    if not outputs.requires_grad:  # a constant decoder
+        return torch.zeros_like(z)
+    (pulled,) = torch.autograd.grad(outputs, point, cotangents, materialize_grads=True)
+    return pulled
 
 
 def _codes_each(z: Tensor) -> int:

@@ -157,8 +157,7 @@ def metric_model(
     vectors = torch.linalg.qr(random)[0].to(points.device).expand(len(pairs), -1, -1)
     middle = basis_matrix(knots, torch.tensor([0.5], dtype=knots.dtype, device=knots.device))
     places = (middle @ points).expand(-1, SKETCH_RANK, -1)
-    # half the derivative of v^T G v by v
-    products = 0.5 * problem.rows.slopes(places, vectors.mT, pairs)[2]
+    products = problem.rows.product(places, vectors.mT, pairs)
     return MetricSketch.of(vectors, products.mT)
 
 
@@ -333,11 +332,12 @@ def certificate(
     if plain.numel():
         value[plain], gradient[plain], _ = energy(x[plain], plain)
     preconditioner: Preconditioner = model.select(plain).preconditioner(knots, n)
-    if known.any() and isinstance(preconditioner, DensePreconditioner):
+    if known.any():
         found = energy.with_hessian(x[known], index[known])
         value[known], gradient[known] = found[:2]
         factor = x.new_empty((*x.shape, x.shape[1]))
-        factor[plain], factor[known] = preconditioner.factor, cholesky(found[2])
+        factor[plain] = preconditioner.factor  # type: ignore[attr-defined]
+        factor[known] = cholesky(found[2])
         preconditioner = DensePreconditioner(factor)
     state = minimizer.init(x, value, gradient, preconditioner, memory)
     return Certificate(energy.pairs, objective, minimizer, state, ~none)

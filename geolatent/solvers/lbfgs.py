@@ -190,32 +190,27 @@ class Memory:
         empty = x.new_zeros((a, history, m))
         return cls(empty, empty, x.new_zeros((a, history)))
 
+    def _each(self, function: Callable[..., Tensor], *others: Memory) -> Memory:
+        """Return the memory of what a function makes of every tensor of this and of others."""
+        memories = (self, *others)
+        return Memory(
+            function(*(memory.differences for memory in memories)),
+            function(*(memory.gradient_differences for memory in memories)),
+            function(*(memory.curvature for memory in memories)),
+            max(memory.length for memory in memories),
+        )
+
     def select(self, chosen: Tensor) -> Memory:
         """Return that of the chosen problems."""
-        return replace(
-            self,
-            differences=self.differences[chosen],
-            gradient_differences=self.gradient_differences[chosen],
-            curvature=self.curvature[chosen],
-        )
+        return self._each(lambda mine: mine[chosen])
 
     def join(self, other: Memory) -> Memory:
         """Return that of both's problems."""
-        return Memory(
-            torch.cat([self.differences, other.differences]),
-            torch.cat([self.gradient_differences, other.gradient_differences]),
-            torch.cat([self.curvature, other.curvature]),
-            max(self.length, other.length),
-        )
+        return self._each(lambda mine, its: torch.cat([mine, its]), other)
 
     def put(self, index: Tensor, other: Memory) -> Memory:
         """Return this memory with that of some problems (A',) replaced by another's."""
-        return Memory(
-            self.differences.index_copy(0, index, other.differences),
-            self.gradient_differences.index_copy(0, index, other.gradient_differences),
-            self.curvature.index_copy(0, index, other.curvature),
-            max(self.length, other.length),
-        )
+        return self._each(lambda mine, its: mine.index_copy(0, index, its), other)
 
     def moved(self, steps: Tensor, gradients: Tensor) -> Memory:
         """Return what is remembered in other coordinates, x' = W x on each of d columns.
