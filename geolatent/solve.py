@@ -30,8 +30,8 @@ from geolatent.solvers.problem import Callback, Problem, Progress, Solver, short
 _PATH_CONTROL_POINTS = 24
 # outputs closer together than this many roundings have chords too short to tell energies
 _RESOLVED = 2.0**14
-# of reported lengths: the least that is taken for granted, and the most that is made of it
-_LENGTH_TOLERANCE, _ROUGHEST_LENGTH = 1e-4, 3e-3
+# tolerance of reported lengths: the least, as a share of what is predicted to be left, the most
+_LENGTH_TOLERANCE, _LENGTH_SHARE, _ROUGHEST_LENGTH = 1e-4, 0.2, 3e-3
 # curves whose lengths differ relatively by less are taken for one
 _SAME_LENGTH = 1e-3
 
@@ -70,7 +70,7 @@ def solve_geodesic(
         Points along curves, (B, T, d) or (T, d), from start to end, of the codes' shape.
     length_tolerance
         Relative tolerance of the reported lengths. By default 1e-4, or the solver's tolerance, or a
-        tenth of what is predicted to be left of a pair, whichever is largest.
+        fifth of what is predicted to be left of a pair, whichever is largest.
     max_rows
         Largest number of rows sent through the decoder at once (one pair's nodes at least);
         chosen automatically by default.
@@ -299,7 +299,7 @@ def _solve_group(
     if tolerance is None:
         left = torch.stack([outcome.predicted_improvement for outcome in outcomes]).amin(0)
         least = max(_LENGTH_TOLERANCE, solver.tolerance)
-        tolerance = (0.1 * left.nan_to_num(0.0)).clamp(least, max(least, _ROUGHEST_LENGTH))
+        tolerance = (_LENGTH_SHARE * left.nan_to_num(0.0)).clamp(least, max(least, _ROUGHEST_LENGTH))
     measured = measure(rows, curves, tolerance=tolerance)
 
     # the shortest of the curves, the first of equals; NaN is never shortest
