@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 from check_certificate import PretrainedDecoder
+from check_dimensions import photograph_codes, smooth_decoder
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
@@ -329,6 +330,33 @@ def flow(d: int, layers: int, pairs: int, seed: int) -> Problem:
     return Problem(
         f"flow_{d}", title, metric, start, end, decoder, codes=codes, known=known, kinks=True
     )
+
+
+def smooth(d: int, pairs: int, seed: int) -> Problem:
+    """Random codes in a random convolutional decoder of many dimensions."""
+    decoder = nn.Sequential(smooth_decoder(d), nn.Flatten())
+    start, end, codes = normal_codes(pairs, d, seed)
+    metric = gl.PullbackMetric(decoder)
+    title = f"random decoder of SiLU and GroupNorm, d = {d:,}, pairs from N(0, I)"
+    return Problem(f"smooth_{d}", title, metric, start, end, decoder, codes=codes)
+
+
+def photographed(pairs: int, folder: Path | None) -> Problem:
+    """Photographs in the latent space of a tiny autoencoder with kinks."""
+    if folder is None:
+        raise CannotRunError("no autoencoder given (--autoencoder)")
+    path = folder / "taef2_decoder.pth"
+    if not path.is_file():
+        raise CannotRunError(f"there is no file {path}")
+    decode, start, end = photograph_codes(folder, side=32)
+
+    def immersion(z: Tensor) -> Tensor:
+        return decode(z).flatten(1)
+
+    metric = gl.PullbackMetric(immersion)
+    title = f"taef2, d = {start.shape[1]}, kinks, pairs of photographs of 32 x 32"
+    problem = Problem("taef2", title, metric, start, end, immersion, kinks=True, dear=True)
+    return problem.first(pairs)
 
 
 def joined(decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -984,6 +1012,7 @@ def benchmark(
     output: Path = Path("benchmark.json"),
     model: Path | None = None,
     decoders: Path | None = None,
+    autoencoder: Path | None = None,
     problems: list[str] | None = None,
     methods: list[str] | None = None,
     pairs: int | None = None,
@@ -1003,9 +1032,11 @@ def benchmark(
     decoders
         Folder of the state dictionaries VAE_mnist.pt, factor_chairs.pt, btcvae_celeba.pt and
         betaH_dsprites.pt of the repository disentangling-vae.
+    autoencoder
+        Folder of taef2_encoder.pth and taef2_decoder.pth.
     problems
-        Some of sphere, half_plane, digits, mnist, deep, image, flow_2, flow_6, VAE_mnist,
-        factor_chairs, btcvae_celeba, betaH_dsprites; all by default.
+        Some of sphere, half_plane, digits, mnist, deep, image, smooth_256, smooth_1024, taef2,
+        flow_2, flow_6, VAE_mnist, factor_chairs, btcvae_celeba, betaH_dsprites; all by default.
     methods
         Some of geolatent, lattice, codes, adam, reverse, stochman, latent_geometry,
         geomstats, georce; all by default.
@@ -1029,6 +1060,9 @@ def benchmark(
         "mnist": (lambda n: mnist(n, seed, model), 10, 4),
         "deep": (lambda n: deep(n, seed), 8, 2),
         "image": (lambda n: image(n, seed), 1, 1),
+        "smooth_256": (lambda n: smooth(256, n, seed), 4, 2),
+        "smooth_1024": (lambda n: smooth(1024, n, seed), 4, 1),
+        "taef2": (lambda n: photographed(n, autoencoder), 5, 1),
         "flow_2": (lambda n: flow(2, 4, n, seed), 100, 4),
         "flow_6": (lambda n: flow(6, 6, n, seed), 100, 4),
     }

@@ -7,11 +7,14 @@ Random smooth decoders (SiLU and GroupNorm, as in the autoencoders of diffusion 
 4,096 dimensions, pairs from N(0, I), at two tolerances: beside a solve at a tenth of the finer one.
 With FOLDER, that of `scripts/gallery.py`, pairs of photographs in the latent space of taef2, a
 decoder with kinks: beside a solve on one level more that roughness does not end. Lengths are
-compared by 256 chords.
+compared by 256 chords. With --memory true the largest memory of a process that solves the
+photographs, beside that of one that does no more than the largest of its decoder calls.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
 import warnings
 from collections.abc import Callable
@@ -63,11 +66,53 @@ def photograph_codes(models: Path, side: int) -> tuple[Callable[[Tensor], Tensor
     return (lambda z: decoder(z.unflatten(1, shape))), start, end
 
 
+def largest_memory(models: Path, side: int, rows: int | None) -> tuple[int, int]:
+    """Solve the pairs of photographs, or with rows call the decoder with so many at once.
+
+    Returns the bytes this process ever held, and the rows of the largest call with a graph.
+    """
+    torch.set_num_threads(1)
+    decode, start, end = photograph_codes(models, side)
+    largest = 0
+
+    def recorded(z: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, len(z)) if torch.is_grad_enabled() else largest
+        return decode(z)
+
+    if rows is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gl.solve_geodesic(gl.PullbackMetric(recorded), start, end)
+    else:
+        outputs = recorded(start[:1].repeat(rows, 1).requires_grad_())
+        outputs.sum().backward()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, largest
+
+
+def print_memory(models: Path, sides: list[int]) -> None:
+    """Print by how much a solve's memory exceeds that of its decoder's calls, each of its own."""
+    context = multiprocessing.get_context("spawn")
+    for side in sides:
+        found = []
+        for alone in (False, True):
+            rows = found[0][1] if alone else None
+            with context.Pool(1) as pool:
+                found.append(pool.apply(largest_memory, (models, side, rows)))
+        (solve, rows), (calls, _) = found
+        print(
+            f"{side} x {side}: a solve {solve / 2**30:.2f} GiB, a call of {rows} rows "
+            f"{calls / 2**30:.2f} GiB",
+            flush=True,
+        )
+
+
 def check_dimensions(
     dimensions: list[int] | None = None,
     n_pairs: int = 4,
     models: Path | None = None,
     sides: list[int] | None = None,
+    memory: bool = False,
 ) -> None:
     """Solve pairs and print a table.
 
@@ -81,11 +126,16 @@ def check_dimensions(
         Folder of taef2_encoder.pth and taef2_decoder.pth.
     sides
         Heights and widths of the photographs, multiples of 8; 32 by default.
+    memory
+        Measure the memory of the photographs' solves instead.
     """
     torch.set_num_threads(1)
-    table = Table(
-        "decoder", "d", "pairs", "rows a pair", "statuses", "excess", "most", "predicted", "seconds"
-    )
+    if memory and models is not None:
+        print_memory(models, sides or [32])
+        return
+    table = Table("decoder", "d", "pairs", "rows a pair", "statuses", "excess", "most")
+    for column in ("predicted", "left / predicted", "most", "seconds"):
+        table.add_column(column)
 
     def solve(
         name: str,
@@ -109,6 +159,8 @@ def check_dimensions(
             solvers, solutions, lengths, times, strict=True
         ):
             excess = length / best - 1.0
+            # what the longest solve gains over what was predicted to be left
+            ratio = (1.0 - best / length) / solution.predicted_improvement
             counts = {status: solution.statuses.count(status) for status in solution.statuses}
             table.add_row(
                 f"{name}, tolerance {solver.tolerance:g}",
@@ -119,6 +171,8 @@ def check_dimensions(
                 f"{excess.median():.2%}",
                 f"{excess.max():.2%}",
                 f"{solution.predicted_improvement.median():.2%}",
+                f"{ratio.median():.2f}",
+                f"{ratio.max():.2f}",
                 f"{seconds / len(start):.1f}",
             )
 
@@ -131,7 +185,7 @@ def check_dimensions(
         longer = gl.PreconditionedSolver(rough_tolerance=0.0, max_control_points=19)
         photographed = photograph_codes(models, side)
         solve("taef2", *photographed, [gl.PreconditionedSolver(), longer])
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 if __name__ == "__main__":
