@@ -52,6 +52,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 templates_path = ["_templates"]
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 
 # gallery
@@ -61,6 +62,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,
+    "thumbnail_size": (480, 320),
     "show_memory": False,
     "write_computation_times": False,
     "show_signature": False,
@@ -77,7 +79,9 @@ html_css_files = ["custom.css"]
 html_extra_path: list[str] = []  # files that are copied to the top of the site as they are
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {"index": [], "changelog": [], "contributing": []}
+# pages without pages below them
+_single = ("index", "getting-started", "benchmark", "changelog", "contributing")
+html_sidebars = {name: [] for name in _single}
 html_theme_options = {
     "logo": {"text": "geolatent"},
     "navbar_align": "left",
@@ -101,3 +105,4 @@ def setup(app):
     # before napoleon, which makes reStructuredText of the sections
     app.connect("autodoc-process-docstring", docstrings.as_restructured_text, priority=400)
     app.connect("autodoc-skip-member", docstrings.skip_foreign)
+    app.connect("autodoc-process-bases", docstrings.public_bases)

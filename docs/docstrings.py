@@ -52,3 +52,13 @@ def skip_foreign(
         return None
     module = getattr(function, "__module__", None) or ""
     return None if skip or module.startswith("geolatent") else True
+
+
+def public_bases(
+    _app: object, _name: str, _obj: object, _options: object, bases: list[type]
+) -> None:
+    """Put the public bases of private classes into their place."""
+    while private := next((base for base in bases if base.__name__.startswith("_")), None):
+        place = bases.index(private)
+        above = [base for base in private.__bases__ if base not in bases]
+        bases[place : place + 1] = above

@@ -46,12 +46,11 @@ def comparison(results: dict[str, Any], *, kinks: bool) -> str:
     for problem in results["problems"]:
         if problem["kinks"] != kinks:
             continue
-        title = f"{problem['title'][0].upper()}{problem['title'][1:]}"
-        best = problem["best_is"]
         parts += [
-            f"### {title}",
+            f"### {_name(problem)}",
             "",
-            f"{problem['pairs']} pairs; the best known length is the {best}.",
+            f"{_sentence(problem['title'])}; {problem['pairs']} pairs. The best known length is "
+            f"the {problem['best_is']}.",
             "",
             "| method | setting | median excess | largest | rows a pair | seconds a pair |",
             "|---|---|--:|--:|--:|--:|",
@@ -102,8 +101,7 @@ def savings(results: dict[str, Any]) -> str:
             chosen = ["none as short", "-", "-"]
             if best is not None:
                 chosen = [best["setting"], *_times(other, best)]
-            title = re.split(r", (?:kinks|pairs|D =)", problem["title"])[0]
-            cells = [title, name, *chosen, *_times(other, default)]
+            cells = [_name(problem), name, *chosen, *_times(other, default)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
@@ -159,6 +157,16 @@ def figures(value: float) -> str:
     if value >= 10:
         return f"{value:,.0f}"
     return f"{float(f'{value:.2g}'):f}".rstrip("0").rstrip(".")
+
+
+def _name(problem: dict[str, Any]) -> str:
+    """Return the title of a problem without what every one of its kind has."""
+    return _sentence(re.split(r", (?:kinks|pairs|D =)", problem["title"])[0])
+
+
+def _sentence(text: str) -> str:
+    """Return a text with a large first letter, unless it begins with a name in code."""
+    return text if "_" in text.split(",")[0] else text[0].upper() + text[1:]
 
 
 def _measured(problem: dict[str, Any]) -> Iterator[Row]:

@@ -101,7 +101,7 @@ RESULTS = {
 
 def test_tables_of_the_benchmark():
     table = generated.comparison(RESULTS, kinks=False)
-    assert "### A plane, d = 2, pairs from N(0, I)" in table
+    assert "### A plane, d = 2\n\nA plane, d = 2, pairs from N(0, I); 3 pairs." in table
     assert "| geolatent | tolerance 0.01 | 0.4 % | 2 % | 100 | 0.5 |" in table
     assert "| geolatent | tolerance 0.0001 (default) | < 0.001 % | 2 % | 250 | 1 |" in table
     assert "Without a length: codes (no codes)." in table
@@ -112,8 +112,8 @@ def test_savings_are_those_of_the_cheapest_setting_that_is_as_good():
     rows = generated.savings(RESULTS).splitlines()[2:]
     # beside an excess of 3e-3 the setting of 4e-3 does not count, beside one of 5e-3 it does
     assert rows == [
-        "| a plane, d = 2 | stochman's default | tolerance 0.0001 | 4 | 2 | 4 | 2 |",
-        "| a plane, d = 2 | stochman, 50 iterations | tolerance 0.01 | 10 | 4 | 4 | 2 |",
+        "| A plane, d = 2 | stochman's default | tolerance 0.0001 | 4 | 2 | 4 | 2 |",
+        "| A plane, d = 2 | stochman, 50 iterations | tolerance 0.01 | 10 | 4 | 4 | 2 |",
     ]
 
 
@@ -187,6 +187,13 @@ def test_signs_of_docstrings_are_escaped_but_for_code_and_formulas():
     assert lines[6:9] == [".. math::", "", "    s = |v|^2"]
     assert r"    With \|v\| > 0." in lines
     assert lines[-1] == ">>> abs(2 * v) | 1"
+
+
+def test_private_classes_are_no_bases_of_the_reference():
+    bases = [*gl.PullbackMetric.__bases__, object]
+    assert [base.__name__ for base in bases] == ["_ImmersedMetric", "object"]
+    docstrings.public_bases(None, "geolatent.PullbackMetric", None, None, bases)
+    assert bases == [gl.Metric, object]
 
 
 @pytest.mark.parametrize(

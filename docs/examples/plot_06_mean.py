@@ -1,6 +1,6 @@
 """
-Means, principal directions and extrapolation
-=============================================
+Means and principal directions
+==============================
 
 The Fréchet mean of some codes has the least sum of squared geodesic distances to them. From it,
 logarithms say in which directions the codes lie and how far, their principal components are the
@@ -24,7 +24,8 @@ threes = codes[labels == 3][:40]
 
 found = gl.frechet_mean(metric, threes)
 mean = found.mean
-print(f"geodesic mean {mean.tolist()}, Euclidean {threes.mean(0).tolist()}")
+print("geodesic mean ", mean.numpy().round(3))
+print("Euclidean mean", threes.mean(0).numpy().round(3))
 
 # %%
 # Logarithms are tangent vectors at the mean. With the metric's root they have its lengths, so that
@@ -38,7 +39,7 @@ root = torch.linalg.cholesky(G)
 _, spread, axes_of_change = torch.linalg.svd(known @ root, full_matrices=False)
 spread = spread / len(known) ** 0.5
 directions = torch.linalg.solve(root.T, axes_of_change.T).T  # of unit length in the metric
-print(f"standard deviations along the principal directions: {spread.tolist()}")
+print("standard deviations along the principal directions:", spread.numpy().round(2))
 
 # %%
 # Two standard deviations either way along each direction.

@@ -38,7 +38,8 @@ class PullbackMetric(_ImmersedMetric):
 
     .. math::
 
-        G(z) = J_f^T J_f, \qquad G(z) = J_f^T J_h^T J_h J_f,
+        G(z) &= J_f^T J_f, \\
+        G(z) &= J_f^T J_h^T J_h J_f,
 
     the Jacobian J_f at z and J_h at f(z). Lengths are those of the output, or of the features.
 
