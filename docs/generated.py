@@ -154,9 +154,8 @@ def percent(value: float, floor: float) -> str:
 
 def figures(value: float) -> str:
     """Return a number to two significant figures, without an exponent."""
-    if value >= 10:
-        return f"{value:,.0f}"
-    return f"{float(f'{value:.2g}'):f}".rstrip("0").rstrip(".")
+    rounded = float(f"{value:.2g}")
+    return f"{value:,.0f}" if rounded >= 10 else f"{rounded:#.2g}"
 
 
 def _name(problem: dict[str, Any]) -> str:

@@ -102,18 +102,26 @@ RESULTS = {
 def test_tables_of_the_benchmark():
     table = generated.comparison(RESULTS, kinks=False)
     assert "### A plane, d = 2\n\nA plane, d = 2, pairs from N(0, I); 3 pairs." in table
-    assert "| geolatent | tolerance 0.01 | 0.4 % | 2 % | 100 | 0.5 |" in table
-    assert "| geolatent | tolerance 0.0001 (default) | < 0.001 % | 2 % | 250 | 1 |" in table
+    assert "| geolatent | tolerance 0.01 | 0.40 % | 2.0 % | 100 | 0.50 |" in table
+    assert "| geolatent | tolerance 0.0001 (default) | < 0.001 % | 2.0 % | 250 | 1.0 |" in table
     assert "Without a length: codes (no codes)." in table
     assert generated.comparison(RESULTS, kinks=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.00123, "0.0012"), (0.9, "0.90"), (1.0, "1.0"), (9.96, "10"), (10.4, "10"), (1234.5, "1,234")],
+)
+def test_figures_are_two(value, shown):
+    assert generated.figures(value) == shown
 
 
 def test_savings_are_those_of_the_cheapest_setting_that_is_as_good():
     rows = generated.savings(RESULTS).splitlines()[2:]
     # beside an excess of 3e-3 the setting of 4e-3 does not count, beside one of 5e-3 it does
     assert rows == [
-        "| A plane, d = 2 | stochman's default | tolerance 0.0001 | 4 | 2 | 4 | 2 |",
-        "| A plane, d = 2 | stochman, 50 iterations | tolerance 0.01 | 10 | 4 | 4 | 2 |",
+        "| A plane, d = 2 | stochman's default | tolerance 0.0001 | 4.0 | 2.0 | 4.0 | 2.0 |",
+        "| A plane, d = 2 | stochman, 50 iterations | tolerance 0.01 | 10 | 4.0 | 4.0 | 2.0 |",
     ]
 
 
