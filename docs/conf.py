@@ -19,7 +19,7 @@ import geolatent  # noqa: E402
 sys.modules["geolatent.data"] = geolatent.data
 
 project = "geolatent"
-author = "the geolatent authors"
+author = "the geolatent developers"
 project_copyright = author
 version = release = geolatent.__version__
 
