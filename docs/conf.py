@@ -37,7 +37,7 @@ exclude_patterns = ["_build", "_generated", "examples", "gallery/*.ipynb", "**/.
 default_role = "py:obj"
 
 # pages
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # notebooks come with their outputs
 
