@@ -83,7 +83,9 @@ def lerp(start: Array, end: Array, t: Array | float) -> Tensor:
 def slerp(start: Array, end: Array, t: Array | float) -> Tensor:
     r"""Interpolate on the sphere: the direction along a great circle, the norm linearly.
 
-        z(t) = r(t) (cos(t w) u + sin(t w) e),    r(t) = (1 - t) |a| + t |b|,
+    .. math::
+
+        z(t) = r(t) (\cos(t w) \, u + \sin(t w) \, e), \qquad r(t) = (1 - t) |a| + t |b|,
 
     u the direction of a, e the unit vector orthogonal to u in the plane of a and b on b's side,
     w in [0, pi] their angle. For end points of one norm this is
@@ -179,9 +181,11 @@ def _frame(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def great_circle(start: Array, toward: Array, t: Array | float) -> Tensor:
-    """Walk around the origin on the great circle of a code, once for t from 0 to 1.
+    r"""Walk around the origin on the great circle of a code, once for t from 0 to 1.
 
-        z(t) = |a| (cos(2 pi t) u + sin(2 pi t) e),
+    .. math::
+
+        z(t) = |a| (\cos(2 \pi t) \, u + \sin(2 \pi t) \, e),
 
     u the direction of a = ``start`` and e the unit vector orthogonal to u in the plane of a and
     ``toward``, on that one's side.

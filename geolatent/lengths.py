@@ -281,7 +281,11 @@ def _measure_path(metric: Metric, curve: CubicBSpline, tolerance: float) -> tupl
 
 
 def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
-    """Return the lengths L = integral of sqrt(gamma'^T G(gamma) gamma') over [0, 1].
+    r"""Return the lengths of curves under a metric.
+
+    .. math::
+
+        L(\gamma) = \int_0^1 \sqrt{\gamma'^T G(\gamma) \gamma'} \, dt.
 
     Parameters
     ----------
@@ -310,7 +314,11 @@ def path_length(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4)
 
 
 def path_energy(metric: Metric, curve: CubicBSpline, *, tolerance: float = 1e-4) -> Tensor:
-    """Return the path energies E = 1/2 integral of gamma'^T G(gamma) gamma' over [0, 1].
+    r"""Return the path energies of curves under a metric.
+
+    .. math::
+
+        E(\gamma) = \frac{1}{2} \int_0^1 \gamma'^T G(\gamma) \gamma' \, dt.
 
     It bounds the length, L^2 <= 2 E, with equality at constant speed. Arguments, rule and errors
     are those of `path_length`.

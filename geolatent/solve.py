@@ -48,10 +48,15 @@ def solve_geodesic(
     max_rows: int | None = None,
     callback: Callback | None = None,
 ) -> GeodesicSolution:
-    """Find the geodesics between pairs of latent codes.
+    r"""Find the geodesics between pairs of latent codes.
 
-    Minimises the path energy E = 1/2 integral of gamma'^T G(gamma) gamma' over cubic B-splines with
-    fixed end points. No returned curve is longer than the straight line: where none shorter was
+    Minimises the path energy over cubic B-splines with fixed end points,
+
+    .. math::
+
+        E(\gamma) = \frac{1}{2} \int_0^1 \gamma'(t)^T \, G(\gamma(t)) \, \gamma'(t) \, dt.
+
+    No returned curve is longer than the straight line: where none shorter was
     found, the straight line is returned and the status says so. A pair that fails does not touch
     the others.
 

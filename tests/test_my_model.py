@@ -1,5 +1,6 @@
-"""The page for users of other libraries keeps its word: every block runs."""
+"""The pages for users of other libraries keep their word: every block runs."""
 
+import math
 import re
 from pathlib import Path
 
@@ -13,11 +14,19 @@ import geolatent as gl
 
 # said by libraries of their own code
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
-PAGE = Path(__file__).parents[1] / "docs" / "my-model.md"
-TEXT = PAGE.read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+TEXTS = {
+    name: (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("my-model", "cells", "latents")
+}
+# sections of My model by their names, those of the other pages after the page's
 SECTIONS = {
-    part.splitlines()[0]: re.findall(r"^```python\n(.*?)^```$", part, re.DOTALL | re.MULTILINE)
-    for part in TEXT.split("\n## ")[1:]
+    title if page == "my-model" else f"{page}: {title}": re.findall(
+        r"^```python\n(.*?)^```$", part, re.DOTALL | re.MULTILINE
+    )
+    for page, text in TEXTS.items()
+    for part in text.split("\n## ")[1:]
+    for title in part.splitlines()[:1]
 }
 
 
@@ -37,6 +46,11 @@ def scanpy():
     return {"adata": adata, "metric": gl.adapters.metric(gl.adapters.scvi(model), codes)}
 
 
+def scvi_codes():
+    model = foreign_models.scvi_model(n_genes=50)
+    return {"model": model, "codes": torch.from_numpy(model.get_latent_representation())}
+
+
 # by section: the library, the latent dimension, and what the reader has
 GIVEN = {
     "Any module": (None, 12, lambda: {"model": Conditional()}),
@@ -44,6 +58,9 @@ GIVEN = {
     "diffusers": ("diffusers", 16, diffusers),
     "scvi-tools": ("scvi", 10, lambda: {"model": foreign_models.scvi_model(n_genes=50)}),
     "scanpy": ("scanpy", 10, scanpy),
+    "cells: The metric": ("scvi", 10, lambda: {"model": foreign_models.scvi_model(n_genes=50)}),
+    "cells: AnnData and scanpy": ("scvi", 10, scvi_codes),
+    "latents: The decoder": ("diffusers", 16, diffusers),
     "pythae": (
         "pythae",
         4,
@@ -69,7 +86,7 @@ GIVEN = {
 }
 
 
-SLOW = {"diffusers", "scanpy"}
+SLOW = {"diffusers", "scanpy", "latents: The decoder"}
 WITH_BLOCKS = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name, blocks in SECTIONS.items()
@@ -89,8 +106,8 @@ def test_blocks_run_as_written(section):
         for block in SECTIONS[section]:
             if "transformers" in block:
                 pytest.importorskip("transformers")
-            exec(compile(block, str(PAGE), "exec"), names)
-            codes = names["codes"] if names["codes"].shape[1] == d else codes
+            exec(compile(block, section, "exec"), names)
+            codes = names["codes"] if math.prod(names["codes"].shape[1:]) == d else codes
             if section == "GPyTorch":
                 with pytest.warns(UserWarning, match="double backward"):
                     names["metric"].check("codes", codes[:1])
@@ -106,11 +123,12 @@ def test_blocks_run_as_written(section):
 
 def test_every_section_is_tested():
     assert {name for name, blocks in SECTIONS.items() if blocks} == set(GIVEN)
-    assert "```" not in re.sub(r"```python\n.*?^```$", "", TEXT, flags=re.DOTALL | re.MULTILINE)
+    for text in TEXTS.values():
+        assert "```" not in re.sub(r"```python\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def test_names_in_the_text_exist():
-    for name in re.findall(r"gl(?:\.\w+)+", TEXT):
+    for name in re.findall(r"gl(?:\.\w+)+", "".join(TEXTS.values())):
         value = gl
         for part in name.split(".")[1:]:
             value = getattr(value, part)

@@ -87,9 +87,12 @@ def force(by_z: Tensor, by_v: Tensor, z: Tensor, v: Tensor) -> Tensor:
 
 
 def geodesic_residual(metric: Metric, curve: CubicBSpline, t: Array | None = None) -> Tensor:
-    """Return by how much splines fail the geodesic equation: a second certificate.
+    r"""Return by how much splines fail the geodesic equation: a second certificate.
 
-        r(t) = |gamma'' + Gamma(gamma', gamma')|_G / L,    L the length of the curve,
+    .. math::
+
+        r(t) = \frac{|\gamma'' + \Gamma(\gamma', \gamma')|_G}{L},
+        \qquad L \text{ the length of the curve},
 
     the covariant acceleration. On a curve run through at constant speed, r is the geodesic
     curvature times the length: the angle in radians by which a curve of that curvature turns away

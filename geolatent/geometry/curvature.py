@@ -51,9 +51,12 @@ def gaussian_curvature(metric: Metric, z: Array) -> Tensor:
 def sectional_curvature(metric: Metric, z: Array, u: Array, v: Array) -> Tensor:
     r"""Return the sectional curvature of the planes that pairs of tangent vectors span.
 
-        K = R(u, v, v, u) / (|u|^2 |v|^2 - <u, v>^2),
-        R(u, v, v, u) = D_u D_v <u, v> - (D_v D_v |u|^2 + D_u D_u |v|^2) / 2
-                        + |Gamma(u, v)|^2 - <Gamma(u, u), Gamma(v, v)>,
+    .. math::
+
+        K &= \frac{R(u, v, v, u)}{|u|^2 |v|^2 - \langle u, v \rangle^2}, \\
+        R(u, v, v, u) &= D_u D_v \langle u, v \rangle
+            - \tfrac{1}{2} (D_v D_v |u|^2 + D_u D_u |v|^2) \\
+            &\quad + |\Gamma(u, v)|^2 - \langle \Gamma(u, u), \Gamma(v, v) \rangle,
 
     products in G(z), derivatives of G along constant u and v. From gradients of the quadratic form
     u^T G u, which are exact; the decoder is differentiated three times. On a decoder with kinks it

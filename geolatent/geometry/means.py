@@ -72,9 +72,11 @@ def frechet_mean(
     tolerance: float = 1e-3,
     max_iterations: int = 50,
 ) -> FrechetMean:
-    """Return the weighted Frechet mean, the code of least sum of squared geodesic distances.
+    r"""Return the weighted Frechet mean, the code of least sum of squared geodesic distances.
 
-        mean = argmin_m sum_i w_i d(m, x_i)^2.
+    .. math::
+
+        \operatorname{argmin}_m \sum_i w_i \, d(m, x_i)^2.
 
     Gradient descent with the logarithms, m <- m + s sum_i w_i log_m(x_i), where all geodesics of a
     step, of all means, are solved in one call and start from those of the step before. The step s

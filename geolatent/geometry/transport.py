@@ -40,12 +40,17 @@ def parallel_transport(
 ) -> Tensor:
     r"""Return vectors V(t) that start as V(0) = v and stay parallel along curves gamma.
 
-        dV/dt + Gamma(gamma', V) = 0,
+    .. math::
+
+        \frac{dV}{dt} + \Gamma(\gamma', V) = 0,
 
     Gamma the Christoffel symbols of the metric, which are not formed. Over a step from z to y, with
     the symmetric roots of the tensors as orthonormal frames,
 
-        V(y) = G(y)^-1/2 R G(z)^1/2 V(z),    R the rotation nearest to G(y)^-1/2 C G(z)^-1/2,
+    .. math::
+
+        V(y) = G(y)^{-1/2} R \, G(z)^{1/2} V(z),
+        \quad R \text{ the rotation nearest to } G(y)^{-1/2} C \, G(z)^{-1/2},
 
     so that inner products are kept to rounding, and a curve run backwards undoes its transport. C
     holds the inner products of the coordinate directions at y with those at z:

@@ -229,13 +229,17 @@ class _Component:
 class LandMixture(DensityMixin, BaseEstimator):
     r"""Mixture of locally adaptive normal distributions, by maximum likelihood.
 
-        p(x) = sum_k w_k exp(-log_k(x)^T P_k log_k(x) / 2) / C_k,
+    .. math::
+
+        p(x) = \sum_k \frac{w_k}{C_k} \exp(-\tfrac{1}{2} \log_k(x)^T P_k \log_k(x)),
 
     log_k the logarithm map at the mean of component k and P_k its precision: normal distributions
     along the geodesics of a metric. Densities are by the volume measure sqrt(det G) dx. The
     constant is an integral over the tangent space,
 
-        C = integral exp(-v^T P v / 2) sqrt(det G(exp v)) |det D exp(v)| dv,
+    .. math::
+
+        C = \int \exp(-\tfrac{1}{2} v^T P v) \sqrt{\det G(\exp v)} \, |\det D \exp(v)| \, dv,
 
     by Monte Carlo with geodesics that are shot from the mean. (The published LAND leaves the last
     factor out, and its densities need not integrate to one where there is curvature.) Vectors

@@ -33,12 +33,16 @@ _DIFFERENCES = 2**24
 
 
 class EnsembleMetric(Metric):
-    r"""Mean of the metrics of several decoders, G(z) = sum_m w_m G_m(z).
+    r"""Mean of the metrics of several decoders.
 
-    The metric whose path energy is the expected one over the ensemble, E(gamma) = sum_m w_m
-    E_m(gamma): decoders that were trained anew agree where there is data and differ elsewhere, so
-    distances depend less on one training run. Where every member has an immersion, so has the
-    ensemble: the members' outputs side by side, each times sqrt(w_m).
+    .. math::
+
+        G(z) = \sum_m w_m G_m(z), \qquad E(\gamma) = \sum_m w_m E_m(\gamma),
+
+    so that the path energy is the expected one over the ensemble: decoders that were trained anew
+    agree where there is data and differ elsewhere, so distances depend less on one training run.
+    Where every member has an immersion, so has the ensemble: the members' outputs side by side,
+    each times sqrt(w_m).
 
     Parameters
     ----------
@@ -276,8 +280,10 @@ class ConformalMetric(Metric):
 class LocalVarianceMetric(Metric):
     r"""A diagonal metric from data in the latent space itself: the inverse of its local variance.
 
-        G_ii(z) = 1 / (sum_n w_n(z) (x_ni - z_i)^2 + floor),
-        w_n(z) = exp(-|x_n - z|^2 / (2 s^2)),
+    .. math::
+
+        G_{ii}(z) = \frac{1}{\sum_n w_n(z) (x_{ni} - z_i)^2 + \text{floor}}, \qquad
+        w_n(z) = \exp\left(-\frac{|x_n - z|^2}{2 s^2}\right),
 
     small where there are many data points near, at most 1 / floor away from all: shortest paths
     follow the data. It needs no decoder, and is the metric of the locally adaptive normal

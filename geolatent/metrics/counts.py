@@ -39,7 +39,9 @@ class _CountsMetric(PullbackMetric):
 class PoissonPullbackMetric(_CountsMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent Poisson variables.
 
-        G(z) = sum_j J_j^T J_j / lambda_j,    J_j = d lambda_j / dz,
+    .. math::
+
+        G(z) = \sum_j \frac{J_j^T J_j}{\lambda_j}, \qquad J_j = \frac{d \lambda_j}{dz},
 
     the pull-back of the Euclidean metric by F(z) = 2 sqrt(lambda(z)).
 
@@ -67,7 +69,9 @@ class PoissonPullbackMetric(_CountsMetric):
 class NegativeBinomialPullbackMetric(_CountsMetric):
     r"""Fisher-Rao metric of negative binomial outputs whose dispersion does not depend on the code.
 
-        G(z) = sum_j J_j^T J_j r_j / (mu_j (mu_j + r_j)),    J_j = d mu_j / dz,
+    .. math::
+
+        G(z) = \sum_j \frac{r_j J_j^T J_j}{\mu_j (\mu_j + r_j)}, \qquad J_j = \frac{d \mu_j}{dz},
 
     of independent counts of mean mu and variance mu + mu^2 / r: the pull-back of the Euclidean
     metric by F(z) = 2 sqrt(r) arsinh sqrt(mu(z) / r).

@@ -45,7 +45,9 @@ class _FisherRaoMetric(PullbackMetric):
 class BernoulliPullbackMetric(_FisherRaoMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent Bernoulli variables.
 
-        G(z) = sum_j J_j^T J_j / (p_j (1 - p_j)),    J_j = dp_j / dz,
+    .. math::
+
+        G(z) = \sum_j \frac{J_j^T J_j}{p_j (1 - p_j)}, \qquad J_j = \frac{dp_j}{dz},
 
     the pull-back of the Euclidean metric by F(z) = 2 arcsin sqrt(p(z)), under which the Fisher-Rao
     distance of two Bernoulli variables is |F - F'|.
@@ -87,7 +89,9 @@ class BernoulliPullbackMetric(_FisherRaoMetric):
 class CategoricalPullbackMetric(_FisherRaoMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent categorical variables.
 
-        G(z) = sum_k J_k^T J_k / p_k,    J_k = dp_k / dz,
+    .. math::
+
+        G(z) = \sum_k \frac{J_k^T J_k}{p_k}, \qquad J_k = \frac{dp_k}{dz},
 
     the pull-back of the Euclidean metric by F(z) = 2 sqrt(p(z)), which maps the simplex to a sphere
     of radius 2: the Fisher-Rao distance of p and q is 2 arccos sum_k sqrt(p_k q_k).
@@ -217,7 +221,10 @@ def check_positive(values: Tensor, what: str) -> None:
 class GaussianFisherRaoMetric(InformationMetric):
     r"""Fisher-Rao metric of a Gaussian decoder N(mu(z), diag sigma(z)^2).
 
-        G(z) = J_mu^T diag(1 / sigma^2) J_mu + 2 J_sigma^T diag(1 / sigma^2) J_sigma,
+    .. math::
+
+        G(z) = J_\mu^T \operatorname{diag}(\sigma^{-2}) J_\mu
+             + 2 J_\sigma^T \operatorname{diag}(\sigma^{-2}) J_\sigma,
 
     the Fisher information of the output's distribution. Lengths count standard deviations: unlike
     under `GaussianPullbackMetric`, the way through uncertain regions is short, for distributions
@@ -254,7 +261,10 @@ class GaussianFisherRaoMetric(InformationMetric):
 class GammaFisherRaoMetric(InformationMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent gamma variables.
 
-        v^T G v = sum (psi'(a) - 1 / a) da^2 + a (d log(a / b))^2,    da = J_a v, ...,
+    .. math::
+
+        v^T G v = \sum (\psi'(a) - 1 / a) \, da^2 + a \, (d \log(a / b))^2,
+        \qquad da = J_a v, \dots,
 
     with the concentration a(z), the rate b(z) and the trigamma function psi': concentration and
     mean a / b are orthogonal.
@@ -286,7 +296,9 @@ class GammaFisherRaoMetric(InformationMetric):
 class BetaFisherRaoMetric(InformationMetric):
     r"""Fisher-Rao metric of a decoder whose outputs are independent beta variables.
 
-        v^T G v = sum psi'(a) da^2 + psi'(b) db^2 - psi'(a + b) (da + db)^2,
+    .. math::
+
+        v^T G v = \sum \psi'(a) \, da^2 + \psi'(b) \, db^2 - \psi'(a + b) (da + db)^2,
 
     with da = J_a v, db = J_b v and the trigamma function psi'.
 
@@ -321,7 +333,10 @@ class BetaFisherRaoMetric(InformationMetric):
 class DivergenceMetric(Metric):
     r"""The metric that a divergence of the decoder's outputs has between neighbours.
 
-        v^T G(z) v = 1/2 d^2/de^2 D(f(z), f(z + e v)) at e = 0,
+    .. math::
+
+        v^T G(z) v = \frac{1}{2} \frac{d^2}{d\epsilon^2} D(f(z), f(z + \epsilon v))
+        \quad \text{at } \epsilon = 0,
 
     so that D(f(z), f(z + dz)) = dz^T G dz to second order. For modules that compare two images and
     hide their features, as LPIPS does (its value is a squared distance), or for any divergence:

@@ -34,9 +34,14 @@ def _parameter_of(decoder: Map, features: Map | None) -> Tensor | None:
 
 
 class PullbackMetric(_ImmersedMetric):
-    """Pull-back metric of a deterministic decoder f, G(z) = J_f^T J_f.
+    r"""Pull-back metric of a deterministic decoder f, with or without a feature map h.
 
-    With a feature map h on the decoder's output, G = J_f^T J_h^T J_h J_f, J_h at f(z).
+    .. math::
+
+        G(z) &= J_f^T J_f, \\
+        G(z) &= J_f^T J_h^T J_h J_f,
+
+    the Jacobian J_f at z and J_h at f(z). Lengths are those of the output, or of the features.
 
     Parameters
     ----------
@@ -113,11 +118,14 @@ class PullbackMetric(_ImmersedMetric):
 
 
 class GaussianPullbackMetric(Metric):
-    """Expected pull-back metric of a Gaussian decoder, G = J_mu^T J_mu + J_sigma^T J_sigma.
+    r"""Expected pull-back metric of a Gaussian decoder, with or without a feature map h.
 
-    mu(z) is the decoder's mean and sigma(z) its standard deviation (not the variance).
-    With a feature map h, G = J_mu^T J_h^T J_h J_mu + J_sigma^T diag(J_h^T J_h) J_sigma, J_h at
-    mu(z).
+    .. math::
+
+        G(z) &= J_\mu^T J_\mu + J_\sigma^T J_\sigma, \\
+        G(z) &= J_\mu^T J_h^T J_h J_\mu + J_\sigma^T \operatorname{diag}(J_h^T J_h) J_\sigma,
+
+    mu(z) the decoder's mean and sigma(z) its standard deviation (not the variance), J_h at mu(z).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The README keeps its word: its code runs, its commands, options, files and extras are there."""
+"""README and pages keep their word: code runs; commands, options, files and links are there."""
 
 import inspect
 import itertools
@@ -6,7 +6,8 @@ import re
 import shlex
 import subprocess
 import tomllib
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from importlib import import_module
 from pathlib import Path
 
@@ -16,31 +17,75 @@ import geolatent as gl
 from geolatent.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BLOCKS = [
-    (kind, README[: found.start(2)].count("\n") + 1, found[2])
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    for kind in [found[1]]
-]
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
-SPANS = sorted({" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)})
+
+
+@dataclass(frozen=True)
+class Page:
+    """A Markdown file, its code and its prose apart."""
+
+    path: Path
+
+    @property
+    def name(self):
+        return str(self.path.relative_to(ROOT))
+
+    @cached_property
+    def text(self):
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def blocks(self):
+        """(kind, line, text) of each block; directives of the site have their kind in braces."""
+        return [
+            (found[1], self.text[: found.start(2)].count("\n") + 1, found[2])
+            for found in re.finditer(
+                r"^```(\S*)[^\n]*\n(.*?)^```$", self.text, re.DOTALL | re.MULTILINE
+            )
+        ]
+
+    @cached_property
+    def prose(self):
+        return re.sub(r"^```.*?^```$", "", self.text, flags=re.DOTALL | re.MULTILINE)
+
+    @cached_property
+    def spans(self):
+        """Code spans, but for those of roles of the site."""
+        found = re.findall(r"(?<!\})`([^`]+)`", re.sub(r"\{\w+\}`[^`]+`", "", self.prose))
+        return {" ".join(span.split()) for span in found}
+
+    @cached_property
+    def anchors(self):
+        headings = re.findall(r"^#+ (.*)$", self.prose, re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+README = Page(ROOT / "README.md")
+CONTRIBUTING = Page(ROOT / "CONTRIBUTING.md")
+PAGES = [README, CONTRIBUTING, *map(Page, sorted((ROOT / "docs").glob("*.md")))]
+SPANS = sorted(set().union(*(page.spans for page in PAGES)))
+# of these tests/test_my_model.py runs the blocks, with the libraries that they are about
+WITH_LIBRARIES = {"my-model.md", "cells.md", "latents.md"}
 
 
 def blocks(kind):
-    found = [pytest.param(text, line, id=f"line {line}") for k, line, text in BLOCKS if k == kind]
-    assert found, f"the README has no {kind} block"
-    return found
+    return [
+        pytest.param(page, text, line, id=f"{page.name} line {line}")
+        for page in PAGES
+        for found, line, text in page.blocks
+        if found == kind
+    ]
 
 
 def shell_commands():
     """Yield the words of every command in the bash blocks and the code spans."""
     lines = list(SPANS)
-    for kind, _, text in BLOCKS:
-        if kind == "bash":
-            lines += text.replace("\\\n", " ").splitlines()
-        elif kind == "yaml":  # a comment says how it is used
-            lines += re.findall(r"^# (geolatent .*)$", text, re.MULTILINE)
+    for page in PAGES:
+        for kind, _, text in page.blocks:
+            if kind == "bash":
+                lines += text.replace("\\\n", " ").splitlines()
+            elif kind == "yaml":  # a comment says how it is used
+                lines += re.findall(r"^# (geolatent .*)$", text, re.MULTILINE)
     for line in lines:
         for part in line.split(" && "):
             words = shlex.split(part, comments=True)
@@ -50,36 +95,65 @@ def shell_commands():
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    assert {kind for kind, _, _ in BLOCKS} <= {"python", "bash", "yaml", "text", ""}
-    (tree,) = [text for kind, _, text in BLOCKS if kind == ""]
+    tested = {"python", "bash", "yaml", "text", "bibtex", "", "{include}", "{toctree}"}
+    assert {kind for page in PAGES for kind, _, _ in page.blocks} <= tested
+    (tree,) = [text for page in PAGES for kind, _, text in page.blocks if kind == ""]
     assert tree.startswith("geolatent/\n")
 
 
-@pytest.mark.parametrize(("text", "line"), blocks("python"))
-def test_python_runs_as_written(text, line, tmp_path, monkeypatch, capsys):
+WITH_PYTHON = [
+    pytest.param(page, id=page.name)
+    for page in PAGES
+    if page.path.name not in WITH_LIBRARIES and any(kind == "python" for kind, _, _ in page.blocks)
+]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_runs_as_written(page, tmp_path, monkeypatch, capsys):
+    """The blocks of a page one after the other, as a reader would run them."""
     monkeypatch.chdir(tmp_path)
-    exec(compile("\n" * (line - 1) + text, "README.md", "exec"), {"__name__": "__main__"})
-    printed = capsys.readouterr().out
-    # what it prints stands in the next block; other processors round other numbers
-    following = BLOCKS[BLOCKS.index(("python", line, text)) + 1]
-    shown = following[2] if following[0] == "text" else ""
-    heads = [[line.split()[:1] for line in lines.splitlines()[3:]] for lines in (printed, shown)]
-    assert heads[0][:12] == heads[1][:12]
-    assert printed.splitlines()[:1] == shown.splitlines()[:1]
-    assert " ".join(printed.splitlines()[1:3]).split() == " ".join(shown.splitlines()[1:3]).split()
+    names = {"__name__": "__main__"}
+    for number, (kind, line, text) in enumerate(page.blocks):
+        if kind != "python":
+            continue
+        exec(compile("\n" * (line - 1) + text, page.name, "exec"), names)
+        printed = capsys.readouterr().out
+        following = page.blocks[number + 1 : number + 2]
+        if not following or following[0][0] != "text":
+            continue
+        # what it prints stands in the next block; other processors round other numbers
+        shown = following[0][2]
+        heads = [[row.split()[:1] for row in rows.splitlines()[3:]] for rows in (printed, shown)]
+        assert heads[0][:12] == heads[1][:12]
+        assert printed.splitlines()[:1] == shown.splitlines()[:1]
+        titles = [" ".join(rows.splitlines()[1:3]).split() for rows in (printed, shown)]
+        assert titles[0] == titles[1]
 
 
-@pytest.mark.parametrize(("text", "line"), blocks("bash"))
-def test_bash_parses(text, line):
+def test_the_example_shows_what_it_prints():
+    kinds = [kind for kind, _, _ in README.blocks]
+    assert kinds[kinds.index("python") + 1] == "text"
+
+
+@pytest.mark.parametrize(("page", "text", "line"), blocks("python"))
+def test_python_compiles(page, text, line):
+    compile("\n" * (line - 1) + text, page.name, "exec")
+
+
+@pytest.mark.parametrize(("page", "text", "line"), blocks("bash"))
+def test_bash_parses(page, text, line):
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-@pytest.mark.parametrize(("text", "line"), blocks("yaml"))
-def test_configs_are_accepted(text, line, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "text", "line"), blocks("yaml"))
+def test_configs_are_accepted(page, text, line, tmp_path, monkeypatch):
     """Each is read by its command, every point of a sweep too; nothing is run."""
     words = shlex.split(text.splitlines()[0].removeprefix("# "))
     monkeypatch.chdir(tmp_path)
     Path(words[words.index("--config") + 1]).write_text(text)
+    for name in re.findall(r"[\w/]+\.safetensors", text):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
     module, name = COMMANDS[words[1]][0].split(":")
     target = getattr(import_module(module), name)
     called = []
@@ -89,7 +163,7 @@ def test_configs_are_accepted(text, line, tmp_path, monkeypatch):
         called.extend(experiments)
 
     if inspect.isclass(target):
-        monkeypatch.setattr(target, "run", called.append)
+        monkeypatch.setattr(target, "run", lambda experiment: called.append(experiment))
     else:
 
         @wraps(target)
@@ -104,7 +178,7 @@ def test_configs_are_accepted(text, line, tmp_path, monkeypatch):
 
 
 def test_the_table_of_commands_is_complete():
-    table = README.split("\n## Commands\n")[1].split("\n## ")[0]
+    table = Page(ROOT / "docs" / "commands.md").text
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(COMMANDS)
 
@@ -168,8 +242,9 @@ def test_scripts_and_their_options_exist():
 
 def texts_of_the_project():
     """Yield (path, text) of what a user reads or runs."""
-    for path in (ROOT / "README.md", ROOT / "pyproject.toml"):
-        yield path, path.read_text(encoding="utf-8")
+    for page in PAGES:
+        yield page.path, page.text
+    yield ROOT / "pyproject.toml", (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for folder in ("geolatent", "scripts", "configs"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".sh", ".yaml"):
@@ -183,45 +258,67 @@ def test_extras_that_are_to_be_installed_exist():
         each for text in texts for each in re.findall(r"pip install (?:-e )?'?\.\[(.*?)\]", text)
     ]
     found = [name for each in lists for name in each.split(",")]
-    found += re.findall(r"\(extra `(\w+)`\)", README)
-    assert {"test", "train", "ray", "bench", "integrations"} <= set(found) <= set(extras)
+    found += re.findall(r"\(extra `(\w+)`\)", "".join(page.text for page in PAGES))
+    assert {"test", "train", "ray", "bench", "integrations", "docs"} <= set(found) <= set(extras)
 
 
 def test_nothing_is_installed_by_the_name_of_the_package():
     """On PyPI another project has it."""
     assert PROJECT["name"] != "geolatent"
-    assert f"`{PROJECT['name']}`" in README
+    assert f"`{PROJECT['name']}`" in README.text
     assert list(PROJECT["scripts"]) == ["geolatent"]
     wrong = re.compile(r"pip install '?geolatent|geolatent\[")
     for path, text in texts_of_the_project():
         assert not wrong.search(text), path
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", PROSE) if "://" not in link]
-    assert any(link.endswith(".png") for link in links)
-    headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    for link in links:
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.prose):
+        if "://" in link:
+            continue
         file, _, anchor = link.partition("#")
-        assert (ROOT / file).exists() if file else anchor in anchors, link
+        target = (page.path.parent / file) if file else page.path
+        assert target.exists(), link
+        assert not anchor or anchor in Page(target.resolve()).anchors, link
+    # pages of the site that are made from files of other names
+    for name in re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", page.prose):
+        folder, _, stem = name.rpartition("/")
+        made = {"gallery/index": "examples/GALLERY_HEADER.rst", "api": "api.rst"}
+        file = made.get(name) or (f"examples/{stem}.py" if folder == "gallery" else f"{name}.md")
+        assert (ROOT / "docs" / file).is_file(), name
+
+
+def test_the_readme_is_short_and_shows_a_figure():
+    assert len(README.text.splitlines()) <= 200
+    assert "](docs/latent_plane.png)" in README.text
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = set()
+    for page in PAGES:
+        for kind, _, text in page.blocks:
+            if kind == "{toctree}":
+                listed |= {line for line in text.splitlines() if line and line[0] != ":"}
+    pages = {page.path.stem for page in PAGES if page.path.parent.name == "docs"}
+    assert pages <= listed | {"index"}
+    assert {"api", "gallery/index", "notebooks/index"} <= listed
 
 
 def test_files_that_are_named_exist():
     parents = ("configs/", "scripts/", "docs/", "tests/", "geolatent/")
     words = {word for span in SPANS for word in span.split()}
     words = {word for word in words.union(*shell_commands()) if word.startswith(parents)}
+    # made when the site is
+    words = {word for word in words if not word.startswith(("docs/_build", "docs/_generated"))}
     assert len(words) > 5
     for word in words:
-        assert list(ROOT.glob(word.rstrip("/"))), word
-    # sections are named in quotes
-    headings = re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)
-    for name in re.findall(r'"([A-Z][a-z]+ [a-z]+)"', PROSE):
-        assert name in headings, name
+        if "<" not in word:
+            assert list(ROOT.glob(word.rstrip("/"))), word
 
 
 def test_the_tree_of_files_is_there():
-    (tree,) = [text for kind, _, text in BLOCKS if kind == ""]
+    (tree,) = [text for kind, _, text in CONTRIBUTING.blocks if kind == ""]
     seen, room = 0, ROOT
     for line in tree.splitlines():
         names = re.split(r"\s{2,}", line.strip())[0].split(" ")
