@@ -126,8 +126,10 @@ def run_notebooks(names: list[str] | None = None, folder: Path = FOLDER) -> int:
     console = Console()
     table = Table("notebook", "seconds", "kilobytes", "")
     failed = False
-    for path in sorted(folder.glob("*.ipynb")) if names is None else map(
-        folder.joinpath, [f"{name}.ipynb" for name in names]
+    for path in (
+        sorted(folder.glob("*.ipynb"))
+        if names is None
+        else map(folder.joinpath, [f"{name}.ipynb" for name in names])
     ):
         reason = missing(path.stem, models_folder())
         if reason is not None:
