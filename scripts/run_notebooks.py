@@ -32,7 +32,10 @@ from geolatent.files import write_file
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
 # what each needs beside this package: libraries, and folders of GEOLATENT_MODELS
-LIBRARIES = {"single_cells": ("scvi", "scanpy", "leidenalg", "igraph")}
+LIBRARIES = {
+    "single_cells": ("scvi", "scanpy", "leidenalg", "igraph"),
+    "flux_latents": ("skimage",),
+}
 MODELS = {"beta_vae": ("disentangling-vae",), "flux_latents": ("taef2",)}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -44,7 +47,7 @@ def missing(name: str, models: Path) -> str | None:
     """Return what a notebook needs and does not find, in words, or None."""
     absent = [each for each in LIBRARIES.get(name, ()) if importlib.util.find_spec(each) is None]
     if absent:
-        return f"needs the libraries {', '.join(absent)} (extra `integrations`)"
+        return f"needs the libraries {', '.join(absent)} (extras `test` and `integrations`)"
     absent = [each for each in MODELS.get(name, ()) if not (models / each).is_dir()]
     if absent:
         return f"needs a folder with {', '.join(absent)}: set GEOLATENT_MODELS (looked in {models})"
