@@ -304,7 +304,8 @@ def _solve_group(
     if tolerance is None:
         left = torch.stack([outcome.predicted_improvement for outcome in outcomes]).amin(0)
         least = max(_LENGTH_TOLERANCE, solver.tolerance)
-        tolerance = (_LENGTH_SHARE * left.nan_to_num(0.0)).clamp(least, max(least, _ROUGHEST_LENGTH))
+        share = _LENGTH_SHARE * left.nan_to_num(0.0)
+        tolerance = share.clamp(least, max(least, _ROUGHEST_LENGTH))
     measured = measure(rows, curves, tolerance=tolerance)
 
     # the shortest of the curves, the first of equals; NaN is never shortest
