@@ -68,7 +68,7 @@ class Plane:
     def describe(self) -> str:
         """Say in a sentence what the plane is."""
         if self.is_whole:
-            return "The plane is the whole latent space."
+            return "The plane is the whole latent space; its shade is √det G, a logarithmic scale."
         what = {
             "dimensions": f"The plane of {' and '.join(self.names)}; the other dimensions of the "
             "background and of new codes are those of the mean code.",
@@ -77,7 +77,10 @@ class Plane:
             "pair": "The plane through the two codes, with the direction across them in which the "
             "codes vary most.",
         }[self.kind]
-        return f"{what} Codes and curves outside of it are shown by their projections."
+        return (
+            f"{what} Codes and curves outside of it are shown by their projections. Its shade is "
+            "√det EᵀGE, with E the plane's axes, on a logarithmic scale."
+        )
 
     def plain(self) -> dict[str, Any]:
         """Return it in the types of JSON."""

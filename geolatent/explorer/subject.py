@@ -260,12 +260,16 @@ class Subject:
         return self._once("plane", lambda: plane_of_dimensions(self.codes))
 
     def first_pair(self) -> tuple[Tensor, Tensor]:
-        """Return the two codes that are shown at first, of different labels where there are any."""
+        """Return the codes that are shown at first: of different labels, and neither near nor far.
+
+        The second is the one of median distance from the first.
+        """
         codes, labels = self.codes, self.labels
-        if labels is None:
-            return codes[0], codes[1]
-        others = (labels != labels[0]).nonzero().flatten()
-        return codes[0], codes[int(others[0]) if others.numel() else 1]
+        others = torch.arange(1, len(codes))
+        if labels is not None and bool((labels != labels[0]).any()):
+            others = (labels.cpu() != labels[0].cpu()).nonzero().flatten()
+        distances = (codes[others.to(codes.device)] - codes[0]).norm(dim=1)
+        return codes[0], codes[int(others[distances.argsort()[len(others) // 2].cpu()])]
 
     def has_background(self, name: str, plane: Plane) -> bool:
         """Whether the background was measured before."""
