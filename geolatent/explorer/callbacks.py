@@ -205,8 +205,7 @@ class Page:
         }
 
     def _failed(self, job: Job) -> Answer:
-        assert job.error is not None  # noqa: S101
-        text = in_words(job.error)
+        text = in_words(job.error) if job.error is not None else ""
         if isinstance(job.error, StoppedError):
             return {"problem": "Stopped. The page can be used as before."}
         return {"group_text" if job.kind == "group" else "problem": text}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
+from typing import Any
 from urllib.parse import urlsplit
 
 try:
@@ -49,7 +50,7 @@ def guard(server: Flask, token: str | None) -> None:
     """
 
     @server.before_request
-    def check() -> Response | None:
+    def check() -> Any:
         origin = request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != request.host:
             return _refused("Requests of other sites' pages are not answered.")
@@ -64,7 +65,7 @@ def guard(server: Flask, token: str | None) -> None:
         # the token leaves the address bar and the history
         answer = redirect(request.path, code=303)
         answer.set_cookie(COOKIE, token, httponly=True, samesite="Strict")
-        return answer  # type: ignore[return-value]
+        return answer
 
     @server.after_request
     def harden(answer: Response) -> Response:

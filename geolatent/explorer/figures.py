@@ -13,10 +13,14 @@ from geolatent.explorer.solving import GroupResult, PairResult
 from geolatent.explorer.subject import FEATURES, Subject
 
 # colours that differ in lightness too, and symbols, so that labels are told apart without colour
-_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")
-_COLORS += ("#7a4fa3", "#8c564b", "#b0a500", "#17335c", "#c44e7d")
-_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
-_SYMBOLS += ("triangle-down", "pentagon", "star", "hexagon")
+_COLORS = (
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"),
+    *("#7a4fa3", "#8c564b", "#b0a500", "#17335c", "#c44e7d"),
+)
+_SYMBOLS = (
+    *("circle", "square", "diamond", "cross", "x", "triangle-up"),
+    *("triangle-down", "pentagon", "star", "hexagon"),
+)
 STRAIGHT_COLOR, GEODESIC_COLOR = "#000000", "#d55e00"
 # light to dark grey, so that colours are left for labels and curves
 _SHADES = [[0.0, "#ffffff"], [1.0, "#595959"]]

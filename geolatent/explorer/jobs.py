@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from geolatent.checks import check_integer, check_number, requirement
+from geolatent.checks import check_integer, check_number
 
 Work = Callable[["Job"], Any]
 

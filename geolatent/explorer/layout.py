@@ -33,7 +33,7 @@ def page(subject: Subject) -> Any:
     """Return the page for a visitor; each visit has a name of its own."""
     start, end = (code.tolist() for code in subject.first_pair())
     plane, metric = subject.plane, subject.default_metric
-    stores = {
+    stores: dict[str, Any] = {
         "page": uuid.uuid4().hex,
         "codes": {"start": start, "end": end},
         "plane-data": plane.plain(),

@@ -90,11 +90,9 @@ class Plane:
     @classmethod
     def from_plain(cls, given: Mapping[str, Any]) -> Plane:
         """Return the plane that `plain` gave."""
-        tensors = [
-            torch.tensor(given[name], dtype=torch.float64)
-            for name in ("origin", "axes", "low", "high")
-        ]
-        return cls(given["kind"], *tensors, names=(given["names"][0], given["names"][1]))
+        names = ("origin", "axes", "low", "high")
+        tensors = {name: torch.tensor(given[name], dtype=torch.float64) for name in names}
+        return cls(kind=given["kind"], names=(given["names"][0], given["names"][1]), **tensors)
 
 
 def plane_of_dimensions(codes: Tensor, first: int = 0, second: int = 1) -> Plane:
