@@ -19,6 +19,7 @@ from geolatent.explorer.layout import code_text
 from geolatent.explorer.pictures import data_url, pictures, strip
 from geolatent.explorer.plane import Plane, make_plane
 from geolatent.explorer.solving import (
+    EARLY,
     GroupResult,
     PairResult,
     Settings,
@@ -180,6 +181,7 @@ class Page:
                 early, job.early = job.early, None
                 changed |= self._shown(state, patch, job.kind, early)
                 job.news.clear()
+                job.taken.set()
         changed |= self._progress(running)
         changed["ticket"]["polled"] = only is None
         return answer(**changed)
@@ -214,8 +216,8 @@ class Page:
         """Return the parts of the page that show a result."""
         plane = Plane.from_plain(state["plane"])
         if kind == "background":
-            drawn = figures.background(self.subject, state["metric"], plane)
-            patch["data"][0] = drawn
+            bar, images = figures.background(self.subject, state["metric"], plane)
+            patch["data"][0], patch["layout"]["images"] = bar, images
             return {}
         if kind == "group":
             self._place_group(patch, plane, result)
@@ -376,7 +378,7 @@ def _not_finite(outputs: torch.Tensor) -> str:
 def status_text(result: PairResult) -> str:
     """Return what was found, in words."""
     if result.early:
-        return "First answer, by a tolerance of 0.01; the asked one is being solved for."
+        return f"First answer, of {EARLY.max_control_points} control points; it is being refined."
     if result.improvement is None:
         return f"{result.status}: {result.explanation}"
     return (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geolatent.explorer.pictures import data_url
 from geolatent.explorer.plane import Plane
 from geolatent.explorer.solving import GroupResult, PairResult
 from geolatent.explorer.subject import FEATURES, Subject
@@ -22,8 +24,8 @@ _SYMBOLS = (
     *("triangle-down", "pentagon", "star", "hexagon"),
 )
 STRAIGHT_COLOR, GEODESIC_COLOR = "#000000", "#d55e00"
-# light to dark grey, so that colours are left for labels and curves
-_SHADES = [[0.0, "#ffffff"], [1.0, "#595959"]]
+# greys of the background, -1 black and 1 white, so that colours are left for labels and curves
+_LIGHTEST, _DARKEST = 1.0, -0.3
 # labels that get an entry each
 _MOST_LABELS = 30
 # points at which a curve is drawn
@@ -61,9 +63,11 @@ def plane_figure(
 
     The background is drawn where it was measured before; the other traces are empty.
     """
-    measured = subject.has_background(metric, plane)
+    bar, images = _nothing(), []
+    if subject.has_background(metric, plane):
+        bar, images = background(subject, metric, plane)
     points = plane.points(subject.codes)
-    data: list[dict[str, Any]] = [background(subject, metric, plane) if measured else _nothing()]
+    data: list[dict[str, Any]] = [bar]
     for number, (name, chosen) in enumerate(_groups(subject)):
         data.append(
             {
@@ -143,6 +147,7 @@ def plane_figure(
             "legend": {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
             | {"x": 0.5, "xref": "container", "xanchor": "center", "entrywidth": 78},
             "dragmode": dragmode,
+            "images": images,
             "hovermode": "closest",
             "plot_bgcolor": "#ffffff",
             "uirevision": plane.kind + "/".join(plane.names),
@@ -151,41 +156,68 @@ def plane_figure(
     }
 
 
-def background(subject: Subject, metric: str, plane: Plane) -> dict[str, Any]:
-    """Return the heat map of the magnification factor, with a colour bar that names its units."""
-    first, second, logarithm = subject.background(metric, plane)
+def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, Any], list[Any]]:
+    """Return the heat map of the magnification factor: its colour bar and its image.
+
+    The bar, which names the units, belongs to a trace of no points; the image lies behind the axes,
+    so that nothing of it is drawn again when a code moves.
+    """
+    _, _, logarithm = subject.background(metric, plane)
     known = logarithm[logarithm.isfinite()]
     if not known.numel():
-        return _nothing()
+        return _nothing(), []
     low, high = float(known.min()), float(known.max())
-    powers = list(range(int(-(-low // 1)), int(high // 1) + 1)) or [round(low)]
-    step = 1 + len(powers) // 8
+    powers = list(range(math.ceil(low), math.floor(high) + 1)) or [round(low)]
+    powers = powers[:: 1 + len(powers) // 8]
     units = "feature" if metric == FEATURES else "output"
-    return {
-        "type": "heatmap",
-        "x": _rounded(first),
-        "y": _rounded(second),
-        "z": [[None if v != v else v for v in row] for row in _rounded(logarithm)],
-        "colorscale": _SHADES,
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "colorbar": {
-            "orientation": "h",
-            "yref": "container",
-            "y": 1.0,
-            "yanchor": "top",
-            "ypad": 2,
-            "thickness": 12,
-            "len": 1.0,
-            "title": {
-                "text": f"magnification factor ({units} units² per latent unit²)",
-                "side": "top",
-                "font": {"size": 11},
+    bar = {
+        **_nothing(),
+        "marker": {
+            "color": [low],
+            "cmin": low,
+            "cmax": high,
+            "colorscale": [[0.0, _shade(0.0)], [1.0, _shade(1.0)]],
+            "showscale": True,
+            "colorbar": {
+                "orientation": "h",
+                "yref": "container",
+                "y": 1.0,
+                "yanchor": "top",
+                "ypad": 2,
+                "thickness": 12,
+                "len": 1.0,
+                "title": {
+                    "text": f"magnification factor ({units} units² per latent unit²)",
+                    "side": "top",
+                    "font": {"size": 11},
+                },
+                "tickvals": powers,
+                "ticktext": [f"10<sup>{power}</sup>" for power in powers],
             },
-            "tickvals": powers[::step],
-            "ticktext": [f"10<sup>{power}</sup>" for power in powers[::step]],
         },
     }
+    share = (logarithm - low) / max(high - low, 1e-12)
+    grey = torch.where(share.isfinite(), _LIGHTEST + share * (_DARKEST - _LIGHTEST), _LIGHTEST)
+    corner, size = plane.low.tolist(), (plane.high - plane.low).tolist()
+    image = {
+        # rows of an image run downwards
+        "source": data_url(grey.flip(0)[None]),
+        "xref": "x",
+        "yref": "y",
+        "x": corner[0],
+        "y": corner[1] + size[1],
+        "sizex": size[0],
+        "sizey": size[1],
+        "sizing": "stretch",
+        "layer": "below",
+    }
+    return bar, [image]
+
+
+def _shade(share: float) -> str:
+    """Return the colour of the background at a share of the way from lightest to darkest."""
+    level = round(255 * (_LIGHTEST + share * (_DARKEST - _LIGHTEST) + 1.0) / 2.0)
+    return f"rgb({level}, {level}, {level})"
 
 
 def curve_points(subject: Subject, plane: Plane, result: PairResult) -> tuple[Tensor, Tensor]:
@@ -223,7 +255,7 @@ def _rounded(values: Tensor) -> list[Any]:
 
 
 def _nothing() -> dict[str, Any]:
-    return {"type": "heatmap", "z": [], "showscale": False, "hoverinfo": "skip"}
+    return _markers("background", []) | {"x": [None], "y": [None], "marker": {"color": [0.0]}}
 
 
 def _line(meta: str, color: str, width: float, dash: str, name: str) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from typing import Any
 
 from geolatent.checks import check_integer, check_number
 
+# seconds that work pauses once it has shown a first result
+_MOMENT = 0.1
+
 Work = Callable[["Job"], Any]
 
 
@@ -48,6 +51,7 @@ class Job:
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
     news: threading.Event = field(default_factory=threading.Event)
+    taken: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
     asked: float = field(default_factory=time.monotonic)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -72,9 +76,10 @@ class Job:
             raise StoppedError
 
     def show(self, early: object) -> None:
-        """Offer a first result."""
+        """Offer a first result, and leave the processor for a moment to those who show it."""
         self.early = early
         self.news.set()
+        self.taken.wait(_MOMENT)
 
     def wait(self, seconds: float) -> None:
         """Wait until it is done, or something is there to be shown."""

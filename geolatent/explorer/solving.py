@@ -25,8 +25,8 @@ from geolatent.solvers.preconditioned import PreconditionedSolver
 
 STARTS = {"straight": "straight line", "graph": "graph of codes"}
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
-# of a first answer that is shown until the asked one is there
-EARLY_TOLERANCE = 1e-2
+# of a first answer that is shown, and called so, until the asked one is there
+EARLY = PreconditionedSolver(tolerance=1e-2, max_control_points=7)
 # points at which the speed in the output is taken
 _CLOCK = 129
 # codes of a selection that a mean or clusters take, more would keep others waiting
@@ -160,13 +160,12 @@ def solve_pair(
     """Solve for the geodesic of two codes (d,).
 
     It is `solve_geodesic` with a `PreconditionedSolver` of the tolerance. A job is told how much is
-    done, and shown a first answer of `EARLY_TOLERANCE`.
+    done, and shown a first answer by the solver `EARLY`.
     """
     first, last = (_code(subject, name, code) for name, code in (("start", start), ("end", end)))
     metric = subject.pulled_back(settings.metric)
-    if job is not None and settings.tolerance < EARLY_TOLERANCE and not torch.equal(first, last):
-        coarse = Settings(settings.metric, EARLY_TOLERANCE)
-        job.show(_solved(subject, metric, first, last, coarse, early=True))
+    if job is not None and not torch.equal(first, last):
+        job.show(_solved(subject, metric, first, last, settings, early=True))
     return _solved(subject, metric, first, last, settings)
 
 
@@ -186,8 +185,9 @@ def _solved(
     early: bool = False,
 ) -> PairResult:
     began = time.perf_counter()
-    graph = subject.graph(settings.metric) if settings.start == "graph" else None
-    solver = PreconditionedSolver(tolerance=settings.tolerance)
+    use_graph = settings.start == "graph" and not early
+    graph = subject.graph(settings.metric) if use_graph else None
+    solver = EARLY if early else PreconditionedSolver(tolerance=settings.tolerance)
     with part(0.0, 0.1 if early else 1.0) as tell:
         solution = solve_geodesic(
             metric, start, end, solver, initial=graph, callback=lambda state: tell(state.fraction)
