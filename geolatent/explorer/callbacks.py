@@ -51,9 +51,11 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message) from error
 
 # seconds that a request waits for its result before the page begins to ask
-_WAIT, _POLL_WAIT = 0.3, 0.1
+_WAIT, _POLL_WAIT = 0.3, 0.3
 # images in a strip
 _STRIP = 11
+# kinds of jobs, the first that there is is told of
+_KINDS = {"pair": "solving", "group": "mean or clusters", "background": "background"}
 # pairs that a page keeps
 _MOST_KEPT = 50
 
@@ -162,7 +164,7 @@ class Page:
         jobs = self.jobs.of(state["page"])
         if only is not None and only not in jobs:
             return answer()  # another question has taken its place
-        changed: Answer = {"figure": patch}
+        changed: Answer = {}
         running = []
         for job in jobs:
             ended = job.done.is_set()
@@ -182,6 +184,8 @@ class Page:
                 changed |= self._shown(state, patch, job.kind, early)
                 job.news.clear()
                 job.taken.set()
+        if changed or only is not None:  # else the browser would draw all again for nothing
+            changed["figure"] = patch
         changed |= self._progress(running)
         changed["ticket"]["polled"] = only is None
         return answer(**changed)
@@ -191,14 +195,11 @@ class Page:
         ticket = {"running": bool(running), "polled": False, "number": time.monotonic()}
         if not running:
             return {"ticket": ticket, "stop": True, "progress": "0", "progress_text": ""}
-        job = min(running, key=lambda job: ("pair", "group", "background").index(job.kind))
-        what = {"pair": "solving", "group": "mean or clusters", "background": "background"}[
-            job.kind
-        ]
-        share = (
-            "" if job.fraction is None or job.kind != "pair" else f", {100 * job.fraction:.0f} %"
-        )
+        job = min(running, key=lambda job: list(_KINDS).index(job.kind))
+        what = _KINDS[job.kind]
+        # of a mean, clusters and the background it is not known how much is done
         fraction = job.fraction if job.kind == "pair" else None
+        share = "" if fraction is None else f", {100 * fraction:.0f} %"
         return {
             "ticket": ticket,
             "stop": False,
@@ -209,7 +210,9 @@ class Page:
     def _failed(self, job: Job) -> Answer:
         text = in_words(job.error) if job.error is not None else ""
         if isinstance(job.error, StoppedError):
-            return {"problem": "Stopped. The page can be used as before."}
+            what = "clusters or mean" if job.kind == "group" else "solve"
+            stopped = f"The {what} was stopped; what is drawn is what was found before."
+            return {"group_text" if job.kind == "group" else "status": stopped}
         return {"group_text" if job.kind == "group" else "problem": text}
 
     def _shown(self, state: Mapping[str, Any], patch: Patch, kind: str, result: Any) -> Answer:

@@ -84,7 +84,8 @@ class Job:
     def wait(self, seconds: float) -> None:
         """Wait until it is done, or something is there to be shown."""
         self.asked = time.monotonic()
-        self.news.wait(seconds)
+        if not self.done.is_set():
+            self.news.wait(seconds)
 
     def run(self, work: Work) -> None:
         """Do the work; whatever is raised is kept for the page."""

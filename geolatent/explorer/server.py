@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
+import socket
 from typing import Any
 
 from geolatent.checks import requirement
@@ -75,21 +77,15 @@ class Server:
     def __init__(
         self, subject: Subject, host: str = "127.0.0.1", port: int = 8050, jobs: Jobs | None = None
     ) -> None:
+        listening = _listen(host, port)
+        self.host = host
+        self.port = int(listening.getsockname()[1])
         self.jobs = jobs if jobs is not None else Jobs()
         self.token = None if is_loopback(host) else secrets.token_urlsafe(24)
         app = make_app(subject, self.jobs, self.token)
-        try:
-            self._server: Any = waitress.create_server(
-                app.server, host=host, port=port, threads=_THREADS, ident=None
-            )
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                required = "a free port, or 0 for any"
-            else:
-                required = f"one that {host} can listen at ({error.strerror or error})"
-            raise OSError(requirement("port", required, port)) from error
-        self.host = host
-        self.port = int(self._server.effective_port)
+        self._server: Any = waitress.create_server(
+            app.server, sockets=[listening], threads=_THREADS, ident=None
+        )
 
     @property
     def url(self) -> str:
@@ -108,3 +104,27 @@ class Server:
     def close(self) -> None:
         """Stop answering."""
         self._server.close()
+        self.jobs.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket at an address."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        required = f"a name or an address of this machine ({error.strerror or error})"
+        raise OSError(requirement("host", required, host)) from error
+    made = socket.socket(family, kind)
+    try:
+        if os.name == "posix":  # elsewhere it would let two processes have one port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            message = requirement("port", "a free port, or 0 for any", port)
+        else:
+            required = f"one that can be listened at ({error.strerror or error})"
+            message = requirement("host and port", required, f"{host}:{port}")
+        raise OSError(message) from error
+    return made
