@@ -1,9 +1,9 @@
 """Measure the explorer's page: seconds from a click to the curve, on the embedded model.
 
 Starts ``geolatent explore`` in a process of its own and clicks in the latent plane of a real
-Chromium at seeded places. Two times are taken in the browser, from the release of the pointer: until
-the first answer is drawn, which the page calls so, and until the asked tolerance is reached and
-shown. Needs the extras ``explore`` and ``test``, and Chromium.
+Chromium at seeded places. Two times are taken in the browser, from the release of the pointer:
+until the first answer is drawn, which the page calls so, and until the asked tolerance is reached
+and shown. Needs the extras ``explore`` and ``test``, and Chromium.
 """
 
 from __future__ import annotations

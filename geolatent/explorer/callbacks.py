@@ -191,8 +191,7 @@ class Page:
         return answer(**changed)
 
     def _progress(self, running: list[Job]) -> Answer:
-        # the browser asks again while there is something to come; a number makes each one new
-        ticket = {"running": bool(running), "polled": False, "number": time.monotonic()}
+        ticket = _ticket(running=bool(running))
         if not running:
             return {"ticket": ticket, "stop": True, "progress": "0", "progress_text": ""}
         job = min(running, key=lambda job: list(_KINDS).index(job.kind))
@@ -369,6 +368,12 @@ class Page:
         return f"{result.text} {where} {centers}. Took {result.seconds:.2g} s."
 
 
+def _ticket(*, running: bool) -> dict[str, Any]:
+    """Return what makes the browser ask again while there is something to come."""
+    # a number makes each one new
+    return {"running": running, "polled": False, "number": time.monotonic()}
+
+
 def _changes(found: Answer) -> Answer:
     return {name: value for name, value in found.items() if value is not no_update}
 
@@ -460,13 +465,17 @@ def add_callbacks(app: Dash, page: Page) -> None:
                 codes[moved["which"]] = code[0].tolist()
             elif ctx.triggered_id in ("start-code", "end-code"):
                 which, text = ("start", start) if ctx.triggered_id == "start-code" else ("end", end)
-                if text == code_text(codes[which]):
-                    raise PreventUpdate
+                if text == code_text(codes[which]):  # the page itself wrote it
+                    return answer()
                 name = "first code" if which == "start" else "second code"
                 codes[which] = parse_code(name, text, dim)
             return page.solve(state, codes)
 
-        return told(work)
+        found = told(work)
+        if found["ticket"] is no_update:
+            # the browser drops what an earlier question brings now; the page asks for it again
+            found["ticket"] = _ticket(running=True)
+        return found
 
     @app.callback(
         output=outputs,
