@@ -1,8 +1,6 @@
 """The explorer's page in Chromium: clicks, keys, pictures, downloads, two visitors at once."""
 
-import os
 import re
-import shutil
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +14,7 @@ from geolatent.explorer.subject import Subject
 from geolatent.lab.config import DataOptions, ModelOptions
 
 pytest.importorskip("dash", reason="needs Dash: the extra `explore`")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: the extra `test`")
-from geolatent.explorer.server import Server  # noqa: E402
+from geolatent.explorer.server import Server
 
 # what is shown is final, and nothing is solved for
 SETTLED = """() => {
@@ -25,20 +22,6 @@ SETTLED = """() => {
   return rows && rows.innerText && !rows.innerText.includes("first answer") && stop.disabled;
 }"""
 LONG = 20_000  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium: playwright's own, or the system's."""
-    with playwright.sync_playwright() as started:
-        known = [started.chromium.executable_path, os.environ.get("GEOLATENT_CHROMIUM", "")]
-        known += [shutil.which(name) or "" for name in ("chromium", "google-chrome", "chrome")]
-        found = next((path for path in known if path and Path(path).is_file()), None)
-        if found is None:
-            pytest.skip("needs Chromium: `playwright install chromium`, or the system's")
-        launched = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @contextmanager
