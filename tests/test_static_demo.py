@@ -170,7 +170,7 @@ def test_two_chosen_codes_show_what_the_solver_finds(shown, content, solved):
             shown.click("circle[data-place='2']", force=True)
         values = [int(shown.input_value(f"#{which}")) for which in ("first", "second")]
         assert values == [first, second]
-        expected = solve(*sorted((chosen[first], chosen[second])))
+        expected = solve(*(chosen[place] for place in sorted((first, second))))
         printed = {
             "length": (expected.length.item(), 4),
             "straight-length": (expected.straight_length.item(), 4),

@@ -26,7 +26,7 @@ from geolatent.solvers.preconditioned import PreconditionedSolver
 
 _TEMPLATE = Path(__file__).with_name("static_page.html")
 _PLACE = "__DATA__"
-# points at which a curve is stored, equal steps of length in the output, and at which they are taken
+# points at which a curve is stored, at equal steps of length, and points that tell the length
 _STORED, _FINE = 49, 513
 _LATTICE, _MARGIN = 128, 0.5
 # latent units between codes that can be chosen, a little more than their circles
