@@ -220,6 +220,7 @@ class Page:
         if kind == "background":
             bar, images = figures.background(self.subject, state["metric"], plane)
             patch["data"][0], patch["layout"]["images"] = bar, images
+            patch["layout"]["title"]["text"] = figures.background_title(state["metric"])
             return {}
         if kind == "group":
             self._place_group(patch, plane, result)

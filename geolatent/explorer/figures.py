@@ -135,19 +135,31 @@ def plane_figure(
                 "title": {"text": f"{plane.names[0]} (latent units)", "standoff": 4},
                 "range": [low[0], high[0]],
                 "constrain": "domain",
+                "showgrid": False,
                 "zeroline": False,
             },
             "yaxis": {
                 "title": {"text": f"{plane.names[1]} (latent units)", "standoff": 4},
                 "range": [low[1], high[1]],
                 "scaleanchor": "x",
+                "constraintoward": "top",
                 "constrain": "domain",
+                "showgrid": False,
                 "zeroline": False,
             },
             "legend": {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
             | {"x": 0.5, "xref": "container", "xanchor": "center", "entrywidth": 78},
             "dragmode": dragmode,
             "images": images,
+            "title": {
+                "text": background_title(metric),
+                "font": {"size": 12},
+                "x": 0.5,
+                "yref": "container",
+                "y": 1.0,
+                "yanchor": "top",
+                "pad": {"t": 2},
+            },
             "hovermode": "closest",
             "plot_bgcolor": "#ffffff",
             "uirevision": plane.kind + "/".join(plane.names),
@@ -159,8 +171,8 @@ def plane_figure(
 def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, Any], list[Any]]:
     """Return the heat map of the magnification factor: its colour bar and its image.
 
-    The bar, which names the units, belongs to a trace of no points; the image lies behind the axes,
-    so that nothing of it is drawn again when a code moves.
+    The bar belongs to a trace of no points, and `background_title` stands over it; the image lies
+    behind the axes, so that nothing of it is drawn again when a code moves.
     """
     _, _, logarithm = subject.background(metric, plane)
     known = logarithm[logarithm.isfinite()]
@@ -169,7 +181,6 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
     low, high = float(known.min()), float(known.max())
     powers = list(range(math.ceil(low), math.floor(high) + 1)) or [round(low)]
     powers = powers[:: 1 + len(powers) // 8]
-    units = "feature" if metric == FEATURES else "output"
     bar = {
         **_nothing(),
         "marker": {
@@ -183,14 +194,9 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
                 "yref": "container",
                 "y": 1.0,
                 "yanchor": "top",
-                "ypad": 2,
+                "ypad": 20,
                 "thickness": 12,
                 "len": 1.0,
-                "title": {
-                    "text": f"magnification factor ({units} units² per latent unit²)",
-                    "side": "top",
-                    "font": {"size": 11},
-                },
                 "tickvals": powers,
                 "ticktext": [f"10<sup>{power}</sup>" for power in powers],
             },
@@ -212,6 +218,12 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
         "layer": "below",
     }
     return bar, [image]
+
+
+def background_title(metric: str) -> str:
+    """Return what the colour bar shows, with its units."""
+    units = "feature" if metric == FEATURES else "output"
+    return f"magnification factor ({units} units² per latent unit²)"
 
 
 def _shade(share: float) -> str:
