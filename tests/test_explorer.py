@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import geolatent as gl
+from geolatent.explorer.solving import warm
 from geolatent.explorer.subject import Subject
 from geolatent.lab.config import DataOptions, ModelOptions
 
@@ -40,7 +41,7 @@ def serving(subject):
 @pytest.fixture(scope="module")
 def address():
     subject = Subject(resolution=21)
-    subject.warm()
+    warm(subject)
     with serving(subject) as url:
         yield url
 
@@ -323,16 +324,18 @@ def test_planes_of_a_model_of_three_dimensions(browser):
             data=DataOptions(split="test", per_class=5),
             resolution=5,
         )
-        subject.warm()
+        warm(subject)
     with serving(subject) as url, visiting(browser, url) as page:
         assert "the other dimensions" in page.inner_text("#plane-text")
-        for label, told in (("principal", "vary most"), ("the plane of", "through the two codes")):
-            page.check(f"text={label}")
-            page.wait_for_function(
-                "told => document.querySelector('#plane-text').innerText.includes(told)", arg=told
-            )
+        for label, told, axis in (
+            ("principal components", "vary most", "first principal"),
+            ("the plane of", "through the two codes", "along the two codes"),
+        ):
+            page.locator("#plane-kind").get_by_label(label).check()
+            page.wait_for_selector(f"#plane .xtitle:text('{axis}')")
+            assert told in page.inner_text("#plane-text")
         page.wait_for_function(SETTLED)
-        settled(page, lambda: page.mouse.click(*place(page, 0.5, 0.3)))
+        settled(page, lambda: page.mouse.click(*place(page, 0.6, 0.15)))
         assert len(page.input_value("#start-code").split()) == 3
 
 

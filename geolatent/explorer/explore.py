@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from geolatent.checks import check_integer, requirement
+from geolatent.explorer.solving import warm
 from geolatent.explorer.subject import Subject
 from geolatent.lab.config import DataOptions, FeatureOptions, MetricOptions, ModelOptions
 from geolatent.lab.printing import make_console, print_last, working
@@ -95,7 +96,7 @@ class Explore:
         server = Server(subject, self.host, self.port)
         console = make_console()
         with working(console, "measuring the plane and a first geodesic"):
-            subject.warm()
+            warm(subject)
         print_last(console, f"The explorer is at {server.url}\nEnd it with Ctrl-C.")
         if self.browser:
             webbrowser.open(server.url)

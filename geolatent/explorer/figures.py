@@ -63,7 +63,8 @@ def plane_figure(
 
     The background is drawn where it was measured before; the other traces are empty.
     """
-    bar, images = _nothing(), []
+    bar: dict[str, Any] = _nothing()
+    images: list[Any] = []
     if subject.has_background(metric, plane):
         bar, images = background(subject, metric, plane)
     points = plane.points(subject.codes)

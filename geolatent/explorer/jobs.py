@@ -214,7 +214,7 @@ def in_words(error: Exception) -> str:
 
     Examples
     --------
-    >>> in_words(ValueError(requirement("z", "finite", "nan")))
+    >>> in_words(ValueError("Parameter `z` should be finite. Found `z = nan`."))
     'Parameter `z` should be finite. Found `z = nan`.'
     >>> in_words(KeyError("layer"))
     "The model or a step of the work failed. KeyError: 'layer'"

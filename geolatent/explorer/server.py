@@ -102,9 +102,10 @@ class Server:
             self.jobs.close()
 
     def close(self) -> None:
-        """Stop answering."""
-        self._server.close()
+        """Stop answering, once what is being answered is."""
         self.jobs.close()
+        self._server.task_dispatcher.shutdown()
+        self._server.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

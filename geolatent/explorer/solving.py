@@ -230,6 +230,12 @@ def _clock(metric: Metric, curve: CubicBSpline) -> list[float] | None:
     return (passed / passed[-1]).tolist()
 
 
+def warm(subject: Subject) -> None:
+    """Make what the page shows at first, and let the first solve meet no cold start."""
+    subject.background(subject.default_metric, subject.plane)
+    solve_pair(subject, *subject.first_pair(), Settings(subject.default_metric))
+
+
 def walk(
     subject: Subject, result: PairResult, shares: Sequence[float]
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

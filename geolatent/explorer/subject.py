@@ -311,13 +311,6 @@ class Subject:
         logarithm = torch.where(logarithm.isfinite(), logarithm, torch.nan)
         return first, second, logarithm.reshape(self.resolution, self.resolution)
 
-    def warm(self) -> None:
-        """Make what the page shows at first, and let the first solve meet no cold start."""
-        from geolatent.explorer.solving import Settings, solve_pair
-
-        self.background(self.default_metric, self.plane)
-        solve_pair(self, *self.first_pair(), Settings(self.default_metric))
-
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
