@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import geolatent as gl
+from geolatent.explorer.jobs import StoppedError
 from geolatent.explorer.solving import warm
 from geolatent.explorer.subject import Subject
 from geolatent.lab.config import DataOptions, ModelOptions
@@ -26,8 +27,8 @@ LONG = 20_000  # milliseconds
 
 
 @contextmanager
-def serving(subject):
-    server = Server(subject, port=0)
+def serving(subject, server=None):
+    server = Server(subject, port=0) if server is None else server
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -285,6 +286,39 @@ def test_two_visitors_do_not_see_each_other(browser, address):
         for page in (one, two):
             settled(page, lambda: None, shown[page])
         assert python_of(one) != python_of(two)
+
+
+def test_a_page_that_is_left_ends_its_solves(browser):
+    subject = Subject(resolution=5)
+    server = Server(subject, port=0)
+    with serving(subject, server) as url, visiting(browser, url) as page:
+        page.click("#select-all")
+        page.wait_for_function(
+            "() => document.querySelector('#selection-text').innerText.startsWith('450 codes are')"
+        )
+        page.click("#mean")
+        page.wait_for_function("() => !document.querySelector('#stop').disabled")
+        jobs = [job for job in server.jobs._jobs.values() if job.kind == "group"]
+        assert len(jobs) == 1
+        assert not jobs[0].done.is_set()
+        page.goto("about:blank")
+        assert jobs[0].done.wait(LONG / 1000)
+        assert isinstance(jobs[0].error, StoppedError)
+
+
+def test_a_page_for_others_works_with_its_token_alone(browser):
+    subject = Subject(resolution=5)
+    server = Server(subject, host="0.0.0.0", port=0)
+    with serving(subject, server) as url:
+        here = f"http://127.0.0.1:{server.port}/"
+        context = browser.new_context()
+        page = context.new_page()
+        assert page.goto(here).status == 403
+        page.goto(here + url.partition("/?")[2].join(["?", ""]))
+        page.wait_for_function(SETTLED, timeout=LONG)
+        assert page.url == here  # the token has left the address
+        assert page.evaluate("() => document.cookie") == ""
+        context.close()
 
 
 def test_every_control_has_a_name_and_every_image_a_text(page):

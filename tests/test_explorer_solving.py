@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -412,6 +413,39 @@ def test_a_pair_across_what_is_not_finite_is_told_and_shown(broken):
     logarithm = subject.background(GAUSSIAN, subject.plane)[2]
     assert logarithm.isnan().any()
     assert logarithm.isfinite().any()
+
+
+def test_a_decoder_alone_is_explored_from_the_prior():
+    linear = ModelOptions(
+        class_path="torch.nn.Linear",
+        init_args={"in_features": 3, "out_features": 5},
+        decoder="forward",
+        latent_dim=3,
+    )
+    subject = Subject(model=linear, source="prior", resolution=3)
+    subject.check()
+    assert list(subject.metrics) == [MEAN]
+    assert subject.codes.shape == (500, 3)
+    assert subject.labels is None
+    found = solve_pair(subject, *pair(subject), Settings(MEAN))
+    assert found.status == "STRAIGHT_IS_SHORTEST"
+    outputs = walk(subject, found, [0.0, 0.5, 1.0])[1][1]
+    assert strip(outputs).shape == (1, 1, 17)
+    with pytest.raises(ValueError, match="`metric` should be one of mean"):
+        subject.pulled_back(GAUSSIAN)
+
+
+def test_without_dash_the_command_says_what_to_install(monkeypatch, capsys):
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("dash", "flask") or name.startswith("geolatent.explorer."):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("dash", "flask"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["explore"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("geolatent explore: The explorer needs Dash.")
+    assert "pip install '.[explore]'" in told
+    assert told.count("\n") == 1
 
 
 def test_equal_codes_stay_where_they_are(subject):

@@ -89,8 +89,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address, with the token where one is needed."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        """The address, with the token where one is needed.
+
+        Where it listens at all addresses it is that of the machine's name.
+        """
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        host = f"[{host}]" if ":" in host else host
         query = "" if self.token is None else f"?{PARAMETER}={self.token}"
         return f"http://{host}:{self.port}/{query}"
 
