@@ -88,7 +88,7 @@ def plane_figure(
             }
         )
     data += [
-        _line("kept", "#4d4d4d", 2, "solid", "kept geodesics"),
+        _line("kept", "#4d4d4d", 2, "solid", "kept"),
         {
             **_markers("members", []),
             "marker": {
@@ -180,8 +180,7 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
     if not known.numel():
         return _nothing(), []
     low, high = float(known.min()), float(known.max())
-    powers = list(range(math.ceil(low), math.floor(high) + 1)) or [round(low)]
-    powers = powers[:: 1 + len(powers) // 8]
+    ticks = _ticks(low, high)
     bar = {
         **_nothing(),
         "marker": {
@@ -198,8 +197,8 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
                 "ypad": 20,
                 "thickness": 12,
                 "len": 1.0,
-                "tickvals": powers,
-                "ticktext": [f"10<sup>{power}</sup>" for power in powers],
+                "tickvals": list(ticks),
+                "ticktext": list(ticks.values()),
             },
         },
     }
@@ -219,6 +218,22 @@ def background(subject: Subject, metric: str, plane: Plane) -> tuple[dict[str, A
         "layer": "below",
     }
     return bar, [image]
+
+
+def _ticks(low: float, high: float) -> dict[float, str]:
+    """Return places on a scale of base-10 logarithms, and what is written there.
+
+    Examples
+    --------
+    >>> _ticks(0.5, 2.1)
+    {1: '10<sup>1</sup>', 2: '10<sup>2</sup>'}
+    >>> _ticks(0.0, 0.5)
+    {0.0: '1', 0.25: '1.8', 0.5: '3.2'}
+    """
+    powers = list(range(math.ceil(low), math.floor(high) + 1))
+    if len(powers) > 1:
+        return {power: f"10<sup>{power}</sup>" for power in powers[:: 1 + len(powers) // 8]}
+    return {place: f"{10.0**place:.2g}" for place in (low, (low + high) / 2.0, high)}
 
 
 def background_title(metric: str) -> str:
