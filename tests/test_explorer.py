@@ -382,7 +382,7 @@ class RaisesRight(gl.models.MLPVAE):
         return super().decode(z)
 
 
-def test_a_model_that_fails_on_the_way_is_told_in_a_sentence(browser, monkeypatch):
+def test_a_model_that_is_not_finite_on_the_way_is_told_in_a_sentence(browser, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     model = ModelOptions(
         class_path="broken_models.Broken", init_args={"where": "half", "latent_dim": 2}
@@ -403,6 +403,10 @@ def test_a_model_that_fails_on_the_way_is_told_in_a_sentence(browser, monkeypatc
         )
         assert "not known" in page.inner_text("#numbers")
         assert "not finite" in page.get_attribute("#straight-strip", "alt")
+
+
+def test_a_decoder_that_raises_is_told_in_a_sentence(browser, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     subject = Subject(model=ModelOptions(class_path=f"{Path(__file__).stem}.RaisesRight"))
     subject.check()
     with serving(subject) as url, visiting(browser, url) as page:
