@@ -76,7 +76,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"geolatent {version}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
-html_extra_path: list[str] = []  # files that are copied to the top of the site as they are
+html_extra_path = ["demo"]  # what is in it is copied to the top of the site as it is
 html_show_sourcelink = False
 html_copy_source = False
 # pages without pages below them

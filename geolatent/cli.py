@@ -48,6 +48,10 @@ COMMANDS = {
         "geolatent.lab.compare:Compare",
         "several models on the same pairs of images",
     ),
+    "explore": (
+        "geolatent.explorer.explore:Explore",
+        "choose codes on a page in the browser and see their geodesics",
+    ),
     "landscape": (
         "geolatent.lab.landscape:Landscape",
         "the metric of a 2-d latent space, drawn",
@@ -83,7 +87,7 @@ COMMANDS = {
 _FOLDERS = ("run_dir", "runs_dir")
 _SWEEP, _QUIET, _DRY_RUN = "sweep", "quiet", "dry_run"
 # commands that are too short to be asked first what they would do
-_SHORT = ("demo", "sample", "plot", "report")
+_SHORT = ("demo", "explore", "sample", "plot", "report")
 # the name under which jsonargparse knows the reader of configs
 _BOUNDED = "bounded yaml"
 # status of a process whose reader has gone: 128 + SIGPIPE

@@ -15,6 +15,7 @@ MKL's, where torch was built with it.
 
 import gzip
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,23 @@ def mnist_root(tmp_path_factory):
         for split in ("t10k", "train"):
             (raw / f"{split}-{name}").write_bytes(content)
     return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, playwright's own or the system's, without a head."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: the extra `test`"
+    )
+    with playwright.sync_playwright() as started:
+        known = [os.environ.get("GEOLATENT_CHROMIUM", ""), started.chromium.executable_path]
+        known += [shutil.which(name) or "" for name in ("chromium", "google-chrome", "chrome")]
+        found = next((path for path in known if path and Path(path).is_file()), None)
+        if found is None:
+            pytest.skip("needs Chromium: `playwright install chromium`, or the system's")
+        launched = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 def pytest_collection_modifyitems(items):

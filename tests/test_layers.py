@@ -29,6 +29,7 @@ LEVELS = [
     ["learn"],
     ["adapters"],
     ["lab"],
+    ["explorer"],
     ["cli"],
     ["__main__"],
 ]
