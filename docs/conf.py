@@ -80,7 +80,7 @@ html_extra_path = ["demo"]  # what is in it is copied to the top of the site as 
 html_show_sourcelink = False
 html_copy_source = False
 # pages without pages below them
-_single = ("index", "getting-started", "benchmark", "changelog", "contributing")
+_single = ("index", "getting-started", "demo", "benchmark", "changelog", "contributing")
 html_sidebars = {name: [] for name in _single}
 html_theme_options = {
     "logo": {"text": "geolatent"},
