@@ -48,6 +48,10 @@ COMMANDS = {
         "geolatent.lab.compare:Compare",
         "several models on the same pairs of images",
     ),
+    "compare_paths": (
+        "geolatent.lab.compare_paths:ComparePaths",
+        "straight lines, slerp and geodesics of several metrics by what is decoded on the way",
+    ),
     "landscape": (
         "geolatent.lab.landscape:Landscape",
         "the metric of a 2-d latent space, drawn",

@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "interpolate",
     "improvement",
     "compare",
+    "compare_paths",
     "landscape",
     "distances",
     "cluster",
@@ -698,6 +699,12 @@ def advised():
                 yield line.split()[2:]
 
 
+def command_of(config):
+    """Return the command that the name of a config begins with, the longest one; or None."""
+    found = [name for name in COMMANDS if f"{config.stem}_".startswith(f"{name}_")]
+    return max(found, key=len, default=None)
+
+
 # what comments say that an option may be instead
 ALTERNATIVES = {
     "improvement": [
@@ -708,6 +715,7 @@ ALTERNATIVES = {
     ],
     "interpolate": ["--pairs=prior", "--features.kind=none", "--data.classes=1,4,7"],
     "compare": ["--features.kind=logistic", "--initial.kind=codes"],
+    "compare_paths": ["--geodesics=mean,density", "--features.kind=none"],
     "cluster": ["--data.classes=0,1,2", "--n_clusters=5"],
     "distances": ["--data.classes=1,4,7"],
     "walk": ["--kind=circle", "--prior=uniform"],
@@ -720,7 +728,7 @@ RUNS = [
     *(
         [command, "--config", f"configs/{path.name}", word]
         for path in sorted(CONFIGS.glob("*.yaml"))
-        if (command := path.stem.split("_")[0]) in ALTERNATIVES
+        if (command := command_of(path)) in ALTERNATIVES
         for word in ALTERNATIVES[command]
     ),
 ]
@@ -768,8 +776,8 @@ def test_the_advice_of_the_configs_is_understood(words, trained, capsys, monkeyp
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_are_understood(path, capsys, trained, monkeypatch):
-    command = path.stem.split("_")[0]
-    if command not in COMMANDS:
+    command = command_of(path)
+    if command is None:
         pytest.skip("not a config of a command")
     monkeypatch.chdir(trained)
     assert run(command, "--config", path, "--print_config") == 0

@@ -12,6 +12,7 @@ import geolatent as gl
 from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
+from geolatent.lab.compare_paths import ComparePaths
 from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
 from geolatent.lab.distances import Distances
 from geolatent.lab.dry_run import dry_run
@@ -111,6 +112,7 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
         Cluster(model=ModelOptions("a.safetensors"), format=["png", "pdf"], n_clusters=3),
         Compare(models={"a": {}, "b": {"checkpoint": "a.safetensors", "latent_dim": 3}}),
         Interpolate(pairs="codes", codes=Path("codes.npy"), n_images=5),
+        ComparePaths(geodesics=("density", "mean"), n_reference=None, n_images=5),
         Landscape(features=FeatureOptions(kind="logistic"), margin=0.5),
         Sample(source="data", data=FEW),
         Distances(

@@ -9,6 +9,7 @@ options, also of those that it inherits.
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -59,8 +60,8 @@ class Experiment(ABC):
     5. `figures` draws a run from its folder alone, then and for ``geolatent plot``.
 
     A dry run calls `check`, `plan` and `cost`. What is made of the options (the device, the models,
-    the data) is made when it is first asked for, and kept. The command is called as the class is,
-    in small letters.
+    the data) is made when it is first asked for, and kept. The command is called as the class is;
+    see `command_name`.
 
     Attributes
     ----------
@@ -140,7 +141,7 @@ class Experiment(ABC):
     @property
     def command(self) -> str:
         """Name of the command."""
-        return type(self).__name__.lower()
+        return command_name(type(self))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -314,6 +315,19 @@ class GraphExperiment(MetricExperiment):
     def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
         """Return what the graph costs."""
         return Cost(rows=self.n_nodes)
+
+
+def command_name(kind: type[Experiment]) -> str:
+    """Return the name of an experiment's command: the class's, in small letters.
+
+    Examples
+    --------
+    >>> class ComparePaths:
+    ...     pass
+    >>> command_name(ComparePaths)
+    'compare_paths'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def as_option(value: Any) -> Any:

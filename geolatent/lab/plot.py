@@ -9,10 +9,11 @@ from geolatent.files import read_json
 from geolatent.lab import plotting
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
+from geolatent.lab.compare_paths import ComparePaths
 from geolatent.lab.config import Formats, check_formats
 from geolatent.lab.contents import CONFIG, POINTS, SUMMARY
 from geolatent.lab.distances import Distances
-from geolatent.lab.experiment import Experiment
+from geolatent.lab.experiment import Experiment, command_name
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
@@ -24,11 +25,11 @@ from geolatent.lab.train import Train
 from geolatent.lab.walk import Walk
 
 _KINDS: tuple[type[Experiment], ...] = (
-    *(Cluster, Compare, Distances, Improvement, Interpolate),
+    *(Cluster, Compare, ComparePaths, Distances, Improvement, Interpolate),
     *(Landscape, Sample, Train, Walk),
 )
 # by their commands
-EXPERIMENTS = {kind.__name__.lower(): kind for kind in _KINDS}
+EXPERIMENTS = {command_name(kind): kind for kind in _KINDS}
 
 
 def plot(run_dir: Path, format: Formats = "png") -> None:
