@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.lab import plotting, plotting_statistics
-from geolatent.lab.config import FeatureOptions, MetricOptions
+from geolatent.lab.animation import Animation, animated_arrays, check_animation, stored_animations
+from geolatent.lab.config import AnimationOptions, FeatureOptions, MetricOptions
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import Measure, class_counts, measure_along, slerp_beside
+from geolatent.lab.measures import Measure, class_counts, measure_along, straight_and_slerp
 from geolatent.lab.pairs import Case, draw_different
-from geolatent.lab.pairs_experiment import SourceExperiment
+from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs, pair_titles
 from geolatent.lab.paths import frames_along
 from geolatent.lab.printing import make_table, number, print_statuses
 from geolatent.lab.realism import KernelDensity, Neighbourhoods
@@ -205,6 +206,10 @@ class ComparePaths(SourceExperiment):
         Images in a strip.
     n_shown
         Pairs that are drawn.
+    animate
+        Animate what is decoded along the paths, side by side, at constant speed in the output.
+    animation
+        How.
     """
 
     out: Path = Path("runs/compare_paths")
@@ -224,9 +229,13 @@ class ComparePaths(SourceExperiment):
     density_scale: float = 1.0
     n_images: int = 11
     n_shown: int = 4
+    animate: bool = False
+    animation: AnimationOptions = AnimationOptions()
 
     def check(self) -> None:
         """Raise where paths could not be measured, or the model's images are not the data's."""
+        if self.animate:
+            check_animation(self.animation)
         for name in ("n_points", "n_images"):
             check_integer(name, getattr(self, name), minimum=2)
         check_integer("n_neighbors", self.n_neighbors)
@@ -261,6 +270,17 @@ class ComparePaths(SourceExperiment):
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
         return order[: self.n_reference].sort().values
 
+    @property
+    def reference_codes(self) -> Tensor:
+        """Their codes."""
+        return self.dataset.codes(self.codec)[self.reference]
+
+    @property
+    def reference_labels(self) -> Tensor:
+        """Their classes; images without labels are all of class 0."""
+        labels = self.dataset.training[1]
+        return torch.zeros_like(self.reference) if labels is None else labels[self.reference]
+
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         """The metrics by name, those of ``geodesics`` that the model has."""
@@ -274,7 +294,7 @@ class ComparePaths(SourceExperiment):
             elif name == "features" and self.features_made[0] is not None:
                 found[name] = self.pulled_back
             elif name == "density":
-                codes = self.dataset.codes(self.codec)[self.reference]
+                codes = self.reference_codes
                 density = KernelDensity(codes, self.density_scale)
                 found[name] = ConformalMetric.from_log_density(
                     mean,
@@ -310,7 +330,7 @@ class ComparePaths(SourceExperiment):
         return PathMeasure(
             self.codec,
             self.codec.metric(MetricOptions(uncertainty=False)).limited(self.max_rows),
-            self.dataset.codes(self.codec)[self.reference],
+            self.reference_codes,
             Neighbourhoods(images, self.n_neighbors),
             self.classifier[0],
             features,
@@ -365,15 +385,17 @@ class ComparePaths(SourceExperiment):
 
     def arrays(self, solved: SolvedPairs) -> Arrays:
         """Decode the first pairs for the figures: ``frames``, (shown, paths, n_images, C, H, W)."""
-        curves = [
-            part.curve[: self.n_shown].to(self.codec.like.device)
-            for part in groups_of(solved, "metric").values()
-        ]
-        ends = curves[0].control_points
-        line = CubicBSpline.straight(ends[:, 0], ends[:, -1])
-        every = [line, slerp_beside(line), *curves]
-        found = [frames_along(self.codec, curve, self.n_images) for curve in every]
-        return {"frames": torch.stack([frames.images.float() for frames in found], dim=1)}
+        place = self.codec.like.device
+        curves = [part.curve.to(place) for part in groups_of(solved, "metric").values()]
+        every = [*straight_and_slerp(curves[0]), *curves]
+        shown = [curve[: self.n_shown] for curve in every]
+        found = [frames_along(self.codec, curve, self.n_images) for curve in shown]
+        arrays = {"frames": torch.stack([frames.images.float() for frames in found], dim=1)}
+        if self.animate:
+            how, data, labels = self.animation, self.reference_codes, self.reference_labels
+            paths = [curve[: how.n_shown] for curve in every]
+            arrays |= animated_arrays(self.codec, paths, how, data, labels)
+        return arrays
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print a table of all measures, with the best paths."""
@@ -399,8 +421,8 @@ class ComparePaths(SourceExperiment):
         prior = summary["prior"]
         console.print(
             "↓: less is better, ↑: more. A tie: within two standard errors of the pairs' "
-            "differences from the best. Places are at equal steps of output length. Codes of the prior have a "
-            f"mean log density of {prior['log_density']:.2f} and norms of "
+            "differences from the best. Places are at equal steps of output length. Codes of the "
+            f"prior have a mean log density of {prior['log_density']:.2f} and norms of "
             f"{prior['norm_mean']:.2f} ± {prior['norm_std']:.2f}."
         )
         print_statuses(console, summary["groups"])
@@ -436,10 +458,18 @@ class ComparePaths(SourceExperiment):
             frames = run.arrays["frames"]
             names = [STRAIGHT, SLERP, *groups_of(run.pairs, "metric")]
             strips = {name: frames[:, place] for place, name in enumerate(names)}
-            titles = _titles(run.pairs, len(frames))
+            titles = pair_titles(run.pairs, len(frames))
             name = "share of the output length"
             drawn["strips"] = plotting.image_strips(strips, titles, place_name=name)
         return drawn
+
+    @staticmethod
+    def animations(run: Run) -> dict[str, Animation]:
+        """Return an animation of each of the first pairs."""
+        if run.pairs is None:
+            return {}
+        names = [STRAIGHT, SLERP, *groups_of(run.pairs, "metric")]
+        return stored_animations(run.arrays, names, animated_pairs(run))
 
 
 def path_values(solved: SolvedPairs) -> dict[str, dict[str, NDArray[np.float64]]]:
@@ -459,12 +489,3 @@ def path_values(solved: SolvedPairs) -> dict[str, dict[str, NDArray[np.float64]]
 def _difference(path: Mapping[str, float]) -> str:
     text = number(path["difference"], "+.3g")
     return text if text == "-" else f"{text}\n± {number(path['error'], '.2g')}"
-
-
-def _titles(pairs: SolvedPairs, n: int) -> list[str]:
-    """Return a line about each of the first pairs."""
-    titles = [f"pair {pair}" for pair in range(n)]
-    if "start_label" not in pairs.table.column_names:
-        return titles
-    start, end = (pairs.column(f"{name}_label") for name in ("start", "end"))
-    return [f"{text}, class {start[k]} to {end[k]}" for k, text in enumerate(titles)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_integer, check_tensor, requirement
+from geolatent.checks import check_integer, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.lab.latent_model import LatentModel
 
@@ -114,30 +114,37 @@ def frames_along(
     model
         The model, whose mean images are the output.
     path
-        Curves, or the points of polylines, (B, N, d), at equal steps of t.
+        Curves, or the points of polylines, (B, N, d), at equal steps of t, N at least 2.
     n
         Images.
     n_dense
         Places, at least, at which the output length is measured; a polyline of fewer vertices gets
         those half way between them.
     """
-    if isinstance(path, CubicBSpline):
-        t = torch.linspace(0.0, 1.0, n_dense, dtype=torch.float64)
-        dense, like = path(t.to(path.control_points)), path.control_points
-    else:
-        dense = like = check_tensor("path", path, "(B, N, d)")
-        while dense.shape[1] < n_dense:
-            middles = (dense[:, :-1] + dense[:, 1:]) / 2
-            woven = torch.stack([dense[:, :-1], middles], dim=2).flatten(1, 2)
-            dense = torch.cat([woven, dense[:, -1:]], dim=1)
+    dense = dense_points(path, n_dense)
     found = []
     # one path after the other: images at all places are many
     for number, points in enumerate(dense):
         times = equal_output_times(model.images(points)[None], n)
         if isinstance(path, CubicBSpline):
-            codes = path[number](times.to(like))[0]
+            codes = path[number](times.to(points))[0]
         else:
-            codes = polyline_at(dense[number : number + 1], times)[0]
+            codes = polyline_at(points[None], times)[0]
         found.append((codes, model.images(codes), times[0]))
     codes, images, times = (torch.stack(part) for part in zip(*found, strict=True))
     return Frames(codes, images, times)
+
+
+def dense_points(path: CubicBSpline | Tensor, n_dense: int = DENSE) -> Tensor:
+    """Return points at equal steps of t, at least so many, (B, N, d).
+
+    Vertices of polylines stay; they get points half way between them until there are enough.
+    """
+    if isinstance(path, CubicBSpline):
+        t = torch.linspace(0.0, 1.0, n_dense, dtype=torch.float64)
+        return path(t.to(path.control_points))
+    while path.shape[1] < n_dense:
+        middles = (path[:, :-1] + path[:, 1:]) / 2
+        woven = torch.stack([path[:, :-1], middles], dim=2).flatten(1, 2)
+        path = torch.cat([woven, path[:, -1:]], dim=1)
+    return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from geolatent.checks import requirement
 from geolatent.files import read_json
 from geolatent.lab import plotting
+from geolatent.lab.animation import save_animations
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
 from geolatent.lab.compare_paths import ComparePaths
@@ -33,7 +34,7 @@ EXPERIMENTS = {command_name(kind): kind for kind in _KINDS}
 
 
 def plot(run_dir: Path, format: Formats = "png") -> None:
-    """Draw the figures of a run again, from its stored results alone.
+    """Draw the figures and animations of a run again, from its stored results alone.
 
     Parameters
     ----------
@@ -64,8 +65,11 @@ def plot(run_dir: Path, format: Formats = "png") -> None:
         print_files(console, run_dir, [])
         return
     try:
-        drawn = EXPERIMENTS[run.command].figures(run)
+        kind = EXPERIMENTS[run.command]
+        drawn, played = kind.figures(run), kind.animations(run)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         required = "a run with all of its results; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, run_dir)} {error!r}") from error
-    print_files(console, run_dir, plotting.save_figures(drawn, run_dir, format))
+    files = plotting.save_figures(drawn, run_dir, format)
+    files += save_animations(played, run_dir, run.config.get("animation", {}))
+    print_files(console, run_dir, files)
