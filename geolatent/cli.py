@@ -66,7 +66,11 @@ COMMANDS = {
     ),
     "walk": (
         "geolatent.lab.walk:Walk",
-        "Brownian motion, rays and great circles, decoded on the way",
+        "Brownian motion, rays, circles, spirals and loops, decoded on the way",
+    ),
+    "traverse": (
+        "geolatent.lab.traverse:Traverse",
+        "what is decoded around a code: dimensions, directions of the metric, attributes",
     ),
     "sample": (
         "geolatent.lab.sample:Sample",

@@ -13,7 +13,13 @@ from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
 from geolatent.lab.compare_paths import ComparePaths
-from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.config import (
+    AnimationOptions,
+    DataOptions,
+    FeatureOptions,
+    InitialOptions,
+    ModelOptions,
+)
 from geolatent.lab.distances import Distances
 from geolatent.lab.dry_run import dry_run
 from geolatent.lab.experiment import MetricExperiment, as_option
@@ -22,6 +28,7 @@ from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
 from geolatent.lab.run import load_run
 from geolatent.lab.sample import Sample
+from geolatent.lab.traverse import Traverse
 from geolatent.lab.walk import Walk
 
 FEW = DataOptions(split="test", per_class=3)
@@ -119,6 +126,8 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
             solver=gl.GEORCESolver(segments=7), n_nodes=50, features=FeatureOptions("logistic")
         ),
         Walk(kind="circle", prior="uniform", data=FEW, max_rows=5),
+        Walk(kind="loop", animate=True, animation=AnimationOptions(["gif", "webp"], n_frames=3)),
+        Traverse(sample=3, attributes=((3, 8), (1, 7))),
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):

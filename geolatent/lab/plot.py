@@ -23,11 +23,12 @@ from geolatent.lab.printing import make_console, part_of_a_command, print_files
 from geolatent.lab.run import Run, load_run
 from geolatent.lab.sample import Sample
 from geolatent.lab.train import Train
+from geolatent.lab.traverse import Traverse
 from geolatent.lab.walk import Walk
 
 _KINDS: tuple[type[Experiment], ...] = (
     *(Cluster, Compare, ComparePaths, Distances, Improvement, Interpolate),
-    *(Landscape, Sample, Train, Walk),
+    *(Landscape, Sample, Train, Traverse, Walk),
 )
 # by their commands
 EXPERIMENTS = {command_name(kind): kind for kind in _KINDS}

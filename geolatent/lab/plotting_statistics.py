@@ -355,3 +355,48 @@ def compared_paths(entries: Mapping[tuple[str, bool], Mapping[str, Any]], first:
         fontsize=9,
     )
     return figure
+
+
+def class_answers(
+    place: Array,
+    place_name: str,
+    probabilities: Mapping[str, Array],
+    names: Sequence[str],
+    classes: Sequence[tuple[int, int]],
+) -> Figure:
+    """Draw the probabilities of two classes along attributes, one panel each.
+
+    Parameters
+    ----------
+    place, place_name
+        Where, (T,), and what that is called.
+    probabilities
+        By how attributes are followed, (K, T, classes).
+    names
+        Of the K attributes, "A to B".
+    classes
+        Positions of A and B among the classes.
+    """
+    figure = Figure(figsize=(3.4 * len(names) + 1.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    entries: dict[str, Artist] = {}
+    for axes, name, pair, number in zip(panels, names, classes, range(len(names)), strict=True):
+        for follow, (how, values) in enumerate(probabilities.items()):
+            for side, word in enumerate(("first class", "second class")):
+                (line,) = axes.plot(
+                    place,
+                    values[number, :, pair[side]],
+                    LINES[follow],
+                    color=COLORS[side],
+                    marker="o",
+                    ms=3.5,
+                )
+                entries[f"{word}, {how}"] = line
+        axes.axvline(0.0, color="0.6", lw=0.8)
+        axes.set_title(f"class {name}", fontsize=10)
+        axes.set_xlabel(place_name.replace(" (", "\n("), fontsize=9)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("probability by the classifier")
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper", fontsize=9)
+    return figure
