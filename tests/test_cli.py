@@ -446,6 +446,7 @@ def test_wrong_configs_are_refused_by_name(text, key, capsys, tmp_path):
         (["compare"], "models"),
         (["compare", "--models.a.checkpoint=missing.safetensors"], "models"),
         (["landscape", "--margin=-1"], "margin"),
+        (["landscape", "--n_decoded=0"], "n_decoded"),
         (["traverse", "--n_steps=4"], "n_steps"),
         (["traverse", "--sample=450"], "sample"),
         (["traverse", "--reach=0"], "reach"),
@@ -629,7 +630,9 @@ def test_landscape(capsys, tmp_path):
     read = load_run(tmp_path / "run")
     assert read.arrays["magnification"].shape == (9, 9)
     assert (read.arrays["condition"] >= 1).all()
-    assert (tmp_path / "run" / "figures" / "landscape.png").is_file()
+    assert read.arrays["decoded"].shape[2:] == (1, 8, 8)
+    drawn = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert drawn == {"landscape.png", "decoded.png"}
 
 
 def test_a_landscape_has_two_dimensions(capsys, tmp_path):

@@ -318,6 +318,13 @@ def test_metrics_that_a_model_lacks_are_left_out(tmp_path):
     assert set(QUALITIES) - set(compared) == {"feature_realism", "feature_precision"}
 
 
+@pytest.mark.parametrize(("n_reference", "each"), [(None, 673), (50, 50), (10_000, 673)])
+def test_paths_are_not_judged_by_the_images_of_the_density(n_reference, each, tmp_path):
+    yardstick, density = ComparePaths(out=tmp_path, n_reference=n_reference).halves
+    assert len(yardstick) == len(density) == each
+    assert not set(yardstick.tolist()) & set(density.tolist())
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

@@ -66,7 +66,7 @@ def test_directions_of_attributes_lead_from_class_to_class(tmp_path):
 
 
 def test_traverse(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("geolatent.lab.traverse._CHAIN", 32)  # the default takes longer
+    monkeypatch.setattr("geolatent.lab.traverse._CHAIN", 96)  # the default takes longer
     out = tmp_path / "run"
     words = ["--sample=3", "--attributes=[[7,0]]", "--n_steps=5", "--dtype=float64"]
     assert run("traverse", "--out", out, *words) == 0

@@ -50,23 +50,21 @@ class Quality(NamedTuple):
 
 
 QUALITIES = {
-    "output_length": Quality("output length", "output length (output units)", True),
+    "output_length": Quality("length", "output length (output units)", True),
     "output_energy": Quality("energy", "energy in the path's parameter (output units²)", True),
     "log_density": Quality("log p(z), mean", "log prior density, mean (nats)", False),
-    "lowest_log_density": Quality("log p(z), lowest", "log prior density, lowest (nats)", False),
-    "norm_deviation": Quality("off typical norms", "distance from typical norms (std)", True),
-    "code_distance": Quality("from nearest code", "from the nearest code (latent units)", True),
-    "image_distance": Quality("from nearest image", "from the nearest image (output units)", True),
-    "confidence": Quality("confidence, mean", "classifier's confidence, mean (share)", False),
-    "lowest_confidence": Quality(
-        "confidence, lowest", "classifier's confidence, lowest (share)", False
-    ),
-    "crossings": Quality("changes of class", "changes of class (number)", True),
+    "lowest_log_density": Quality("log p(z), least", "log prior density, lowest (nats)", False),
+    "norm_deviation": Quality("off norms", "distance from typical norms (std)", True),
+    "code_distance": Quality("nearest code", "from the nearest code (latent units)", True),
+    "image_distance": Quality("nearest image", "from the nearest image (output units)", True),
+    "confidence": Quality("confidence", "classifier's confidence, mean (share)", False),
+    "lowest_confidence": Quality("least conf.", "classifier's confidence, lowest (share)", False),
+    "crossings": Quality("class changes", "changes of class (number)", True),
     "realism": Quality("realism", "realism, mean (ratio)", False),
-    "precision": Quality("within manifold", "within the images' manifold (share)", False),
-    "feature_realism": Quality("feature realism", "realism in features, mean (ratio)", False),
+    "precision": Quality("manifold", "within the images' manifold (share)", False),
+    "feature_realism": Quality("feat. realism", "realism in features, mean (ratio)", False),
     "feature_precision": Quality(
-        "in manifold, feat.", "within the manifold of features (share)", False
+        "feat. manifold", "within the manifold of features (share)", False
     ),
 }
 
@@ -193,8 +191,8 @@ class ComparePaths(SourceExperiment):
     n_points
         Places along a path.
     n_reference
-        Training images, drawn, that paths are compared with, and whose codes the density is of;
-        null takes all.
+        Training images, drawn, that paths are compared with; the density is of the codes of as many
+        others. Null, or more than half of them, is half of them each.
     n_neighbors
         The neighbour that the ball around an image reaches to.
     density_strength
@@ -264,11 +262,20 @@ class ComparePaths(SourceExperiment):
         return draw_different(self.n_pairs, labels, self.seed)
 
     @cached_property
-    def reference(self) -> Tensor:
-        """Row numbers of the training images that paths are compared with."""
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Row numbers of the training images that paths are compared with, and of the density's.
+
+        None is among both: a path that is drawn to codes is not judged by them.
+        """
         n = len(self.dataset.training[0])
         order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
-        return order[: self.n_reference].sort().values
+        most = n // 2 if self.n_reference is None else min(self.n_reference, n // 2)
+        return order[:most], order[most : 2 * most]
+
+    @property
+    def reference(self) -> Tensor:
+        """Row numbers of the training images that paths are compared with."""
+        return self.halves[0]
 
     @property
     def reference_codes(self) -> Tensor:
@@ -294,7 +301,7 @@ class ComparePaths(SourceExperiment):
             elif name == "features" and self.features_made[0] is not None:
                 found[name] = self.pulled_back
             elif name == "density":
-                codes = self.reference_codes
+                codes = self.dataset.codes(self.codec)[self.halves[1]]
                 density = KernelDensity(codes, self.density_scale)
                 found[name] = ConformalMetric.from_log_density(
                     mean,
@@ -402,22 +409,24 @@ class ComparePaths(SourceExperiment):
         compared = summary["comparison"]
         names = list(next(iter(compared.values()))["paths"])
         table = make_table(
-            "Means over the pairs; of paths but the straight line, difference from it ± standard "
-            "error",
-            ["measure", *names, "best"],
+            "Means over the pairs; beside the straight line differences from it ± standard errors",
+            ["measure", *names],
         )
-        table.columns[-1].no_wrap = False
-        table.columns[-1].justify = "left"
+        winners = make_table("Best by each measure", ["measure", "best"], n_text=2)
+        winners.columns[1].no_wrap = False
         for key, entry in compared.items():
-            cells = [
-                number(path["mean"], ".4g") if name == STRAIGHT else _difference(path)
-                for name, path in entry["paths"].items()
-            ]
             arrow = "↓" if QUALITIES[key].lower else "↑"
-            best = entry["best"]
-            told = "-" if not best else best[0] if len(best) == 1 else f"tie: {', '.join(best)}"
-            table.add_row(f"{arrow} {QUALITIES[key].name}", *cells, told)
+            name, best = f"{arrow} {QUALITIES[key].name}", entry["best"]
+            cells = [
+                number(path["mean"], ".4g") if path_name == STRAIGHT else _difference(path)
+                for path_name, path in entry["paths"].items()
+            ]
+            table.add_row(name, *cells)
+            winners.add_row(
+                name, "-" if not best else best[0] if len(best) == 1 else f"tie: {', '.join(best)}"
+            )
         console.print(table)
+        console.print(winners)
         prior = summary["prior"]
         console.print(
             "↓: less is better, ↑: more. A tie: within two standard errors of the pairs' "
