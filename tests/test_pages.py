@@ -220,9 +220,10 @@ def test_options_in_the_text_exist(help_of, capsys):
     assert "ray.threads" in options
     for option in options:
         assert f"--{option} " in found, option
+    every = "".join(help_of(command, capsys) for command in COMMANDS)
     for name in (word for span in SPANS for word in re.findall(r"^--([\w-]+)", span)):
         # dashes stand for underscores
-        assert re.search(rf"--{name.replace('-', '_')}\b", found), name
+        assert re.search(rf"--{name.replace('-', '_')}\b", every), name
 
 
 def test_scripts_and_their_options_exist():

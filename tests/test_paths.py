@@ -11,7 +11,13 @@ from torch import nn
 import geolatent as gl
 from geolatent.cli import main
 from geolatent.curves import CubicBSpline
-from geolatent.lab.compare_paths import QUALITIES, ComparePaths, PathMeasure, confidences
+from geolatent.lab.compare_paths import (
+    QUALITIES,
+    ComparePaths,
+    PathMeasure,
+    _difference,
+    confidences,
+)
 from geolatent.lab.config import FeatureOptions
 from geolatent.lab.data import DataOptions
 from geolatent.lab.latent_model import LatentModel
@@ -235,6 +241,20 @@ def test_ties_are_told():
     assert math.isnan(one["paths"]["b"]["error"])
     none = paired_comparison({"a": [np.nan], "b": [2.0]}, lower=True)
     assert (none["n"], none["best"]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "text"),
+    [
+        (-0.000741, 0.00052, "-7.4e-04\n±0.00052"),
+        (2190.0, 640.0, "+2.2e+03\n±6.4e+02"),
+        (-0.409, 0.114, "-0.409\n±0.11"),
+        (0.5, math.nan, "+0.5\n±-"),
+        (math.nan, math.nan, "-"),
+    ],
+)
+def test_differences_are_short(difference, error, text):
+    assert _difference({"difference": difference, "error": error}) == text
 
 
 # pairs of different classes

@@ -496,5 +496,11 @@ def path_values(solved: SolvedPairs) -> dict[str, dict[str, NDArray[np.float64]]
 
 
 def _difference(path: Mapping[str, float]) -> str:
-    text = number(path["difference"], "+.3g")
-    return text if text == "-" else f"{text}\n± {number(path['error'], '.2g')}"
+    """Return the difference from the first path and its standard error, in two short lines."""
+    difference, error = number(path["difference"], "+.3g"), number(path["error"], ".2g")
+    # eight letters each, with fewer digits where it takes that
+    if len(difference) > 8:
+        difference = number(path["difference"], "+.1e")
+    if len(error) > 7:
+        error = number(path["error"], ".1e")
+    return difference if difference == "-" else f"{difference}\n±{error}"
