@@ -301,12 +301,19 @@ def test_compared_paths_are_drawn(tmp_path):
         ("length (output units)", True): paired_comparison(values, lower=True),
         ("realism (ratio)", False): paired_comparison(values, lower=False),
         ("one pair", False): paired_comparison({n: v[:1] for n, v in values.items()}, lower=False),
+        # as a summary tells what is not known
+        ("none", True): {
+            "n": 0,
+            "best": [],
+            "paths": {name: dict.fromkeys(("mean", "difference", "error")) for name in values},
+        },
     }
     panels = drawn(plotting_statistics.compared_paths(entries, "straight"), tmp_path)
     assert [axes.get_title() for axes in panels] == [
         "length\n← less is better",
         "realism\nmore is better →",
         "one pair\nmore is better →",
+        "none\n← less is better",
     ]
     names = [text.get_text() for text in panels[0].get_yticklabels()]
     assert names == list(values)

@@ -323,7 +323,7 @@ def compared_paths(entries: Mapping[tuple[str, bool], Mapping[str, Any]], first:
         paths, best = entry["paths"], entry["best"]
         means = np.array([paths[name]["mean"] for name in names], dtype=np.float64)
         bars = 1.96 * np.array([paths[name]["error"] for name in names], dtype=np.float64)
-        axes.axvline(float(paths[first]["mean"]), color="0.5", lw=1.0, ls="--")
+        axes.axvline(means[names.index(first)], color="0.5", lw=1.0, ls="--")
         for place, name in zip(places, names, strict=True):
             axes.errorbar(
                 means[place],
