@@ -48,6 +48,10 @@ COMMANDS = {
         "geolatent.lab.compare:Compare",
         "several models on the same pairs of images",
     ),
+    "compare_paths": (
+        "geolatent.lab.compare_paths:ComparePaths",
+        "straight lines, slerp and geodesics of several metrics by what is decoded on the way",
+    ),
     "explore": (
         "geolatent.explorer.explore:Explore",
         "choose codes on a page in the browser and see their geodesics",
@@ -66,7 +70,11 @@ COMMANDS = {
     ),
     "walk": (
         "geolatent.lab.walk:Walk",
-        "Brownian motion, rays and great circles, decoded on the way",
+        "Brownian motion, rays, circles, spirals and loops, decoded on the way",
+    ),
+    "traverse": (
+        "geolatent.lab.traverse:Traverse",
+        "what is decoded around a code: dimensions, directions of the metric, attributes",
     ),
     "sample": (
         "geolatent.lab.sample:Sample",

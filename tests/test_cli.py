@@ -33,10 +33,12 @@ EXPERIMENTS = (
     "interpolate",
     "improvement",
     "compare",
+    "compare_paths",
     "landscape",
     "distances",
     "cluster",
     "walk",
+    "traverse",
     "sample",
 )
 # small enough for a test; the coarse tolerance of lengths matters most
@@ -444,6 +446,18 @@ def test_wrong_configs_are_refused_by_name(text, key, capsys, tmp_path):
         (["compare"], "models"),
         (["compare", "--models.a.checkpoint=missing.safetensors"], "models"),
         (["landscape", "--margin=-1"], "margin"),
+        (["landscape", "--n_decoded=0"], "n_decoded"),
+        (["traverse", "--n_steps=4"], "n_steps"),
+        (["traverse", "--sample=450"], "sample"),
+        (["traverse", "--reach=0"], "reach"),
+        (["traverse", "--attributes=[[1,11]]"], "attributes"),
+        (["traverse", "--attributes=[[1,1]]"], "attributes"),
+        (["compare_paths", "--n_points=1"], "n_points"),
+        (["compare_paths", "--n_pairs=226"], "n_pairs"),
+        (["walk", "--n_stops=1"], "n_stops"),
+        (["walk", "--kind=loop", "--n_walks=1000"], "n_walks"),
+        (["walk", "--length=0"], "length"),
+        (["walk", "--animate", "--animation.n_frames=1000000000"], "n_frames"),
         (["sample", "--n_samples=0"], "n_samples"),
         (["sample", "--source=data", "--n_samples=100000"], "n_samples"),
     ],
@@ -616,7 +630,9 @@ def test_landscape(capsys, tmp_path):
     read = load_run(tmp_path / "run")
     assert read.arrays["magnification"].shape == (9, 9)
     assert (read.arrays["condition"] >= 1).all()
-    assert (tmp_path / "run" / "figures" / "landscape.png").is_file()
+    assert read.arrays["decoded"].shape[2:] == (1, 8, 8)
+    drawn = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert drawn == {"landscape.png", "decoded.png"}
 
 
 def test_a_landscape_has_two_dimensions(capsys, tmp_path):
@@ -698,6 +714,12 @@ def advised():
                 yield line.split()[2:]
 
 
+def command_of(config):
+    """Return the command that the name of a config begins with, the longest one; or None."""
+    found = [name for name in COMMANDS if f"{config.stem}_".startswith(f"{name}_")]
+    return max(found, key=len, default=None)
+
+
 # what comments say that an option may be instead
 ALTERNATIVES = {
     "improvement": [
@@ -708,9 +730,11 @@ ALTERNATIVES = {
     ],
     "interpolate": ["--pairs=prior", "--features.kind=none", "--data.classes=1,4,7"],
     "compare": ["--features.kind=logistic", "--initial.kind=codes"],
+    "compare_paths": ["--geodesics=mean,density", "--features.kind=none"],
     "cluster": ["--data.classes=0,1,2", "--n_clusters=5"],
     "distances": ["--data.classes=1,4,7"],
-    "walk": ["--kind=circle", "--prior=uniform"],
+    "walk": ["--kind=circle", "--kind=loop", "--kind=dimensions", "--prior=uniform"],
+    "traverse": ["--sample=3", "--attributes=[[1,7]]", "--attributes=[]"],
     "landscape": ["--features.kind=logistic"],
     "train": ["--training.accelerator=cpu"],
     "sample": ["--source=reconstructed"],
@@ -720,7 +744,7 @@ RUNS = [
     *(
         [command, "--config", f"configs/{path.name}", word]
         for path in sorted(CONFIGS.glob("*.yaml"))
-        if (command := path.stem.split("_")[0]) in ALTERNATIVES
+        if (command := command_of(path)) in ALTERNATIVES
         for word in ALTERNATIVES[command]
     ),
 ]
@@ -768,8 +792,8 @@ def test_the_advice_of_the_configs_is_understood(words, trained, capsys, monkeyp
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_are_understood(path, capsys, trained, monkeypatch):
-    command = path.stem.split("_")[0]
-    if command not in COMMANDS:
+    command = command_of(path)
+    if command is None:
         pytest.skip("not a config of a command")
     monkeypatch.chdir(trained)
     assert run(command, "--config", path, "--print_config") == 0

@@ -12,7 +12,14 @@ import geolatent as gl
 from geolatent.cli import main
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
-from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.compare_paths import ComparePaths
+from geolatent.lab.config import (
+    AnimationOptions,
+    DataOptions,
+    FeatureOptions,
+    InitialOptions,
+    ModelOptions,
+)
 from geolatent.lab.distances import Distances
 from geolatent.lab.dry_run import dry_run
 from geolatent.lab.experiment import MetricExperiment, as_option
@@ -21,6 +28,7 @@ from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
 from geolatent.lab.run import load_run
 from geolatent.lab.sample import Sample
+from geolatent.lab.traverse import Traverse
 from geolatent.lab.walk import Walk
 
 FEW = DataOptions(split="test", per_class=3)
@@ -111,12 +119,15 @@ def test_a_dry_run_checks_and_writes_nothing(tmp_path, capsys):
         Cluster(model=ModelOptions("a.safetensors"), format=["png", "pdf"], n_clusters=3),
         Compare(models={"a": {}, "b": {"checkpoint": "a.safetensors", "latent_dim": 3}}),
         Interpolate(pairs="codes", codes=Path("codes.npy"), n_images=5),
+        ComparePaths(geodesics=("density", "mean"), n_reference=None, n_images=5),
         Landscape(features=FeatureOptions(kind="logistic"), margin=0.5),
         Sample(source="data", data=FEW),
         Distances(
             solver=gl.GEORCESolver(segments=7), n_nodes=50, features=FeatureOptions("logistic")
         ),
         Walk(kind="circle", prior="uniform", data=FEW, max_rows=5),
+        Walk(kind="loop", animate=True, animation=AnimationOptions(["gif", "webp"], n_frames=3)),
+        Traverse(sample=3, attributes=((3, 8), (1, 7))),
     ],
 )
 def test_the_stored_options_give_the_experiment_again(experiment, tmp_path, monkeypatch):

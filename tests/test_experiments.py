@@ -23,7 +23,7 @@ from geolatent.lab.data import DataOptions
 from geolatent.lab.experiment import as_option
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
-from geolatent.lab.landscape import measure_grid, measure_plane
+from geolatent.lab.landscape import decode_plane, measure_grid, measure_plane
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import (
     alignment,
@@ -681,3 +681,13 @@ def test_devices():
 def test_options_out_of_range_are_told_by_name(options, values, name):
     with pytest.raises(ValueError, match=f"`{name}` should be"):
         options(**values)
+
+
+def test_a_decoded_plane_is_decoded_square_by_square(digits):
+    model = digits[0]
+    found = decode_plane(model, torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.9]), 4)
+    torch.testing.assert_close(found["decoded_first"].float(), torch.tensor([-1.5, -0.5, 0.5, 1.5]))
+    # squares: the shorter side is rounded to two of them, about its middle
+    torch.testing.assert_close(found["decoded_second"].float(), torch.tensor([0.45, 1.45]))
+    expected = model.images(torch.tensor([[0.5, 1.45]]))[0]
+    torch.testing.assert_close(found["decoded"][1, 2], expected)

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 from geolatent.lab import landscape, plotting, plotting_statistics, walk
 from geolatent.lab.config import check_formats
+from geolatent.lab.summary import paired_comparison
 
 GENERATOR = np.random.default_rng(0)
 
@@ -275,6 +276,59 @@ def test_improvements_compared(tmp_path, n_models):
     panels = drawn(figure, tmp_path)
     assert len(panels) == n_models - 1
     assert all_named(panels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_decoded_plane_has_its_images_where_they_are(tmp_path, channels):
+    first, second = np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0])
+    images = np.full((2, 3, channels, 4, 4), -1.0)
+    images[1, 0] = 1.0  # z_1 = 0, the larger z_2
+    images[0, 2] = np.nan
+    figure = plotting.decoded_plane((first, second), images)
+    panels = drawn(figure, tmp_path)
+    assert all_named(panels)
+    (picture,) = panels[0].images
+    assert picture.get_extent() == [-0.5, 2.5, 4.5, 6.5]
+    mosaic = np.asarray(picture.get_array()).reshape(10, 15, -1)[..., 0]
+    assert (mosaic[:4, :4] == 1.0).all()
+    assert (mosaic[:4, 5:9] == 0.0).all()
+    assert np.allclose(mosaic[5:9, 10:14], 200 / 255)
+
+
+def test_compared_paths_are_drawn(tmp_path):
+    values = {name: improvements() for name in ("straight", "slerp", "mean")}
+    entries = {
+        ("length (output units)", True): paired_comparison(values, lower=True),
+        ("realism (ratio)", False): paired_comparison(values, lower=False),
+        ("one pair", False): paired_comparison({n: v[:1] for n, v in values.items()}, lower=False),
+        # as a summary tells what is not known
+        ("none", True): {
+            "n": 0,
+            "best": [],
+            "paths": {name: dict.fromkeys(("mean", "difference", "error")) for name in values},
+        },
+    }
+    panels = drawn(plotting_statistics.compared_paths(entries, "straight"), tmp_path)
+    assert [axes.get_title() for axes in panels] == [
+        "length\n← less is better",
+        "realism\nmore is better →",
+        "one pair\nmore is better →",
+        "none\n← less is better",
+    ]
+    names = [text.get_text() for text in panels[0].get_yticklabels()]
+    assert names == list(values)
+
+
+def test_answers_are_drawn(tmp_path):
+    place = np.linspace(-1.0, 1.0, 5)
+    values = {name: GENERATOR.random((2, 5, 3)) for name in ("straight", "geodesic")}
+    values["geodesic"][0, 3:] = np.nan
+    figure = plotting_statistics.class_answers(
+        place, "step (units)", values, ["0 to 1", "2 to 0"], [(0, 1), (2, 0)]
+    )
+    panels = drawn(figure, tmp_path)
+    assert [axes.get_title() for axes in panels] == ["class 0 to 1", "class 2 to 0"]
+    assert all(len(axes.lines) == 5 for axes in panels)
 
 
 def test_landscape_maps(tmp_path):

@@ -19,6 +19,9 @@ Executor = Literal["local", "ray"]
 Format = Literal["png", "pdf", "svg"]
 Formats = Format | list[Format]
 FORMATS: tuple[str, ...] = get_args(Format)
+AnimationFormat = Literal["gif", "webp", "mp4"]
+AnimationFormats = AnimationFormat | list[AnimationFormat]
+ANIMATION_FORMATS: tuple[str, ...] = get_args(AnimationFormat)
 TorchvisionName = Literal[
     "MNIST",
     "FashionMNIST",
@@ -192,6 +195,43 @@ class InitialOptions:
             check_integer("n_nodes", self.n_nodes, minimum=2)
         check_integer("n_neighbors", self.n_neighbors)
         check_number("jitter", self.jitter, at_least=0.0)
+
+
+@dataclass(frozen=True)
+class AnimationOptions:
+    """How paths are animated, with `animate`.
+
+    Attributes
+    ----------
+    format
+        "gif", "webp" or "mp4" (which needs imageio-ffmpeg, extra `animate`), or a list of them.
+    n_frames
+        Frames, at equal steps of output length.
+    seconds
+        How long they take once; frames of a GIF last whole hundredths of a second.
+    loops
+        How often they are played, 0 for ever; an MP4 file is played once.
+    n_shown
+        Pairs, with an animation each.
+    """
+
+    format: AnimationFormats = "gif"
+    n_frames: int = 48
+    seconds: float = 4.0
+    loops: int = 0
+    n_shown: int = 2
+
+    def __post_init__(self) -> None:
+        check_integer("n_frames", self.n_frames, minimum=2)
+        check_number("seconds", self.seconds, above=0.0)
+        check_integer("loops", self.loops, minimum=0)
+        check_integer("n_shown", self.n_shown)
+        chosen = [self.format] if isinstance(self.format, str) else self.format
+        for name in chosen:
+            check_choice("format", name, ANIMATION_FORMATS)
+        if not chosen:
+            required = "gif, webp, mp4 or a list of them"
+            raise ValueError(requirement("format", required, self.format))
 
 
 @dataclass(frozen=True)

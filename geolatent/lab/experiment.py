@@ -9,6 +9,7 @@ options, also of those that it inherits.
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ import geolatent
 from geolatent.checks import check_integer
 from geolatent.graph import LatentGraph
 from geolatent.lab import plotting
+from geolatent.lab.animation import Animation, save_animations
 from geolatent.lab.config import (
     DataOptions,
     FeatureOptions,
@@ -56,11 +58,12 @@ class Experiment(ABC):
     2. `prepare` makes what may fail, such as metrics and pairs of codes;
     3. `work`, once the folder is taken, returns a summary and arrays, which `run` stores;
     4. `tell` prints the summary;
-    5. `figures` draws a run from its folder alone, then and for ``geolatent plot``.
+    5. `figures` draws a run from its folder alone, then and for ``geolatent plot``, and so does
+       `animations` for experiments that draw paths.
 
     A dry run calls `check`, `plan` and `cost`. What is made of the options (the device, the models,
-    the data) is made when it is first asked for, and kept. The command is called as the class is,
-    in small letters.
+    the data) is made when it is first asked for, and kept. The command is called as the class is;
+    see `command_name`.
 
     Attributes
     ----------
@@ -123,6 +126,11 @@ class Experiment(ABC):
         """Draw the figures of a run from what it stored."""
 
     @staticmethod
+    def animations(run: Run) -> dict[str, Animation]:  # noqa: ARG004
+        """Return the animations of a run, by name, from what it stored."""
+        return {}
+
+    @staticmethod
     def in_a_report(summary: Summary) -> str:  # noqa: ARG004
         """Return what a table of many runs tells of one without groups of pairs."""
         return ""
@@ -140,7 +148,7 @@ class Experiment(ABC):
     @property
     def command(self) -> str:
         """Name of the command."""
-        return type(self).__name__.lower()
+        return command_name(type(self))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -186,6 +194,7 @@ class Experiment(ABC):
             run = folder.finish({**summary, "seconds": seconds}, arrays)
         self.tell(console, run.summary)
         drawn = plotting.save_figures(self.figures(run), folder.path, self.format)
+        drawn += save_animations(self.animations(run), folder.path, run.config.get("animation", {}))
         print_files(console, folder.path, drawn)
         return run
 
@@ -314,6 +323,19 @@ class GraphExperiment(MetricExperiment):
     def cost(self, model: LatentModel) -> Cost:  # noqa: ARG002
         """Return what the graph costs."""
         return Cost(rows=self.n_nodes)
+
+
+def command_name(kind: type[Experiment]) -> str:
+    """Return the name of an experiment's command: the class's, in small letters.
+
+    Examples
+    --------
+    >>> class ComparePaths:
+    ...     pass
+    >>> command_name(ComparePaths)
+    'compare_paths'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def as_option(value: Any) -> Any:

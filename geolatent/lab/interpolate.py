@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_integer
 from geolatent.curves import CubicBSpline
-from geolatent.interpolations import lerp, slerp
+from geolatent.interpolations import lerp, slerp, spherical_spiral
 from geolatent.lab import plotting
+from geolatent.lab.animation import Animation, animated_arrays, check_animation, stored_animations
+from geolatent.lab.config import AnimationOptions
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, Summary
 from geolatent.lab.latent_model import LatentModel
@@ -32,10 +34,10 @@ from geolatent.lab.measures import (
     measure_along,
     measure_slerp,
     prior_densities,
-    slerp_beside,
+    straight_and_slerp,
 )
 from geolatent.lab.pairs import Case
-from geolatent.lab.pairs_experiment import SourceExperiment
+from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs
 from geolatent.lab.printing import make_table, number, print_statuses
 from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
@@ -53,6 +55,8 @@ COUNTS = ("crossings", "classes")
 _CORRELATED = 32
 # pairs whose correlation matrices are drawn
 _MATRICES = 3
+# points of a spiral
+_SPIRAL = 129
 # points of a norm profile
 _PROFILE = 101
 
@@ -78,6 +82,10 @@ class Interpolate(SourceExperiment):
         Images in a strip.
     n_shown
         Pairs that are drawn.
+    animate
+        Animate what is decoded along the paths, side by side, at constant speed in the output.
+    animation
+        How.
     """
 
     out: Path = Path("runs/interpolate")
@@ -85,9 +93,13 @@ class Interpolate(SourceExperiment):
     n_pairs: int = 20
     n_images: int = 11
     n_shown: int = 6
+    animate: bool = False
+    animation: AnimationOptions = AnimationOptions()
 
     def check(self) -> None:
         """Raise where curves could not be drawn, or the model's images are not the data's."""
+        if self.animate:
+            check_animation(self.animation)
         check_integer("n_images", self.n_images, minimum=2)
         check_integer("n_shown", self.n_shown)
         # images of another shape are told as such, before how many there are
@@ -162,14 +174,23 @@ class Interpolate(SourceExperiment):
         ``correlations`` (shown, sequences, T, T); the sequences are the straight line, slerp and
         the curve of each metric.
         """
-        parts = groups_of(solved, "metric").values()
-        curves = [part.curve[: self.n_shown] for part in parts]
-        ends = curves[0].control_points
-        line = CubicBSpline.straight(ends[:, 0], ends[:, -1])
-        every = [curve.to(self.codec.like.device) for curve in (line, slerp_beside(line), *curves)]
-        frames = [decode_along(self.codec, curve, self.n_images).float() for curve in every]
-        matrices = [_matrices(self.codec, curve).float() for curve in every]
-        return {"frames": torch.stack(frames, 1), "correlations": torch.stack(matrices, 1)}
+        place = self.codec.like.device
+        curves = [part.curve.to(place) for part in groups_of(solved, "metric").values()]
+        every = [*straight_and_slerp(curves[0]), *curves]
+        shown = [curve[: self.n_shown] for curve in every]
+        frames = [decode_along(self.codec, curve, self.n_images).float() for curve in shown]
+        matrices = [_matrices(self.codec, curve).float() for curve in shown]
+        arrays = {"frames": torch.stack(frames, 1), "correlations": torch.stack(matrices, 1)}
+        if self.animate:
+            n, dim = self.animation.n_shown, self.codec.dim
+            paths: list[CubicBSpline | Tensor] = [curve[:n] for curve in every]
+            if dim > 1:
+                start, end = (curves[0].control_points[:n, k] for k in (0, -1))
+                paths.insert(2, spherical_spiral(start, end, torch.linspace(0.0, 1.0, _SPIRAL)))
+            codes, (_, labels) = self.dataset.codes(self.codec), self.dataset.training
+            labels = torch.zeros(len(codes), dtype=torch.int64) if labels is None else labels
+            arrays |= animated_arrays(self.codec, paths, self.animation, codes, labels)
+        return arrays
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print a table of lengths, and one of what is on the way."""
@@ -260,6 +281,17 @@ class Interpolate(SourceExperiment):
             counts |= {name: group.column("crossings") for name, group in groups.items()}
             drawn["crossings"] = plotting.count_bars(counts, "changes of class along the curve")
         return drawn
+
+    @staticmethod
+    def animations(run: Run) -> dict[str, Animation]:
+        """Return an animation of each of the first pairs, with a spiral on the sphere."""
+        titles = animated_pairs(run)
+        if run.pairs is None or not titles:
+            return {}
+        names = ["straight", "slerp", *groups_of(run.pairs, "metric")]
+        if run.arrays["animation_images"].shape[1] > len(names):
+            names.insert(2, "spiral")
+        return stored_animations(run.arrays, names, titles)
 
 
 def _matrices(model: LatentModel, curve: CubicBSpline) -> Tensor:

@@ -94,12 +94,42 @@ def measure_grid(
     return {"first": first, "second": second, **shaped}
 
 
+def decode_plane(model: LatentModel, low: Tensor, high: Tensor, n: int) -> dict[str, Tensor]:
+    """Decode the middles of the squares that a box of the plane is cut into.
+
+    Parameters
+    ----------
+    model
+        The model, of two latent dimensions.
+    low, high
+        Corners of the box, (2,) each; the squares go beyond it by less than half of one.
+    n
+        Squares along its longer side.
+
+    Returns
+    -------
+    dict
+        ``decoded_first`` and ``decoded_second``, the values of z_1 (columns) and z_2 (rows), and
+        ``decoded``, images, (rows, columns, channels, height, width).
+    """
+    low, high = check_box(low.double(), high.double(), 2)
+    side = float((high - low).max()) / check_integer("n", n)
+    places = []
+    for middle, span in zip((low + high) / 2, high - low, strict=True):
+        count = max(1, round(float(span) / side))
+        places.append(middle + side * (torch.arange(count).to(middle) - (count - 1) / 2))
+    first, second = places
+    grid = torch.cartesian_prod(second, first).flip(1)
+    images = model.images(grid).float().unflatten(0, (len(second), len(first)))
+    return {"decoded_first": first, "decoded_second": second, "decoded": images}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Landscape(MetricExperiment):
     """Draw the metric of a model with a 2-d latent space, with the data.
 
     Three maps: the magnification factor sqrt(det G), the condition number, and the direction in
-    which the decoder stretches most.
+    which the decoder stretches most. And a picture of what is decoded across the plane.
 
     Attributes
     ----------
@@ -111,6 +141,8 @@ class Landscape(MetricExperiment):
         Points of the grid along each axis.
     margin
         Latent units between the outermost codes and the edge of the grid.
+    n_decoded
+        Images along the longer side of the decoded plane.
     seed
         Seed of the random signs of Hutchinson's estimate.
     """
@@ -118,6 +150,7 @@ class Landscape(MetricExperiment):
     out: Path = Path("runs/landscape")
     resolution: int = 151
     margin: float = 1.0
+    n_decoded: int = 20
 
     def check(self) -> None:
         """Raise where there is no plane to draw, or no room for its grid."""
@@ -125,11 +158,14 @@ class Landscape(MetricExperiment):
         # tensors, eigenvalues, eigenvectors and the grid itself, in float64
         check_memory("resolution", self.resolution, 16 * 8 * self.resolution**2)
         check_number("margin", self.margin, at_least=0.0)
+        check_integer("n_decoded", self.n_decoded)
         super().check()
         if self.codec.dim != 2:
             required = "a model with two latent dimensions, which can be drawn"
             raise ValueError(requirement("model", required, f"one with {self.codec.dim}"))
         _ = self.dataset.chosen
+        n_bytes = self.codec.images(torch.zeros(1, 2)).nbytes * self.n_decoded**2
+        check_memory("n_decoded", self.n_decoded, 3 * n_bytes)
 
     def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
         """Measure the metric on the grid and at the codes."""
@@ -149,6 +185,7 @@ class Landscape(MetricExperiment):
             **{name: value if value.ndim == 1 else value.float() for name, value in grid.items()},
             "codes": codes.float(),
             "labels": self.dataset.classes,
+            **decode_plane(self.codec, low, high, self.n_decoded),
         }
         return {"maps": maps, "classifier_accuracy": self.features_made[1]}, arrays
 
@@ -183,4 +220,9 @@ class Landscape(MetricExperiment):
         sides = run.arrays["first"], run.arrays["second"]
         names = ("magnification", "condition", "direction", "stretch", "codes", "labels")
         drawn = plotting.landscape_maps(sides, *(run.arrays[name] for name in names))
-        return {"landscape": drawn}
+        result = {"landscape": drawn}
+        # runs of before have no such images
+        if "decoded" in run.arrays:
+            places = run.arrays["decoded_first"], run.arrays["decoded_second"]
+            result["decoded"] = plotting.decoded_plane(places, run.arrays["decoded"])
+        return result

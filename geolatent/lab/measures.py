@@ -33,6 +33,13 @@ def slerp_beside(line: CubicBSpline) -> CubicBSpline:
     return slerp_curve(line.control_points[:, 0], line.control_points[:, -1])
 
 
+def straight_and_slerp(curve: CubicBSpline) -> tuple[CubicBSpline, CubicBSpline]:
+    """Return the straight lines and `slerp` between the ends of curves."""
+    ends = curve.control_points
+    line = CubicBSpline.straight(ends[:, 0], ends[:, -1])
+    return line, slerp_beside(line)
+
+
 def measure_along(quantities: Sequence[Quantity], *, with_slerp: bool = True) -> Measure:
     """Return the measure of quantities along the straight lines, `slerp` and the geodesics.
 

@@ -94,6 +94,42 @@ def draw_images(n_pairs: int, n_images: int, seed: int = 0) -> Tensor:
     return torch.randperm(n_images, generator=generator)[: 2 * n_pairs].reshape(n_pairs, 2)
 
 
+def draw_different(n_pairs: int, labels: Tensor, seed: int = 0) -> Tensor:
+    """Draw pairs of images of different classes, none of them twice, as row numbers (B, 2).
+
+    Pairs of `draw_images`; those of one class exchange their ends with others, drawn at random,
+    until no pair is of one class.
+
+    Raises
+    ------
+    ValueError
+        Where there are too few images, or more than half of those drawn are of one class.
+
+    Examples
+    --------
+    >>> labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    >>> rows = draw_different(3, labels)
+    >>> bool((labels[rows[:, 0]] != labels[rows[:, 1]]).all()), rows.unique().numel()
+    (True, 6)
+    """
+    rows = draw_images(n_pairs, len(labels), seed)
+    most = int(labels[rows.flatten()].unique(return_counts=True)[1].max())
+    if most > n_pairs:
+        required = "images of which at most half of those drawn are of one class"
+        raise ValueError(requirement("data", required, f"{2 * n_pairs} with {most} of one class"))
+    generator = torch.Generator().manual_seed(seed)
+    classes = labels[rows]
+    while bool((alike := classes[:, 0] == classes[:, 1]).any()):
+        pair = int(alike.nonzero()[0])
+        other = classes[pair, 0]
+        # there is one: this class has no more than half of all ends
+        fit = (classes != other).all(1).nonzero().flatten()
+        chosen = int(fit[torch.randint(len(fit), (1,), generator=generator)])
+        rows[[pair, chosen], 1] = rows[[chosen, pair], 1]
+        classes = labels[rows]
+    return rows
+
+
 def encoded_pairs(model: LatentModel, images: Tensor, labels: Tensor | None, rows: Tensor) -> Pairs:
     """Encode pairs of images, whose row numbers are (B, 2), with a model's own encoder.
 

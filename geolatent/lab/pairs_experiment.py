@@ -29,7 +29,7 @@ from geolatent.lab.pairs import (
     prior_pairs,
     read_pairs,
 )
-from geolatent.lab.run import RunFolder
+from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.setup import initial_kind, make_initial
 from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
@@ -202,3 +202,20 @@ class SourceExperiment(PairsExperiment):
         if self.pairs == "prior":
             return [prior_pairs(self.n_pairs, dim, seed=self.seed, like=like)]
         return [encoded_pairs(self.codec, *self.dataset.chosen, self.image_rows)]
+
+
+def pair_titles(pairs: SolvedPairs, n: int) -> list[str]:
+    """Return a line about each of the first pairs: its number, and classes where there are any."""
+    titles = [f"pair {pair}" for pair in range(n)]
+    if "start_label" not in pairs.table.column_names:
+        return titles
+    start, end = (pairs.column(f"{name}_label") for name in ("start", "end"))
+    return [f"{title}, class {start[k]} to {end[k]}" for k, title in enumerate(titles)]
+
+
+def animated_pairs(run: Run) -> dict[str, str]:
+    """Return the titles of a run's animations, one for each pair, by the names of their files."""
+    if run.pairs is None or "animation_images" not in run.arrays:
+        return {}
+    titles = pair_titles(run.pairs, len(run.arrays["animation_images"]))
+    return {f"animation_{pair}": title for pair, title in enumerate(titles)}

@@ -7,12 +7,14 @@ from pathlib import Path
 from geolatent.checks import requirement
 from geolatent.files import read_json
 from geolatent.lab import plotting
+from geolatent.lab.animation import save_animations
 from geolatent.lab.cluster import Cluster
 from geolatent.lab.compare import Compare
+from geolatent.lab.compare_paths import ComparePaths
 from geolatent.lab.config import Formats, check_formats
 from geolatent.lab.contents import CONFIG, POINTS, SUMMARY
 from geolatent.lab.distances import Distances
-from geolatent.lab.experiment import Experiment
+from geolatent.lab.experiment import Experiment, command_name
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
@@ -21,18 +23,19 @@ from geolatent.lab.printing import make_console, part_of_a_command, print_files
 from geolatent.lab.run import Run, load_run
 from geolatent.lab.sample import Sample
 from geolatent.lab.train import Train
+from geolatent.lab.traverse import Traverse
 from geolatent.lab.walk import Walk
 
 _KINDS: tuple[type[Experiment], ...] = (
-    *(Cluster, Compare, Distances, Improvement, Interpolate),
-    *(Landscape, Sample, Train, Walk),
+    *(Cluster, Compare, ComparePaths, Distances, Improvement, Interpolate),
+    *(Landscape, Sample, Train, Traverse, Walk),
 )
 # by their commands
-EXPERIMENTS = {kind.__name__.lower(): kind for kind in _KINDS}
+EXPERIMENTS = {command_name(kind): kind for kind in _KINDS}
 
 
 def plot(run_dir: Path, format: Formats = "png") -> None:
-    """Draw the figures of a run again, from its stored results alone.
+    """Draw the figures and animations of a run again, from its stored results alone.
 
     Parameters
     ----------
@@ -63,8 +66,11 @@ def plot(run_dir: Path, format: Formats = "png") -> None:
         print_files(console, run_dir, [])
         return
     try:
-        drawn = EXPERIMENTS[run.command].figures(run)
+        kind = EXPERIMENTS[run.command]
+        drawn, played = kind.figures(run), kind.animations(run)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         required = "a run with all of its results; --overwrite makes a damaged one anew"
         raise ValueError(f"{requirement('run_dir', required, run_dir)} {error!r}") from error
-    print_files(console, run_dir, plotting.save_figures(drawn, run_dir, format))
+    files = plotting.save_figures(drawn, run_dir, format)
+    files += save_animations(played, run_dir, run.config.get("animation", {}))
+    print_files(console, run_dir, files)

@@ -473,6 +473,45 @@ def landscape_maps(
     return figure
 
 
+def decoded_plane(places: tuple[Array, Array], images: Array) -> Figure:
+    """Draw what is decoded across a plane.
+
+    Parameters
+    ----------
+    places
+        Values of z_1 and z_2 of the images' columns and rows, at equal steps.
+    images
+        In [-1, 1], (rows, columns, channels, height, width). Those that are not finite are grey.
+    """
+    first, second = places
+    shown = grey_or_colour(images)
+    rows, columns, height, width = shown.shape[:4]
+    known = np.isfinite(shown).reshape(rows, columns, -1).all(2)
+    grey = int(UNKNOWN[1:3], 16) / 255.0
+    cells = np.clip((shown + 1.0) / 2.0, 0.0, 1.0)
+    cells[~known] = grey
+    # a line between images
+    line = [(0, 0), (0, 0), (0, max(1, height // 14)), (0, max(1, width // 14))]
+    cells = np.pad(cells, line + [(0, 0)] * (cells.ndim - 4), constant_values=0.4)
+    height, width = cells.shape[2:4]
+    # z_2 grows upwards
+    mosaic = cells[::-1].swapaxes(1, 2).reshape(rows * height, columns * width, *cells.shape[4:])
+    both = [values for values in (first, second) if len(values) > 1]
+    half = float(both[0][1] - both[0][0]) / 2 if both else 0.5
+    size = 7.0 / max(rows, columns)
+    figure, axes = panel(size * columns + 0.9, size * rows + 0.7)
+    axes.imshow(
+        mosaic,
+        cmap="gray",
+        vmin=0.0,
+        vmax=1.0,
+        interpolation="nearest",
+        extent=(first[0] - half, first[-1] + half, second[0] - half, second[-1] + half),
+    )
+    label_plane(axes)
+    return figure
+
+
 def _map(axes: Axes, axes_values: tuple[Array, Array], values: Array, name: str) -> None:
     """Draw positive values on a grid by a logarithmic scale; grey where they are not finite."""
     first, second = axes_values

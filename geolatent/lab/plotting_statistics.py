@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
@@ -297,4 +298,105 @@ def output_curves(place: Array, place_name: str, outputs: Array, quantity: str) 
         if number + columns >= len(outputs):
             axes.set_xlabel(place_name)
             axes.tick_params(labelbottom=True)
+    return figure
+
+
+def compared_paths(entries: Mapping[tuple[str, bool], Mapping[str, Any]], first: str) -> Figure:
+    """Draw measures of several paths, one panel each, as `paired_comparison` gives them.
+
+    Parameters
+    ----------
+    entries
+        Comparisons by (title of the measure, whether less is better).
+    first
+        The path that the others are compared with.
+    """
+    columns = min(4, len(entries))
+    rows = -(-len(entries) // columns)
+    names = list(next(iter(entries.values()))["paths"])
+    figure = Figure(
+        figsize=(3.3 * columns, (0.3 * len(names) + 1.15) * rows + 0.5), layout="constrained"
+    )
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    places = np.arange(len(names))
+    for axes, ((title, lower), entry) in zip(panels, entries.items(), strict=False):
+        paths, best = entry["paths"], entry["best"]
+        means = np.array([paths[name]["mean"] for name in names], dtype=np.float64)
+        bars = 1.96 * np.array([paths[name]["error"] for name in names], dtype=np.float64)
+        axes.axvline(means[names.index(first)], color="0.5", lw=1.0, ls="--")
+        for place, name in zip(places, names, strict=True):
+            axes.errorbar(
+                means[place],
+                place,
+                xerr=None if name == first or not np.isfinite(bars[place]) else bars[place],
+                fmt="o",
+                color=COLORS[place % len(COLORS)],
+                markerfacecolor=None if name in best else "white",
+                ms=7,
+                capsize=3,
+                lw=1.5,
+            )
+        axes.margins(x=0.12)
+        arrow = "← less is better" if lower else "more is better →"
+        text, _, unit = title.partition(" (")
+        axes.set_title(f"{text}\n{arrow}", fontsize=9)
+        axes.set_xlabel(unit.rstrip(")"), fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_yticks(places, names, fontsize=9)
+    for axes in panels[len(entries) :]:
+        axes.set_axis_off()
+    n = min(entry["n"] for entry in entries.values())
+    figure.supxlabel(
+        f"Means of {n} pairs. Bars: 95 % interval of the pairs' differences from the {first} line "
+        "(dashed). Filled: best, or within two standard errors of it.",
+        fontsize=9,
+    )
+    return figure
+
+
+def class_answers(
+    place: Array,
+    place_name: str,
+    probabilities: Mapping[str, Array],
+    names: Sequence[str],
+    classes: Sequence[tuple[int, int]],
+) -> Figure:
+    """Draw the probabilities of two classes along attributes, one panel each.
+
+    Parameters
+    ----------
+    place, place_name
+        Where, (T,), and what that is called.
+    probabilities
+        By how attributes are followed, (K, T, classes).
+    names
+        Of the K attributes, "A to B".
+    classes
+        Positions of A and B among the classes.
+    """
+    figure = Figure(figsize=(3.4 * len(names) + 1.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    entries: dict[str, Artist] = {}
+    for axes, name, pair, number in zip(panels, names, classes, range(len(names)), strict=True):
+        for follow, (how, values) in enumerate(probabilities.items()):
+            for side, word in enumerate(("first class", "second class")):
+                (line,) = axes.plot(
+                    place,
+                    values[number, :, pair[side]],
+                    LINES[follow],
+                    color=COLORS[side],
+                    marker="o",
+                    ms=3.5,
+                )
+                entries[f"{word}, {how}"] = line
+        axes.axvline(0.0, color="0.6", lw=0.8)
+        axes.set_title(f"class {name}", fontsize=10)
+        axes.set_xlabel(place_name.replace(" (", "\n("), fontsize=9)
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("probability by the classifier")
+    figure.legend(list(entries.values()), list(entries), loc="outside right upper", fontsize=9)
     return figure

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from geolatent.lab.solved import SolvedPairs
 
@@ -74,3 +74,63 @@ def summarise(pairs: SolvedPairs, columns: Sequence[str] = ()) -> dict[str, Any]
         "converged": float(np.isin(statuses, SURE).mean()),
         **{name: statistics(pairs.column(name)) for name in measured},
     }
+
+
+def paired_comparison(
+    values: Mapping[str, ArrayLike], *, lower: bool, errors: float = 2.0
+) -> dict[str, Any]:
+    """Compare several ways of doing the same things, thing by thing.
+
+    Only things that are known of all ways count. A difference of two ways is the mean of the
+    things' differences d, its standard error std(d) / sqrt(n), that of a sample. The best ways are
+    the one of the best mean, and those whose difference from it is at most so many standard errors,
+    or zero: more than one is a tie. Ways are not corrected for being many.
+
+    Parameters
+    ----------
+    values
+        By the names of the ways, (n,) each; the first is what the others are compared with. NaN is
+        not known.
+    lower
+        Whether less is better.
+    errors
+        Standard errors that make a difference.
+
+    Returns
+    -------
+    dict
+        ``n``, the things that count; ``best``, names, the best mean first; ``paths``, for each way
+        its ``mean``, ``difference`` from the first, and ``error``, the standard error of that. The
+        error of one thing is not known, NaN.
+
+    Examples
+    --------
+    >>> found = paired_comparison({"a": [1.0, 2.0, 3.0], "b": [2.1, 3.0, 3.9]}, lower=True)
+    >>> found["best"], round(found["paths"]["b"]["difference"], 3)
+    (['a'], 1.0)
+    """
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
+    known = np.logical_and.reduce([np.isfinite(value) for value in arrays.values()])
+    arrays = {name: value[known] for name, value in arrays.items()}
+    first, n = next(iter(arrays.values())), int(known.sum())
+    paths = {}
+    for name, value in arrays.items():
+        difference, error = _mean_and_error(value - first)
+        mean = float(value.mean()) if n else float("nan")
+        paths[name] = {"mean": mean, "difference": difference, "error": error}
+    best: list[str] = []
+    if n:
+        order = sorted(arrays, key=lambda name: paths[name]["mean"], reverse=not lower)
+        for name in order:
+            difference, error = _mean_and_error(arrays[name] - arrays[order[0]])
+            # an error that is not known tells nothing apart
+            if difference == 0.0 or not abs(difference) > errors * error:
+                best.append(name)
+    return {"n": n, "best": best, "paths": paths}
+
+
+def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean, and its standard error; NaN where there are too few values."""
+    mean = float(values.mean()) if values.size else float("nan")
+    error = float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else float("nan")
+    return mean, error
