@@ -165,7 +165,8 @@ class NICE(Flow):
     r"""Additive couplings and one diagonal scaling.
 
     Half of the pixels, those of even and of odd number in turn, are shifted by a network of the
-    others, x_b -> x_b + m(x_a), which has the inverse y_b -> y_b - m(y_a) and the determinant 1.
+    others, x_b -> x_b + m(x_a), which has the inverse y_b -> y_b - m(y_a) and the determinant 1;
+    shifts are in units of the training images' standard deviations, pixel by pixel.
     At the end each number is multiplied by a factor of its own: log |det df/dx| = sum_i log s_i is
     the same everywhere, and with it log p(x) = const - |f(x)|^2 / 2. The couplings are zuko's
     (extra ``flows``) and begin as the identity: `Flow.initialise` makes of that an independent
@@ -231,27 +232,49 @@ class NICE(Flow):
             )
             for number in range(couplings)
         )
-        with torch.no_grad():
-            for coupling in self.couplings:
-                coupling.hyper[-1].weight.zero_()
-                coupling.hyper[-1].bias.zero_()
+        for coupling in self.couplings:
+            for parameter in coupling.hyper[-1].parameters():
+                nn.init.zeros_(parameter)
+            coupling.hyper.append(_Units(coupling.hyper.out_features))
         self.log_scale = nn.Parameter(torch.zeros(self.latent_dim))
 
     def _to_codes(self, images: Tensor, start: bool) -> tuple[Tensor, Tensor]:
         x = images.flatten(1)
-        for number, coupling in enumerate(self.couplings):
-            x = coupling()(x)
-            # the last two couplings move all numbers once
-            if start and number >= len(self.couplings) - 2:
-                mean = x.mean(0)[~coupling.mask]
-                coupling.hyper[-1].bias.sub_(mean)
-                x = x.index_add(1, (~coupling.mask).nonzero()[:, 0], -mean.expand(len(x), -1))
         if start:
-            self.log_scale.copy_(-torch.log(x.std(0) + LEAST_STD))
+            self._start(x)
+        for coupling in self.couplings:
+            x = coupling()(x)
         return x * self.log_scale.exp(), self.log_scale.sum().expand(len(x))
+
+    def _start(self, x: Tensor) -> None:
+        """Make codes of mean 0 and variance 1 while the couplings' networks return constants."""
+        mean, std = x.mean(0), x.std(0) + LEAST_STD
+        self.log_scale.copy_(-std.log())
+        for number, coupling in enumerate(self.couplings):
+            changed = ~coupling.mask
+            coupling.hyper[-1].units.copy_(std[changed])
+            # the last two move every number once
+            if number >= len(self.couplings) - 2:
+                coupling.hyper[-2].bias.copy_(-mean[changed] / std[changed])
 
     def _to_images(self, z: Tensor) -> Tensor:
         x = z * torch.exp(-self.log_scale)
         for coupling in reversed(self.couplings):
             x = coupling().inv(x)
         return x.reshape(len(z), *self.image_shape)
+
+
+class _Units(nn.Module):
+    """Multiplication by standard deviations of the data.
+
+    Without it one step size would have to do for pixels that hardly ever change and for others.
+    """
+
+    units: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("units", torch.ones(n))
+
+    def forward(self, shift: Tensor) -> Tensor:
+        return shift * self.units
