@@ -22,21 +22,17 @@ def requirement(name: str, required: str, found: object) -> str:
     return f"Parameter `{name}` should be {required}. Found `{name} = {found}`."
 
 
-def import_extra(module: str, purpose: str, extra: str) -> ModuleType:
+def import_extra(module: str, message: str) -> ModuleType:
     """Import a library that an extra of the package brings, or say what to install.
 
     Examples
     --------
-    >>> import_extra("math", "Counting", "numbers").__name__
+    >>> import_extra("math", "Counting needs math.").__name__
     'math'
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        library = module.partition(".")[0]
-        message = (
-            f"{purpose} needs {library}. Install it from the checkout: pip install '.[{extra}]'"
-        )
         raise ModuleNotFoundError(message) from error
 
 

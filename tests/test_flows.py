@@ -531,7 +531,7 @@ def test_wrong_shapes_are_refused_by_name():
 def test_a_missing_extra_is_named(model, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "zuko"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs zuko.*pip install '\.\[flows\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"made of zuko.*pip install '\.\[flows\]'"):
         model()
     # Glow needs none
     assert Glow((1, 4, 4), steps=1, hidden=2).latent_dim == 16

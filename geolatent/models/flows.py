@@ -22,6 +22,9 @@ from geolatent.models.conv import ACTIVATIONS
 from geolatent.models.vae import log_normal
 from geolatent.requirements import import_extra
 
+NEEDS_ZUKO = (
+    "NICE and IAFVAE are made of zuko. Install it from the checkout: pip install '.[flows]'"
+)
 # added to standard deviations of a batch, which may be zero
 LEAST_STD = 1e-6
 
@@ -218,8 +221,8 @@ class NICE(Flow):
         )
         if self.latent_dim < 2:
             raise ValueError(requirement("image_shape", "of two pixels or more", image_shape))
-        flows = import_extra("zuko.flows", "NICE", "flows")
-        additive = import_extra("zuko.transforms", "NICE", "flows").AdditiveTransform
+        flows = import_extra("zuko.flows", NEEDS_ZUKO)
+        additive = import_extra("zuko.transforms", NEEDS_ZUKO).AdditiveTransform
         pixels = torch.arange(self.latent_dim)
         self.couplings = nn.ModuleList(
             flows.GeneralCouplingTransform(

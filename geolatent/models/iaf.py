@@ -15,6 +15,7 @@ from geolatent.models.conv import (
     convolutional_decoder,
     convolutional_encoder,
 )
+from geolatent.models.flows import NEEDS_ZUKO
 from geolatent.models.vae import VAE, log_normal
 from geolatent.requirements import import_extra
 
@@ -75,7 +76,7 @@ class IAFVAE(VAE):
         check_integer("context", context)
         check_sizes("flow_hidden", flow_hidden)
         check_convolutions(image_shape, channels, hidden, activation)
-        flows = import_extra("zuko.flows", "IAFVAE", "flows")
+        flows = import_extra("zuko.flows", NEEDS_ZUKO)
         outputs = 2 * latent_dim + context
         super().__init__(
             convolutional_encoder(image_shape, channels, hidden, outputs, activation),
