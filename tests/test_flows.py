@@ -17,6 +17,7 @@ from geolatent.models.vae import log_normal
 SHAPE = (1, 4, 8)
 BUILD = {
     "nice": lambda: NICE(SHAPE, couplings=3, hidden=(12,), levels=17),
+    "nice, logistic": lambda: NICE(SHAPE, hidden=(12,), levels=17, prior="logistic"),
     "glow": lambda: Glow(SHAPE, depth=2, steps=2, hidden=6, levels=17),
     "glow, one level": lambda: Glow((3, 2, 4), depth=1, steps=3, hidden=6, levels=17),
 }
@@ -206,12 +207,15 @@ def moons():
     return plane_flow()
 
 
-def test_the_density_of_nice_integrates_to_one(moons):
-    trained, _ = moons
-    for flow in (NICE((1, 1, 2), hidden=(8,), levels=None).double().requires_grad_(False), trained):
-        points, area = grid(flow)
-        total = flow.log_prob(points).exp().sum() * area
-        assert total.item() == pytest.approx(1.0, abs=5e-4)
+@pytest.mark.parametrize("kind", ["normal", "logistic", "trained"])
+def test_the_density_of_nice_integrates_to_one(kind, moons):
+    if kind == "trained":
+        flow, _ = moons
+    else:
+        flow = NICE((1, 1, 2), hidden=(8,), levels=None, prior=kind).double().requires_grad_(False)
+    points, area = grid(flow, half=9.0)
+    total = flow.log_prob(points).exp().sum() * area
+    assert total.item() == pytest.approx(1.0, abs=5e-4)
 
 
 def test_the_density_of_glow_integrates_to_one():
@@ -264,6 +268,21 @@ def test_noise_stays_between_grey_levels():
     assert noise.abs().max() <= 1.0 / 16
     assert noise.std().item() == pytest.approx(2 / 16 / 12**0.5, rel=0.05)
     assert torch.equal(NICE((1, 1, 2), levels=None).dequantise(images), images)
+
+
+def test_the_logistic_prior_has_variance_one_and_its_samples_too():
+    flow = NICE((1, 1, 2), couplings=1, hidden=(4,), levels=None, prior="logistic")
+    flow = flow.double().requires_grad_(False)
+    points, area = grid(flow, half=25.0, n=400)
+    density = flow.log_prob(points).exp() * area
+    assert (density * points[:, 0, 0, 0] ** 2).sum().item() == pytest.approx(1.0, abs=1e-6)
+    drawn = flow.sample(50_000, torch.Generator().manual_seed(0))
+    assert torch.isfinite(drawn).all()
+    assert drawn.std().item() == pytest.approx(1.0, abs=0.02)
+    # the tails are those of exp(-pi |z| / sqrt(3)), and safe
+    far = torch.tensor([[[[0.0, 1e6]]], [[[0.0, 1e6 + 1.0]]]], dtype=torch.float64)
+    one, two = flow.log_prob(far)
+    assert float(one - two) == pytest.approx(math.pi / math.sqrt(3.0), rel=1e-6)
 
 
 def test_samples_are_decoded_noise():
@@ -503,6 +522,7 @@ def test_a_flow_posterior_is_saved_and_fitted(tmp_path):
         (lambda: NICE((1, 1, 1)), "`image_shape` should be of two pixels or more"),
         (lambda: NICE(couplings=0), "`couplings` should be an integer of at least 1"),
         (lambda: NICE(hidden=()), "`hidden` should be a sequence of positive integers"),
+        (lambda: NICE(prior="uniform"), "`prior` should be one of normal, logistic"),
         (lambda: NICE(levels=1), "`levels` should be an integer of at least 2"),
         (lambda: NICE(activation="sine"), "`activation` should be one of elu"),
         (lambda: Glow((1, 6, 8)), "`image_shape` should be .* divisible by 4"),

@@ -63,10 +63,6 @@ class TrainingRecord:
     discriminator_loss: tuple[float, ...] = ()
 
 
-# images by which a flow's scales and shifts are set before the first step
-_STARTED_BY = 1024
-
-
 class Batches:
     """Batches of a tensor, in a new order on every pass if there are random numbers for it.
 
@@ -450,8 +446,8 @@ def fit_model(
     validation = Batches(images[rows[:held_out]], options.batch_size)
 
     if isinstance(model, Flow):
-        first = images[rows[held_out:]][:_STARTED_BY]
-        model.initialise(first, torch.Generator().manual_seed(options.seed))
+        generator = torch.Generator().manual_seed(options.seed)
+        model.initialise(images[rows[held_out:]], generator)
 
     history = _History(model, order, Path(checkpoint) if checkpoint is not None else None)
     callbacks: list[Callback] = [history]

@@ -25,6 +25,8 @@ from geolatent.requirements import import_extra
 NEEDS_ZUKO = (
     "NICE and IAFVAE are made of zuko. Install it from the checkout: pip install '.[flows]'"
 )
+# of a logistic distribution of variance 1
+_LOGISTIC_SCALE = math.sqrt(3.0) / math.pi
 # added to standard deviations of a batch, which may be zero
 LEAST_STD = 1e-6
 
@@ -34,7 +36,10 @@ class Flow(nn.Module):
 
     .. math::
 
-        \log p(x) = \log N(f(x); 0, I) + \log\left|\det \frac{df}{dx}\right|.
+        \log p(x) = \log p_Z(f(x)) + \log\left|\det \frac{df}{dx}\right|,
+
+    with codes that are independent of mean 0 and variance 1: normal, or logistic, whose tails are
+    longer, p_Z(z) ~ 1 / cosh(pi z / (2 sqrt 3))^2.
 
     Codes are flat and have as many numbers as images have pixels. Images whose pixels take L grey
     levels have no density: such pixels are spread evenly over the distance to their neighbours,
@@ -48,6 +53,8 @@ class Flow(nn.Module):
     levels
         Grey levels between -1 and 1: 17 of scikit-learn's digits, 256 of bytes; None for data that
         have a density already.
+    prior
+        p_Z: ``"normal"``, which `geolatent.log_prior` is of too, or ``"logistic"``.
     arguments
         What the subclass's constructor was called with, as JSON would hold it.
 
@@ -62,7 +69,11 @@ class Flow(nn.Module):
     initialised: Tensor
 
     def __init__(
-        self, image_shape: Sequence[int], levels: int | None, arguments: dict[str, Any]
+        self,
+        image_shape: Sequence[int],
+        levels: int | None,
+        prior: str,
+        arguments: dict[str, Any],
     ) -> None:
         super().__init__()
         check_sizes("image_shape", image_shape)
@@ -71,7 +82,13 @@ class Flow(nn.Module):
         self.image_shape = tuple(image_shape)
         self.latent_dim = math.prod(image_shape)
         self.levels = levels
-        self._arguments = {**arguments, "image_shape": list(image_shape), "levels": levels}
+        self.prior = check_choice("prior", prior, ("normal", "logistic"))
+        self._arguments = {
+            **arguments,
+            "image_shape": list(image_shape),
+            "levels": levels,
+            "prior": prior,
+        }
         # a buffer, so that a loaded model is not started again
         self.register_buffer("initialised", torch.tensor(False))
 
@@ -81,12 +98,16 @@ class Flow(nn.Module):
         return dict(self._arguments)
 
     @abstractmethod
-    def _to_codes(self, images: Tensor, start: bool) -> tuple[Tensor, Tensor]:
-        """Return codes (n, d) and log |det df/dx| (n,); ``start`` sets what starts from data."""
+    def _to_codes(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes (n, d) and log |det df/dx| (n,)."""
 
     @abstractmethod
     def _to_images(self, z: Tensor) -> Tensor:
         """Return the images (n, *image_shape) of codes (n, d)."""
+
+    @abstractmethod
+    def _start(self, images: Tensor) -> None:
+        """Set what starts from data."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the codes of images, (n, *image_shape) -> (n, d)."""
@@ -95,7 +116,7 @@ class Flow(nn.Module):
     def encode_with_log_det(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes of images, (n, d), and log |det df/dx|, (n,), in nats."""
         check_batch("images", images, self.image_shape)
-        return self._to_codes(images, start=False)
+        return self._to_codes(images)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images of codes, the inverse of `encode`, (n, d) -> (n, *image_shape)."""
@@ -109,7 +130,12 @@ class Flow(nn.Module):
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log p(x), (n, *image_shape) -> (n,), in nats."""
         codes, log_det = self.encode_with_log_det(images)
-        return log_normal(codes) + log_det
+        if self.prior == "normal":
+            return log_normal(codes) + log_det
+        scaled = codes / _LOGISTIC_SCALE
+        # log p = -u - 2 log(1 + exp(-u)) - log s, in a form that is safe for any u
+        softplus = nn.functional.softplus(scaled) + nn.functional.softplus(-scaled)
+        return -(softplus + math.log(_LOGISTIC_SCALE)).sum(-1) + log_det
 
     def dequantise(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Spread pixels evenly over the distance between grey levels; nothing without levels."""
@@ -135,28 +161,34 @@ class Flow(nn.Module):
     def sample(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """Draw images, (n, *image_shape): decoded codes of N(0, temperature^2 I).
+        """Draw images, (n, *image_shape): decoded codes of the prior times ``temperature``.
 
         Below 1 they are more typical than the model's own, and less varied.
         """
         check_integer("n", n)
         check_number("temperature", temperature, at_least=0.0)
         like = next(self.parameters())
-        noise = torch.randn(
-            n, self.latent_dim, generator=generator, device=like.device, dtype=like.dtype
-        )
-        return self.decode(temperature * noise)
+        shape = (n, self.latent_dim)
+        options: Any = {"generator": generator, "device": like.device, "dtype": like.dtype}
+        if self.prior == "normal":
+            codes = torch.randn(shape, **options)
+        else:
+            # 0 would be infinitely far away
+            least = torch.finfo(like.dtype).eps
+            codes = torch.rand(shape, **options).clamp(least, 1.0 - least)
+            codes = _LOGISTIC_SCALE * (codes.log() - torch.log1p(-codes))
+        return self.decode(temperature * codes)
 
     @torch.no_grad()
     def initialise(self, images: Tensor, generator: torch.Generator | None = None) -> None:
-        """Set what starts from data, by a batch of training images; once, then never again.
+        """Set what starts from data, by training images; once, then never again.
 
         Scales and shifts are set so that what they give has mean 0 and variance 1 over the batch.
         """
         check_batch("images", images, self.image_shape)
         if bool(self.initialised):
             return
-        self._to_codes(self.dequantise(images, generator), start=True)
+        self._start(self.dequantise(images, generator))
         self.initialised.fill_(True)
 
     @property
@@ -169,11 +201,10 @@ class NICE(Flow):
 
     Half of the pixels, those of even and of odd number in turn, are shifted by a network of the
     others, x_b -> x_b + m(x_a), which has the inverse y_b -> y_b - m(y_a) and the determinant 1;
-    shifts are in units of the training images' standard deviations, pixel by pixel.
-    At the end each number is multiplied by a factor of its own: log |det df/dx| = sum_i log s_i is
-    the same everywhere, and with it log p(x) = const - |f(x)|^2 / 2. The couplings are zuko's
-    (extra ``flows``) and begin as the identity: `Flow.initialise` makes of that an independent
-    normal distribution for each pixel.
+    shifts are in units of the training images' standard deviations, pixel by pixel. At the end each
+    number is multiplied by a factor of its own: log |det df/dx| = sum_i log s_i is the same
+    everywhere, and with a normal prior log p(x) = const - |f(x)|^2 / 2. The couplings are zuko's
+    (extra ``flows``) and begin as the identity: `Flow.initialise` makes of that independent pixels.
 
     Parameters
     ----------
@@ -185,13 +216,14 @@ class NICE(Flow):
         Widths of the hidden layers of each coupling's network.
     activation
         As in `ConvVAE`; "relu" in the paper, while the default keeps the metric continuous.
-    levels
-        Grey levels, as in `Flow`.
+    levels, prior
+        As in `Flow`. Under a normal prior a pixel that is hardly ever set makes the few images
+        where it is all but impossible; MNIST wants the logistic one, as in the paper.
 
     References
     ----------
     L. Dinh, D. Krueger, Y. Bengio, "NICE: Non-linear Independent Components Estimation", 2014,
-    arXiv:1410.8516; there the prior of most models is logistic, here it is Gaussian.
+    arXiv:1410.8516.
 
     Examples
     --------
@@ -210,6 +242,7 @@ class NICE(Flow):
         hidden: Sequence[int] = (512, 512),
         activation: str = "elu",
         levels: int | None = 256,
+        prior: str = "normal",
     ) -> None:
         check_integer("couplings", couplings)
         check_sizes("hidden", hidden)
@@ -217,6 +250,7 @@ class NICE(Flow):
         super().__init__(
             image_shape,
             levels,
+            prior,
             {"couplings": couplings, "hidden": list(hidden), "activation": activation},
         )
         if self.latent_dim < 2:
@@ -241,16 +275,15 @@ class NICE(Flow):
             coupling.hyper.append(_Units(coupling.hyper.out_features))
         self.log_scale = nn.Parameter(torch.zeros(self.latent_dim))
 
-    def _to_codes(self, images: Tensor, start: bool) -> tuple[Tensor, Tensor]:
+    def _to_codes(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = images.flatten(1)
-        if start:
-            self._start(x)
         for coupling in self.couplings:
             x = coupling()(x)
         return x * self.log_scale.exp(), self.log_scale.sum().expand(len(x))
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, images: Tensor) -> None:
         """Make codes of mean 0 and variance 1 while the couplings' networks return constants."""
+        x = images.flatten(1)
         mean, std = x.mean(0), x.std(0) + LEAST_STD
         self.log_scale.copy_(-std.log())
         for number, coupling in enumerate(self.couplings):

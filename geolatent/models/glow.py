@@ -15,6 +15,8 @@ from geolatent.models.flows import LEAST_STD, Flow
 
 # logarithms of scales lie between these, so that no step can undo the precision of the others
 _LARGEST_LOG_SCALE = 2.0
+# images by which actnorms are set
+_STARTED_BY = 1024
 
 
 class Glow(Flow):
@@ -44,8 +46,8 @@ class Glow(Flow):
         Channels of the couplings' networks: 3 x 3, 1 x 1 and 3 x 3 convolutions.
     activation
         As in `ConvVAE`; "relu" in the paper, while the default keeps the metric continuous.
-    levels
-        Grey levels, as in `Flow`.
+    levels, prior
+        As in `Flow`.
 
     References
     ----------
@@ -72,6 +74,7 @@ class Glow(Flow):
         hidden: int = 64,
         activation: str = "elu",
         levels: int | None = 256,
+        prior: str = "normal",
     ) -> None:
         check_integer("depth", depth)
         check_integer("steps", steps)
@@ -80,6 +83,7 @@ class Glow(Flow):
         super().__init__(
             image_shape,
             levels,
+            prior,
             {"depth": depth, "steps": steps, "hidden": hidden, "activation": activation},
         )
         factor = 2**depth
@@ -100,7 +104,10 @@ class Glow(Flow):
                 channels //= 2
                 self.splits.append(_zero_convolution(channels, 2 * channels))
 
-    def _to_codes(self, images: Tensor, start: bool) -> tuple[Tensor, Tensor]:
+    def _start(self, images: Tensor) -> None:
+        self._to_codes(images[:_STARTED_BY], start=True)
+
+    def _to_codes(self, images: Tensor, start: bool = False) -> tuple[Tensor, Tensor]:
         x, log_det = images, images.new_zeros(len(images))
         codes = []
         for level, steps in enumerate(self.steps):
