@@ -543,6 +543,8 @@ def test_wrong_shapes_are_refused_by_name():
         flow.encode(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"`z` should be a tensor of shape \(n, 32\)"):
         flow.decode(torch.zeros(2, 31))
+    with pytest.raises(ValueError, match="`images` should be two images or more"):
+        flow.initialise(torch.zeros(1, *SHAPE))
     with pytest.raises(ValueError, match="`temperature` should be a finite number at least 0"):
         flow.sample(2, temperature=-1.0)
 

@@ -16,6 +16,7 @@ from geolatent.checks import (
     check_integer,
     check_number,
     check_sizes,
+    describe,
     requirement,
 )
 from geolatent.models.conv import ACTIVATIONS
@@ -186,6 +187,9 @@ class Flow(nn.Module):
         Scales and shifts are set so that what they give has mean 0 and variance 1 over the batch.
         """
         check_batch("images", images, self.image_shape)
+        if len(images) < 2:
+            required = "two images or more, for a variance"
+            raise ValueError(requirement("images", required, describe(images)))
         if bool(self.initialised):
             return
         self._start(self.dequantise(images, generator))
@@ -272,7 +276,7 @@ class NICE(Flow):
         for coupling in self.couplings:
             for parameter in coupling.hyper[-1].parameters():
                 nn.init.zeros_(parameter)
-            coupling.hyper.append(_Units(coupling.hyper.out_features))
+            coupling.hyper.append(_Units(int((~coupling.mask).sum())))
         self.log_scale = nn.Parameter(torch.zeros(self.latent_dim))
 
     def _to_codes(self, images: Tensor) -> tuple[Tensor, Tensor]:
