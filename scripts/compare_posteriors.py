@@ -108,4 +108,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    sys.exit(auto_cli(compare))
+    sys.exit(auto_cli(compare, as_positional=False))
