@@ -51,8 +51,10 @@ def draw(models: dict[str, VAE], images: Tensor, labels: Tensor, seed: int) -> F
     panels = figure.subplots(1, 4, sharex=True, sharey=True)
     panels[0].scatter(*torch.randn(len(images), 2, generator=generator).T.numpy(), s=3, color="0.4")
     panels[0].set_title("prior")
+    drawn = []
     for axes, (name, model) in zip(panels[1:3], models.items(), strict=True):
         codes, _ = model.draw_codes(images, 1, generator)
+        drawn.append(codes[0])
         scatter_classes(axes, codes[0].numpy(), labels.numpy(), size=4, alpha=0.7)
         axes.set_title(f"{name} posteriors, aggregated")
     name, model = list(models.items())[-1]
@@ -60,10 +62,12 @@ def draw(models: dict[str, VAE], images: Tensor, labels: Tensor, seed: int) -> F
     for each in codes.movedim(1, 0):
         panels[3].scatter(*each.T.numpy(), s=2, alpha=0.6, linewidths=0)
     panels[3].set_title(f"{name} posteriors of {_SHOWN} images")
+    half = 1.05 * float(torch.cat(drawn).abs().max())
     for axes in panels:
-        axes.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), xlabel="$z_1$", aspect="equal")
+        axes.set(xlim=(-half, half), ylim=(-half, half), xlabel="$z_1$", aspect="equal")
     panels[0].set_ylabel("$z_2$")
-    panels[2].legend(title="class", markerscale=3, fontsize=8, loc="lower right", ncols=2)
+    handles, names = panels[2].get_legend_handles_labels()
+    figure.legend(handles, names, title="class", markerscale=3, fontsize=9, loc="outside right")
     return figure
 
 
