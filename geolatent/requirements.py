@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 
@@ -18,6 +20,20 @@ def requirement(name: str, required: str, found: object) -> str:
     'Parameter `step` should be a positive number. Found `step = -1`.'
     """
     return f"Parameter `{name}` should be {required}. Found `{name} = {found}`."
+
+
+def import_extra(module: str, message: str) -> ModuleType:
+    """Import a library that an extra of the package brings, or say what to install.
+
+    Examples
+    --------
+    >>> import_extra("math", "Counting needs math.").__name__
+    'math'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(message) from error
 
 
 def describe(value: object) -> str:

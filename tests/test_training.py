@@ -21,9 +21,9 @@ from geolatent.cli import main
 from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.lab.data import digits, load
 from geolatent.lab.run import RunFolder, load_run
-from geolatent.lab.train import Train
+from geolatent.lab.train import Train, held_out_bits
 from geolatent.lab.training import Batches, VAEModule, fit_model
-from geolatent.models import MLPVAE, BiGAN, ConvVAE, load_model
+from geolatent.models import IAFVAE, MLPVAE, NICE, BiGAN, ConvVAE, Glow, load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -280,11 +280,61 @@ def test_bigan_training_is_reproducible(images):
     assert_same_training(fit_model(two, images, options(seed=3)), record, two, one)
 
 
+def nice(**changes):
+    pytest.importorskip("zuko", reason="needs the extra `flows`")
+    arguments = {"hidden": (32,), "image_shape": (1, 8, 8), "levels": 17}
+    return NICE(**{**arguments, **changes})
+
+
+def glow(**changes):
+    arguments = {"steps": 2, "hidden": 8, "image_shape": (1, 8, 8), "levels": 17}
+    return Glow(**{**arguments, **changes})
+
+
+def iaf(**changes):
+    pytest.importorskip("zuko", reason="needs the extra `flows`")
+    arguments = {"latent_dim": 2, "channels": (4, 8), "hidden": 32, "image_shape": (1, 8, 8)}
+    return IAFVAE(**{**arguments, "steps": 2, "flow_hidden": (8,), **changes})
+
+
+@pytest.mark.parametrize("build", [nice, glow])
+def test_a_flow_learns(images, build):
+    trained = seeded(build)
+    record = fit_model(trained, images, options(epochs=12, learning_rate=3e-3))
+    assert bool(trained.initialised)
+    assert record.train_loss[-1] < record.train_loss[0] - 0.1
+    assert record.validation_loss[record.best_epoch] == min(record.validation_loss)
+    assert not trained.training
+
+
+def test_a_vae_with_a_flow_as_posterior_learns(images):
+    trained = seeded(iaf)
+    record = fit_model(trained, images, options(epochs=8, learning_rate=1e-2))
+    assert record.train_loss[-1] < record.train_loss[0] - 5
+    # the flow is used
+    assert all(step.hyper[-1].weight.abs().max() > 0 for step in trained.flow)
+
+
+@pytest.mark.parametrize("build", [nice, glow, iaf])
+def test_training_of_flows_is_reproducible(images, build):
+    images = images.double()
+    one, two = seeded(build).double(), seeded(build).double()
+    state = torch.random.get_rng_state()
+    record = fit_model(one, images, options(seed=3))
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.rand(5)
+    assert_same_training(fit_model(two, images, options(seed=3)), record, two, one)
+
+
 def test_options_of_the_other_kind_are_refused(images):
     with pytest.raises(ValueError, match="`beta` should be 1 for a BiGAN"):
         fit_model(seeded(bigan), images, options(beta=2.0))
     with pytest.raises(ValueError, match="`reconstruction` should be 0 for a variational autoenc"):
         fit_model(model(), images, options(reconstruction=1.0))
+    with pytest.raises(ValueError, match="`beta` should be 1 for a Glow, whose loss has no diverg"):
+        fit_model(seeded(glow), images, options(beta=2.0))
+    with pytest.raises(ValueError, match="`reconstruction` should be 0 for a normalising flow"):
+        fit_model(seeded(glow), images, options(reconstruction=1.0))
 
 
 # Interrupted training
@@ -311,7 +361,7 @@ def interrupt_after(monkeypatch, epochs, error=InterruptionError):
 
 
 @pytest.mark.parametrize("patience", [None, 2])
-@pytest.mark.parametrize("kind", ["mlp", "spectral_norm", "bigan"])
+@pytest.mark.parametrize("kind", ["mlp", "spectral_norm", "bigan", "glow"])
 def test_a_resumed_training_ends_as_if_it_had_not_been_interrupted(
     images, tmp_path, monkeypatch, kind, patience
 ):
@@ -320,6 +370,7 @@ def test_a_resumed_training_ends_as_if_it_had_not_been_interrupted(
         "mlp": lambda: model().double(),
         "spectral_norm": lambda: seeded(conv, spectral_norm=True).double(),
         "bigan": lambda: seeded(bigan).double(),
+        "glow": lambda: seeded(glow).double(),
     }[kind]
     # the game of a BiGAN's networks makes a thousandfold of rounding each epoch at 1e-2
     rate = 1e-3 if kind == "bigan" else 1e-2
@@ -464,6 +515,34 @@ def test_train_a_bigan(tmp_path, latent_dim):
     assert isinstance(load_model(tmp_path / "model.safetensors"), BiGAN)
     assert len(summary["discriminator_loss"]) == 2
     assert ("figures/latent.png" in files(tmp_path)) == (latent_dim == 2)
+
+
+@pytest.mark.parametrize("build", [nice, glow])
+def test_train_a_flow(tmp_path, build, capsys):
+    summary = run(tmp_path, build).summary
+    assert [name for name in files(tmp_path) if "figures" in name] == [
+        "figures/losses.png",
+        "figures/samples.png",
+    ]
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert bool(loaded.initialised)
+    assert summary["test_error"] < 1e-8
+    test_images, _ = load(DataOptions("digits", split="test", per_class=12))
+    bits = held_out_bits(loaded, test_images)
+    assert summary["test_bits"] == pytest.approx(float(bits.mean()), rel=1e-5)
+    assert summary["test_bits_error"] == pytest.approx(float(bits.std()) / 120**0.5, rel=1e-4)
+    assert main(["plot", str(tmp_path)]) == 0
+    # other commands take the model: its codes are flat
+    words = ["interpolate", "--model.checkpoint", tmp_path / "model.safetensors", "--n_pairs=2"]
+    assert main([str(word) for word in (*words, "--out", tmp_path / "lines")]) == 0
+    with pytest.raises(ValueError, match="`precision` should be None for a"):
+        run(tmp_path / "other", build, PrecisionOptions())
+
+
+def test_train_a_vae_with_a_flow_as_posterior(tmp_path):
+    run(tmp_path, iaf, PrecisionOptions(n_centers=5, iterations=3))
+    assert isinstance(load_model(tmp_path / "model.safetensors"), IAFVAE)
+    assert "figures/latent.png" in files(tmp_path)
 
 
 def test_train_on_a_file_without_labels(tmp_path):
@@ -783,6 +862,24 @@ def test_configs_are_read_and_train(tmp_path, name):
             parser.parse_args([*arguments, wrong])
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("mnist_nice", ("hidden=[8]", "levels=17")),
+        ("mnist_glow", ("hidden=4", "steps=1", "levels=17")),
+        ("mnist_iaf", ("channels=[2,3]", "hidden=8", "flow_hidden=[4]")),
+    ],
+)
+def test_configs_of_flows_train(tmp_path, name, overrides):
+    pytest.importorskip("zuko", reason="needs the extra `flows`")
+    words = ["train", "--config", str(ROOT / "configs" / f"train_{name}.yaml")]
+    words += ["--data.name=digits", "--data.per_class=9", "--out", str(tmp_path)]
+    words += [f"--training.{word}" for word in ("epochs=1", "progress=false", "accelerator=cpu")]
+    words += [f"--model.{word}" for word in ("image_shape=[1,8,8]", *overrides)]
+    assert main(words) == 0
+    assert load_model(tmp_path / "model.safetensors").image_shape == (1, 8, 8)
+
+
 # The same on MNIST
 
 
@@ -797,3 +894,17 @@ def test_a_conv_vae_learns_mnist(mnist_root, latent_dim):
     error = (trained.decode_mean(trained.encode(images)[0]) - images).square().mean()
     variance = (images - images.mean(0)).square().mean()
     assert error < 0.85 * variance
+
+
+@pytest.mark.parametrize("build", [nice, glow])
+def test_a_flow_learns_mnist(mnist_root, build):
+    images, _ = load(DataOptions("MNIST", root=str(mnist_root), per_class=40))
+    trained = seeded(build, image_shape=(1, 28, 28), levels=256)
+    trained.initialise(images, torch.Generator().manual_seed(0))
+    before = float(held_out_bits(trained, images).mean())
+    record = fit_model(trained, images, options(epochs=3, batch_size=16))
+    # NICE starts from independent normal pixels; 8 bits are those of an even choice of the 256
+    assert before < (6.5 if build is nice else 8.5)
+    assert float(held_out_bits(trained, images).mean()) < before - 0.05
+    assert record.train_loss[2] < record.train_loss[1] < record.train_loss[0]
+    torch.testing.assert_close(trained(images), images, rtol=0, atol=1e-4)

@@ -29,7 +29,7 @@ from geolatent.lab.measures import plane_grid
 from geolatent.lab.run import Run, RunFolder, stored_arrays
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
-from geolatent.models import VAE, BiGAN
+from geolatent.models import VAE, BiGAN, Flow
 from geolatent.models.checkpoint import save_model
 
 MODEL = "model.safetensors"
@@ -37,6 +37,9 @@ MODEL = "model.safetensors"
 OLD_ARRAYS = "training.safetensors"
 # images whose reconstructions are shown
 _SHOWN = 20
+# samples of a flow that are shown, as they are and with codes drawn closer to the origin
+_SAMPLES = 20
+_COOLER = 0.7
 # points of a grid of standard deviations along each axis
 _GRID = 100
 # a step costs three forward passes of the model, and its encoder as much again
@@ -45,11 +48,11 @@ _PASSES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Experiment):
-    """Train a variational autoencoder or a BiGAN on images; figures and losses beside it.
+    """Train a variational autoencoder, a BiGAN or a flow on images; figures and losses beside it.
 
     The folder receives model.safetensors, which other commands take as
-    --model.checkpoint, and figures of losses, reconstructions and codes. Start from a config, such
-    as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
+    --model.checkpoint, and figures of losses, reconstructions or samples, and codes. Start from a
+    config, such as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
 
     Attributes
     ----------
@@ -57,7 +60,8 @@ class Train(Experiment):
         Folder for the model; it must not hold a finished training. The same options on the folder
         of one that was interrupted go on with it.
     model
-        The model: class_path (ConvVAE, MLPVAE or BiGAN of geolatent.models) and init_args.
+        The model: class_path (ConvVAE, MLPVAE, IAFVAE, BiGAN, NICE or Glow of geolatent.models) and
+        init_args.
     data
         The training images.
     training
@@ -72,7 +76,7 @@ class Train(Experiment):
     resumes = True
 
     out: Path = Path("runs/model")
-    model: Callable[[], VAE | BiGAN]
+    model: Callable[[], VAE | BiGAN | Flow]
     data: DataOptions = DataOptions(name="MNIST")
     training: TrainingOptions = TrainingOptions()
     precision: PrecisionOptions | None = None
@@ -117,10 +121,11 @@ class Train(Experiment):
         """The images that are not trained on."""
         return Dataset(self.test_data or replace(self.data, split="test"))
 
-    def untrained(self) -> VAE | BiGAN:
+    def untrained(self) -> VAE | BiGAN | Flow:
         """Build the model to train, with seeded initial weights."""
         required = (
-            "a callable that returns a variational autoencoder or a BiGAN of geolatent.models"
+            "a callable that returns a variational autoencoder, a BiGAN or a normalising flow of "
+            "geolatent.models"
         )
         if not callable(self.model) or isinstance(self.model, nn.Module):
             raise TypeError(requirement("model", required, describe(self.model)))
@@ -128,12 +133,13 @@ class Train(Experiment):
             torch.manual_seed(self.seed)
             network = self.model()
         # others could not be saved, which had better be known before the training
-        if not isinstance(network, VAE | BiGAN) or not _class_path(network).startswith(
+        if not isinstance(network, VAE | BiGAN | Flow) or not _class_path(network).startswith(
             "geolatent.models."
         ):
             raise TypeError(requirement("model", required, f"one returning {describe(network)}"))
-        if self.precision is not None and isinstance(network, BiGAN):
-            required = "None for a BiGAN, whose decoder has no standard deviation"
+        if self.precision is not None and not isinstance(network, VAE):
+            name = type(network).__name__
+            required = f"None for a {name}, whose decoder has no standard deviation"
             raise ValueError(requirement("precision", required, self.precision))
         if isinstance(network, VAE) and network.precision is not None:
             required = "a model without RBF centres, which are placed after training: `n_centers` 0"
@@ -163,9 +169,10 @@ class Train(Experiment):
         """Train the model and save it.
 
         The summary holds the class of the model and its constructor's arguments; the numbers of
-        images, those held out during training among ``n_train``; what `TrainingRecord` says; and
-        the mean squared error of the test images' reconstructions, in pixel units squared, and of
-        the training images' mean in their place. The arrays are what the figures show.
+        images, those held out during training among ``n_train``; what `TrainingRecord` says; the
+        mean squared error of the test images' reconstructions, in pixel units squared, and of the
+        training images' mean in their place; and of a flow the mean bits per dimension of the test
+        images and their standard error. The arrays are what the figures show.
         """
         from geolatent.lab.training import fit_model
 
@@ -193,6 +200,10 @@ class Train(Experiment):
             "test_error": test_error,
             "test_variance": float((test_images - images.mean(0)).square().mean()),
         }
+        if isinstance(network, Flow):
+            bits = held_out_bits(network, test_images, self.seed)
+            summary["test_bits"] = float(bits.mean())
+            summary["test_bits_error"] = float(bits.std()) / len(bits) ** 0.5
         return summary, arrays
 
     def run(self) -> Run:
@@ -204,12 +215,21 @@ class Train(Experiment):
         return run
 
     def tell(self, console: Console, summary: Summary) -> None:
-        """Print how long it took, and how far off reconstructions are."""
+        """Print how long it took, and how far off reconstructions are or how many bits images."""
+        if "test_bits" in summary:
+            found = (
+                f"Bits per dimension of {summary['n_test']} test images: "
+                f"{summary['test_bits']:.3f} +- {summary['test_bits_error']:.3f}."
+            )
+        else:
+            found = (
+                f"Mean squared error of {summary['n_test']} test images: "
+                f"{summary['test_error']:.4f} "
+                f"(their mean image instead: {summary['test_variance']:.4f})."
+            )
         console.print(
             f"{summary['n_train']} images, {len(summary['train_loss'])} epochs, "
-            f"{summary['seconds']:.0f} s. Mean squared error of {summary['n_test']} test images: "
-            f"{summary['test_error']:.4f} "
-            f"(their mean image instead: {summary['test_variance']:.4f})."
+            f"{summary['seconds']:.0f} s. {found}"
         )
         console.print(f"Model: {self.out / MODEL}", soft_wrap=True)
 
@@ -230,12 +250,13 @@ class Train(Experiment):
 
 @torch.no_grad()
 def reconstruct(
-    network: VAE | BiGAN, images: Tensor, labels: Tensor | None = None
+    network: VAE | BiGAN | Flow, images: Tensor, labels: Tensor | None = None
 ) -> tuple[Arrays, float]:
     """Return what the figures show, and the mean squared error of all reconstructions.
 
-    Shown are some images, those of all classes in turn, and their reconstructions; all codes; and
-    of a decoder of two dimensions with a standard deviation its mean on a grid around the codes.
+    Shown are some images, those of all classes in turn, and their reconstructions; all codes; of a
+    decoder of two dimensions with a standard deviation its mean on a grid around the codes; and of
+    a flow, whose codes have the size of images, samples in place of all codes.
     """
     model = LatentModel(network)
     codes = model.encode(images)
@@ -249,7 +270,12 @@ def reconstruct(
             ranks[members] = torch.arange(int(members.sum()))
         rows = (ranks * (int(labels.max()) + 1) + labels).argsort()[:_SHOWN]
     shown = {"images": images[rows], "reconstructions": model.images(codes[rows]), "codes": codes}
-    if labels is not None:
+    if isinstance(network, Flow):
+        shown["codes"] = codes[rows]
+        for name, temperature in (("samples", 1.0), ("cooler_samples", _COOLER)):
+            generator = torch.Generator().manual_seed(0)
+            shown[name] = network.sample(_SAMPLES, generator, temperature)
+    elif labels is not None:
         shown["labels"] = labels
     if isinstance(network, VAE) and network.precision is not None and model.dim == 2:
         low, high = codes.amin(0), codes.amax(0)
@@ -259,6 +285,14 @@ def reconstruct(
         shown["std"] = torch.cat(std).reshape(_GRID, _GRID)
         shown["std_extent"] = torch.stack([side[index] for side in sides for index in (0, -1)])
     return shown, error
+
+
+@torch.no_grad()
+def held_out_bits(network: Flow, images: Tensor, seed: int = 0) -> Tensor:
+    """Return the bits per dimension of images that were not trained on, (n,), in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [network.bits_per_dimension(part, generator) for part in images.split(1024)]
+    return torch.cat(parts).double()
 
 
 def _class_path(network: object) -> str:

@@ -25,6 +25,7 @@ from geolatent.lab.config import TrainingOptions
 from geolatent.lab.printing import make_console, work_progress
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
+from geolatent.models.flows import Flow
 from geolatent.models.vae import VAE
 
 try:
@@ -45,8 +46,8 @@ class TrainingRecord:
     Attributes
     ----------
     train_loss
-        Mean loss of each epoch: a variational autoencoder's in nats per image, or that of a
-        BiGAN's generator and encoder in nats.
+        Mean loss of each epoch: a variational autoencoder's in nats per image, a flow's in bits per
+        dimension, or that of a BiGAN's generator and encoder in nats.
     validation_loss
         The first over the held-out images, or a BiGAN's mean squared reconstruction error there;
         empty where there are none.
@@ -90,7 +91,7 @@ class Batches:
 class _ModelModule(lightning.LightningModule):
     """What Lightning's views of all models share: options, seeded noise, states to go on from."""
 
-    def __init__(self, model: VAE | BiGAN, options: TrainingOptions, n_images: int) -> None:
+    def __init__(self, model: VAE | BiGAN | Flow, options: TrainingOptions, n_images: int) -> None:
         super().__init__()
         self.model = model
         self.options = options
@@ -137,16 +138,16 @@ class _ModelModule(lightning.LightningModule):
         return optimizer, schedule
 
 
-class VAEModule(_ModelModule):
-    """Lightning's view of a variational autoencoder: loss = beta KL - log-likelihood, in nats."""
+class _DescentModule(_ModelModule):
+    """Lightning's view of a model with one loss, which is lowered and compares epochs too."""
 
-    model: VAE
-
+    @abstractmethod
     def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
-        log_density, divergence = self.model.elbo_terms(images, noise)
-        return (self.options.beta * divergence - log_density).mean()
+        """Return the mean loss of a batch."""
 
-    validation_loss = _loss
+    def validation_loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        """Return the loss."""
+        return self._loss(images, noise)
 
     def training_step(self, batch: Tensor, _: int) -> Tensor:
         """Return the loss of a batch."""
@@ -161,6 +162,25 @@ class VAEModule(_ModelModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+class VAEModule(_DescentModule):
+    """Lightning's view of a variational autoencoder: loss = beta KL - log-likelihood, in nats."""
+
+    model: VAE
+
+    def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        log_density, divergence = self.model.elbo_terms(images, noise)
+        return (self.options.beta * divergence - log_density).mean()
+
+
+class FlowModule(_DescentModule):
+    """Lightning's view of a normalising flow: loss = -log-likelihood, in bits per dimension."""
+
+    model: Flow
+
+    def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        return self.model.bits_per_dimension(images, noise).mean()
 
 
 class BiGANModule(_ModelModule):
@@ -289,7 +309,7 @@ class _EpochProgress(Callback):
         self._shown.close()
 
 
-def _asked(model: VAE | BiGAN, options: TrainingOptions, n_images: int) -> dict[str, Any]:
+def _asked(model: VAE | BiGAN | Flow, options: TrainingOptions, n_images: int) -> dict[str, Any]:
     """Return what makes a training what it is, as its state says."""
     asked = asdict(options)
     for name in ("accelerator", "progress"):
@@ -298,7 +318,7 @@ def _asked(model: VAE | BiGAN, options: TrainingOptions, n_images: int) -> dict[
 
 
 def check_training(
-    model: VAE | BiGAN,
+    model: VAE | BiGAN | Flow,
     images: Tensor,
     options: TrainingOptions,
     state: str | os.PathLike[str] | None = None,
@@ -313,11 +333,14 @@ def check_training(
         unpickled, or is of a training with another model, other options or another number of
         images.
     """
-    if isinstance(model, BiGAN) and options.beta != 1.0:
-        required = "1 for a BiGAN, whose loss has no divergence to weigh"
+    if not isinstance(model, VAE) and options.beta != 1.0:
+        required = f"1 for a {type(model).__name__}, whose loss has no divergence to weigh"
         raise ValueError(requirement("beta", required, options.beta))
     if isinstance(model, VAE) and options.reconstruction != 0.0:
         required = "0 for a variational autoencoder, whose likelihood is its reconstruction term"
+        raise ValueError(requirement("reconstruction", required, options.reconstruction))
+    if isinstance(model, Flow) and options.reconstruction != 0.0:
+        required = "0 for a normalising flow, whose reconstructions are exact"
         raise ValueError(requirement("reconstruction", required, options.reconstruction))
     check_tensor("images", images, f"(n, {', '.join(map(str, model.image_shape))})")
     held_out = _n_held_out(options, len(images))
@@ -350,7 +373,7 @@ def _n_held_out(options: TrainingOptions, n_images: int) -> int:
 
 
 def fit_model(
-    model: VAE | BiGAN,
+    model: VAE | BiGAN | Flow,
     images: Tensor,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -362,6 +385,9 @@ def fit_model(
     Adam (momentum 0.5). The game alone makes encoder and generator inverse to one another in the
     limit only; ``reconstruction`` adds the error of G(E(x)) to their loss, which gets them there in
     far fewer epochs. The epoch kept is that of the smallest such error on held-out images.
+
+    A normalising flow starts from the training images (`Flow.initialise`), with noise between their
+    grey levels that is drawn anew for every batch.
 
     Parameters
     ----------
@@ -408,7 +434,9 @@ def fit_model(
     options = options if options is not None else TrainingOptions()
     check_training(model, images, options, state)
     if isinstance(model, BiGAN):
-        module: VAEModule | BiGANModule = BiGANModule(model, options, len(images))
+        module: _ModelModule = BiGANModule(model, options, len(images))
+    elif isinstance(model, Flow):
+        module = FlowModule(model, options, len(images))
     else:
         module = VAEModule(model, options, len(images))
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
@@ -416,6 +444,10 @@ def fit_model(
     order = torch.Generator().manual_seed(options.seed)
     training = Batches(images[rows[held_out:]], options.batch_size, order)
     validation = Batches(images[rows[:held_out]], options.batch_size)
+
+    if isinstance(model, Flow):
+        generator = torch.Generator().manual_seed(options.seed)
+        model.initialise(images[rows[held_out:]], generator)
 
     history = _History(model, order, Path(checkpoint) if checkpoint is not None else None)
     callbacks: list[Callback] = [history]

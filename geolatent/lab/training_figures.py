@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,21 @@ from geolatent.lab.plotting_statistics import scatter_classes
 def draw_training(
     summary: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> dict[str, Figure]:
-    """Draw the losses, test images above their reconstructions and, of a plane, their codes."""
-    figures = {
-        "losses": loss_curves(summary),
-        "reconstructions": reconstructions(arrays["images"], arrays["reconstructions"]),
-    }
+    """Draw losses, test images above their reconstructions and, of a plane, their codes.
+
+    Of a flow, whose reconstructions are exact, draw samples in place of the latter two.
+    """
+    figures = {"losses": loss_curves(summary)}
+    if "samples" in arrays:
+        rows = [
+            ("test images", arrays["images"]),
+            ("samples", arrays["samples"]),
+            ("samples, T = 0.7", arrays["cooler_samples"]),
+        ]
+        figures["samples"] = strips(rows)
+        return figures
+    rows = [("test images", arrays["images"]), ("reconstructions", arrays["reconstructions"])]
+    figures["reconstructions"] = strips(rows)
     if arrays["codes"].shape[1] == 2:
         figures["latent"] = latent_codes(
             arrays["codes"], arrays.get("labels"), arrays.get("std"), arrays.get("std_extent")
@@ -47,7 +57,10 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
         first.set_ylabel("loss (nats)")
     else:
         first.plot(epochs, losses, label="training images")
-        first.set_ylabel(r"$\beta$ KL $-$ log-likelihood (nats per image)")
+        name = r"$\beta$ KL $-$ log-likelihood (nats per image)"
+        if "test_bits" in summary:
+            name = r"$-$ log-likelihood (bits per dimension)"
+        first.set_ylabel(name)
     if len(held_out):
         last: Axes = panels[-1]
         label = "held-out images"
@@ -63,21 +76,23 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def reconstructions(images: Array, reconstructed: Array, columns: int = 10) -> Figure:
-    """Draw images in [-1, 1], (n, channels, height, width), in rows above their reconstructions."""
+def strips(named: Sequence[tuple[str, Array]], columns: int = 10) -> Figure:
+    """Draw named images in [-1, 1], (n, channels, height, width) each, in rows above another."""
+    images = named[0][1]
     columns = min(columns, len(images))
     n_blocks = len(images) // columns
     aspect = images.shape[2] / images.shape[3]
-    figure = Figure(figsize=(0.9 * columns + 1.2, n_blocks * (1.8 * aspect + 0.2)))
+    height = n_blocks * (0.9 * len(named) * aspect + 0.2)
+    figure = Figure(figsize=(0.9 * columns + 1.2, height))
     outer = figure.add_gridspec(n_blocks, 1, hspace=0.12)
     for block in range(n_blocks):
         rows = slice(block * columns, (block + 1) * columns)
-        inner = outer[block].subgridspec(2, 1, hspace=0.03)
-        for row, (name, part) in enumerate(
-            (("test images", images[rows]), ("reconstructions", reconstructed[rows]))
-        ):
+        inner = outer[block].subgridspec(len(named), 1, hspace=0.03)
+        for row, (name, part) in enumerate(named):
             axes = figure.add_subplot(inner[row])
-            strip = np.clip((grey_or_colour(np.concatenate(part, axis=2)) + 1.0) / 2.0, 0.0, 1.0)
+            strip = np.clip(
+                (grey_or_colour(np.concatenate(part[rows], axis=2)) + 1.0) / 2.0, 0.0, 1.0
+            )
             axes.imshow(strip, cmap="gray", vmin=0.0, vmax=1.0)
             axes.set_xticks([])
             axes.set_yticks([])

@@ -13,14 +13,21 @@ from geolatent.models.checkpoint import (
 )
 from geolatent.models.conv import ConvVAE
 from geolatent.models.digits import digits_vae
+from geolatent.models.flows import NICE, Flow
+from geolatent.models.glow import Glow
+from geolatent.models.iaf import IAFVAE
 from geolatent.models.rbf import RBFPrecision
 from geolatent.models.vae import MLPVAE, VAE
 
 __all__ = [
+    "IAFVAE",
     "MLPVAE",
+    "NICE",
     "VAE",
     "BiGAN",
     "ConvVAE",
+    "Flow",
+    "Glow",
     "RBFPrecision",
     "build_model",
     "digits_vae",

@@ -111,11 +111,43 @@ class VAE(nn.Module):
         """
         mean, std = self.encode(images)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        output, output_std = self.decode(mean + std * noise)
+        divergence = 0.5 * (mean * mean + std * std - 1.0 - 2.0 * std.log())
+        return self.log_likelihood(images, mean + std * noise), divergence.sum(1)
+
+    def log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x|z) of images and a code for each, (n, *image_shape), (n, d) -> (n,)."""
+        output, output_std = self.decode(z)
         scaled = (images - output) / output_std
         log_density = -0.5 * (scaled * scaled + math.log(2.0 * math.pi)) - output_std.log()
-        divergence = 0.5 * (mean * mean + std * std - 1.0 - 2.0 * std.log())
-        return log_density.flatten(1).sum(1), divergence.sum(1)
+        return log_density.flatten(1).sum(1)
+
+    def draw_codes(
+        self, images: Tensor, n: int = 1, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw codes from q(z|x), (n, images, d), with log q(z|x), (n, images), in nats."""
+        mean, std = self.encode(images)
+        noise = torch.randn(
+            n, *mean.shape, generator=generator, device=mean.device, dtype=mean.dtype
+        )
+        return mean + std * noise, log_normal(noise) - std.log().sum(-1)
+
+    def log_weights(
+        self, images: Tensor, n: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Return log p(x|z) + log p(z) - log q(z|x) at n codes drawn from q(z|x), (n, images).
+
+        In nats. Their mean over the codes is an estimate of the evidence lower bound; the logarithm
+        of the mean of their exponentials, ``logsumexp(0) - log n``, is in expectation a tighter
+        bound of log p(x), and grows with n.
+
+        References
+        ----------
+        Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016,
+        arXiv:1509.00519.
+        """
+        codes, log_posterior = self.draw_codes(images, n, generator)
+        log_likelihood = torch.stack([self.log_likelihood(images, each) for each in codes])
+        return log_likelihood + log_normal(codes) - log_posterior
 
     @torch.no_grad()
     def fit_precision(
@@ -229,6 +261,11 @@ class MLPVAE(VAE):
             },
             n_centers,
         )
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """Return log N(z; 0, I), (..., d) -> (...,), in nats."""
+    return -0.5 * (z * z + math.log(2.0 * math.pi)).sum(-1)
 
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
