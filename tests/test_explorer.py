@@ -23,7 +23,8 @@ SETTLED = """() => {
   const rows = document.querySelector("#numbers"), stop = document.querySelector("#stop");
   return rows && rows.innerText && !rows.innerText.includes("first answer") && stop.disabled;
 }"""
-LONG = 20_000  # milliseconds
+pytestmark = pytest.mark.site
+LONG = 60_000  # milliseconds
 
 
 @contextmanager

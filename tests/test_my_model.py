@@ -94,6 +94,7 @@ WITH_BLOCKS = [
 ]
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("section", WITH_BLOCKS)
 def test_blocks_run_as_written(section):
     library, d, given = GIVEN[section]

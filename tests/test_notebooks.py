@@ -96,7 +96,7 @@ def test_machine_paths_are_found():
     assert not PLACES.search("https://site.org/home/page and a/tmp/b")
 
 
-@pytest.mark.notebook
+@pytest.mark.site
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, script):
     models = script.models_folder()

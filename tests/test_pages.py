@@ -108,6 +108,7 @@ WITH_PYTHON = [
 ]
 
 
+@pytest.mark.site
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_runs_as_written(page, tmp_path, monkeypatch, capsys):
     """The blocks of a page one after the other, as a reader would run them."""
