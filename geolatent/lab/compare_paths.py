@@ -23,11 +23,17 @@ from geolatent.lab.config import AnimationOptions, FeatureOptions, MetricOptions
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import Measure, class_counts, measure_along, straight_and_slerp
+from geolatent.lab.measures import (
+    Measure,
+    class_counts,
+    class_scores,
+    measure_along,
+    straight_and_slerp,
+)
 from geolatent.lab.pairs import Case, draw_different
 from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs, pair_titles
 from geolatent.lab.paths import frames_along
-from geolatent.lab.printing import make_table, number, print_statuses
+from geolatent.lab.printing import make_table, number, print_accuracy, print_statuses
 from geolatent.lab.realism import KernelDensity, Neighbourhoods
 from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
@@ -131,10 +137,9 @@ class PathMeasure:
             "realism": near.realism.mean(),
             "precision": near.inside.double().mean(),
         }
-        known = images.flatten(1).isfinite().all(1)
         if self.classifier is not None:
-            scores = self.classifier(torch.where(known[:, None, None, None], images, 0.0))
-            sure = torch.where(known, confidences(scores), torch.nan)
+            scores, known = class_scores(self.classifier, images)
+            sure = confidences(scores)
             classes = torch.where(known, scores.argmax(1), -1)
             found |= {
                 "confidence": sure.mean(),
@@ -315,16 +320,6 @@ class ComparePaths(SourceExperiment):
         return found
 
     @cached_property
-    def classifier(self) -> tuple[nn.Module | None, float | None]:
-        """What tells the classes on the way and its accuracy; None of images without labels."""
-        if self.features.kind == "logistic":
-            return self.features_made
-        if self.dataset.training[1] is None:
-            return None, None
-        fitted, accuracy = self.dataset.classifier()
-        return fitted.to(self.codec.like), accuracy
-
-    @cached_property
     def path_measure(self) -> PathMeasure:
         """What is measured of paths."""
         images = self.dataset.training[0][self.reference].to(self.codec.like)
@@ -435,12 +430,7 @@ class ComparePaths(SourceExperiment):
             f"{prior['norm_mean']:.2f} ± {prior['norm_std']:.2f}."
         )
         print_statuses(console, summary["groups"])
-        accuracy = summary["classifier_accuracy"]
-        if accuracy is not None:
-            console.print(
-                f"The logistic regression classifies {100 * accuracy:.1f} % of the training images "
-                "that were held out from its fit."
-            )
+        print_accuracy(console, summary["classifier_accuracy"])
 
     def cost(self, model: LatentModel) -> Cost:
         """Return what the pairs cost under each metric, and what is measured of their paths."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from geolatent.checks import check_integer
 from geolatent.curves import CubicBSpline
@@ -38,7 +38,7 @@ from geolatent.lab.measures import (
 )
 from geolatent.lab.pairs import Case
 from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs
-from geolatent.lab.printing import make_table, number, print_statuses
+from geolatent.lab.printing import make_table, number, print_accuracy, print_statuses
 from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import groups_of, summarise
@@ -118,16 +118,6 @@ class Interpolate(SourceExperiment):
         if self.features_made[0] is not None:
             metrics[f"{self.features.kind} {PLAIN}"] = self.pulled_back
         return metrics
-
-    @cached_property
-    def classifier(self) -> tuple[nn.Module | None, float | None]:
-        """What tells the classes on the way and its accuracy; None of images without labels."""
-        if self.features.kind == "logistic":
-            return self.features_made
-        if self.dataset.training[1] is None:
-            return None, None
-        fitted, accuracy = self.dataset.classifier()
-        return fitted.to(self.codec.like), accuracy
 
     def cases(self) -> list[Case]:
         """Return the pairs under each metric, with the column ``metric``, its name."""
@@ -235,12 +225,7 @@ class Interpolate(SourceExperiment):
         console.print(lengths)
         console.print(table)
         print_statuses(console, groups)
-        accuracy = summary["classifier_accuracy"]
-        if accuracy is not None:
-            console.print(
-                f"The logistic regression classifies {100 * accuracy:.1f} % of the training images "
-                "that were held out from its fit."
-            )
+        print_accuracy(console, summary["classifier_accuracy"])
 
     def cost(self, model: LatentModel) -> Cost:
         """Return what the pairs cost under each metric, and the alignment of their curves."""

@@ -261,11 +261,20 @@ def classes_along(
     """
     classes = []
     for number in range(curve.batch_size):
-        images = decode_along(model, curve[number], n_points)[0]
-        with torch.no_grad():
-            known = images.flatten(1).isfinite().all(1)
-            classes.append(torch.where(known, classifier(images).argmax(1), -1))
+        scores, known = class_scores(classifier, decode_along(model, curve[number], n_points)[0])
+        classes.append(torch.where(known, scores.argmax(1), -1))
     return torch.stack(classes)
+
+
+@torch.no_grad()
+def class_scores(classifier: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a classifier's scores of images, (n, K), and which images are finite, (n,).
+
+    Scores of those that are not are NaN.
+    """
+    known = images.flatten(1).isfinite().all(1)
+    scores = classifier(torch.where(known[:, None, None, None], images, 0.0))
+    return torch.where(known[:, None], scores, torch.nan), known
 
 
 def class_counts(classes: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.graph import LatentGraph
@@ -202,6 +202,16 @@ class SourceExperiment(PairsExperiment):
         if self.pairs == "prior":
             return [prior_pairs(self.n_pairs, dim, seed=self.seed, like=like)]
         return [encoded_pairs(self.codec, *self.dataset.chosen, self.image_rows)]
+
+    @cached_property
+    def classifier(self) -> tuple[nn.Module | None, float | None]:
+        """What tells the classes on the way and its accuracy; None of images without labels."""
+        if self.features.kind == "logistic":
+            return self.features_made
+        if self.dataset.training[1] is None:
+            return None, None
+        fitted, accuracy = self.dataset.classifier()
+        return fitted.to(self.codec.like), accuracy
 
 
 def pair_titles(pairs: SolvedPairs, n: int) -> list[str]:

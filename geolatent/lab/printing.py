@@ -151,6 +151,15 @@ def print_statuses(console: Console, groups: Mapping[str, Mapping[str, Any]]) ->
             console.print(f"{count} {name}: {Status[name].explanation}")
 
 
+def print_accuracy(console: Console, accuracy: float | None) -> None:
+    """Say how well a logistic regression tells the classes, where there is one."""
+    if accuracy is not None:
+        console.print(
+            f"The logistic regression classifies {100 * accuracy:.1f} % of the training images "
+            "that were held out from its fit."
+        )
+
+
 def statistics_table(title: str, groups: Mapping[str, Mapping[str, Any]], name: str) -> Table:
     """Tabulate the improvement of groups of pairs, as `geolatent.lab.summary` gives it."""
     columns = (

@@ -23,6 +23,7 @@ from geolatent.lab import plotting, plotting_statistics
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import class_scores
 from geolatent.lab.memory import check_memory
 from geolatent.lab.printing import make_table, number, print_warning, working
 from geolatent.lab.run import Run, RunFolder
@@ -254,17 +255,13 @@ class Traverse(MetricExperiment):
         squares = self.pulled_back.quadratic(self.code.repeat(len(vectors), 1), vectors)
         return squares.double().clamp_min(0.0).sqrt()
 
-    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities of images (K, T, ...), (K, T, classes); NaN where unknown."""
-        flat = images.flatten(0, 1)
-        known = flat.flatten(1).isfinite().all(1)
         classifier = self.classifier[0]
         if classifier is None:
             raise ValueError(requirement("attributes", "none for images without labels", "some"))
-        scores = classifier(torch.where(known[:, None, None, None], flat, 0.0))
-        found = torch.where(known[:, None], scores.softmax(1), torch.nan)
-        return found.unflatten(0, images.shape[:2])
+        scores, _ = class_scores(classifier, images.flatten(0, 1))
+        return scores.softmax(1).unflatten(0, images.shape[:2])
 
     def target_probabilities(self, probabilities: Tensor) -> list[dict[str, float]]:
         """Return, for each attribute, the probability of its second class at both ends and here."""
