@@ -1,13 +1,17 @@
 """The explorer without a browser: what it solves, stops and gives away, and who may see it."""
 
 import csv
+import http.client
 import io
 import json
+import select
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -558,6 +562,32 @@ def test_any_host_but_loopback_gets_a_token(subject):
         server.close()
     assert len(tokens) == 2
     assert min(map(len, tokens)) >= 32
+
+
+def test_a_server_is_closed_by_its_own_loop(subject, monkeypatch):
+    """Nothing is closed under a loop that is about to wait for it, nor waited for for ever."""
+    pytest.importorskip("dash", reason="needs Dash: the extra `explore`")
+    from geolatent.explorer.server import Server
+
+    about_to_wait, closed = threading.Event(), threading.Event()
+
+    def slow(*args):
+        about_to_wait.set()
+        assert closed.wait(LONG)
+        return select.select(*args)
+
+    server = Server(subject, port=0)
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as kept_open:
+        monkeypatch.setattr("waitress.wasyncore.select", SimpleNamespace(select=slow))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        assert about_to_wait.wait(LONG)
+        kept_open.connect()
+        server.close()
+        server.close()
+        closed.set()
+        thread.join(LONG)
+    assert not thread.is_alive()
 
 
 def test_a_page_that_is_left_ends_its_work(client, jobs):

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import socket
+import threading
 from typing import Any
 
 from geolatent.checks import requirement
@@ -86,6 +87,9 @@ class Server:
         self._server: Any = waitress.create_server(
             app.server, sockets=[listening], threads=_THREADS, ident=None
         )
+        self._lock = threading.Lock()
+        self._running = False
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -100,15 +104,33 @@ class Server:
 
     def run(self) -> None:
         """Answer requests until the process is interrupted or `close` is called."""
+        with self._lock:
+            self._running = True
         try:
             self._server.run()
         finally:
+            with self._lock:
+                self._running = False
             self.jobs.close()
 
     def close(self) -> None:
-        """Stop answering, once what is being answered is."""
+        """Stop answering, once what is being answered is; any thread may ask for it."""
         self.jobs.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._running:
+                # by the loop itself: it may be about to wait for what would be closed
+                self._server.trigger.pull_trigger(self._end)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        """Leave the loop nothing to listen to, by which it ends."""
         self._server.task_dispatcher.shutdown()
+        for channel in self._server.active_channels.values():
+            channel.will_close = True  # once its answer is sent
         self._server.close()
 
 
