@@ -284,6 +284,15 @@ def test_integrator_on_the_harmonic_oscillator():
     assert result.steps[1] > 6 * result.steps[0]
 
 
+@pytest.mark.parametrize(("tolerance", "steps"), [(1e-3, 2), (1e-2, 2), (1e-9, 4)])
+def test_first_steps_are_what_the_tolerance_allows(tolerance, steps):
+    """Steps grow fivefold at most, so that a timid first one costs several."""
+    plane = PullbackMetric(lambda z: 2.0 * z)
+    way = shoot(plane, torch.zeros(2), torch.ones(2), integrator=RungeKutta(tolerance))
+    assert way.steps.tolist() == [steps]
+    torch.testing.assert_close(way.points[0, 0], torch.ones(2))
+
+
 def test_integrator_meets_jumps():
     # y' = 1 before t = 1/3 and 3 after it
     def slopes(y, index):

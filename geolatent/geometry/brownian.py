@@ -46,7 +46,7 @@ def brownian_motion(
     n_steps
         Steps of the walks.
     integrator
-        How geodesics are followed; by default ``RungeKutta(tolerance=1e-4)``, for the steps are
+        How geodesics are followed; by default ``RungeKutta(tolerance=1e-3)``, for the steps are
         short.
     seed
         Seed of the draws.
@@ -80,7 +80,7 @@ def brownian_motion(
     time = check_number("time", time, above=0.0)
     n_steps = check_integer("n_steps", n_steps)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
-    integrator = check_integrator(integrator, tolerance=1e-4)
+    integrator = check_integrator(integrator, tolerance=1e-3)
     rows = Rows.of(metric, codes)
     deviation = (time / n_steps) ** 0.5
     b, d = codes.shape

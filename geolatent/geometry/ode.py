@@ -77,6 +77,7 @@ def integrate(
     times: Tensor,
     error_ratio: ErrorRatio,
     *,
+    first_step: float = 0.02,
     max_steps: int = 10_000,
 ) -> Integrated:
     """Integrate y' = f(y) from 0 for B trajectories at once.
@@ -97,6 +98,8 @@ def integrate(
     error_ratio
         Size of the estimated errors of a step, (A,), in units of what is allowed, from the errors
         (A, m), the new states (A, m) and their numbers (A,).
+    first_step
+        Length of the first step that is tried, as a share of the last time.
     max_steps
         Steps of each trajectory, rejected ones counted.
 
@@ -120,7 +123,7 @@ def integrate(
     y = state
     slope = right_hand_side(y, index)
     t = y.new_zeros(b)
-    step = y.new_full((b,), 0.02 * last)
+    step = y.new_full((b,), first_step * last)
     past_error = torch.ones_like(t)
     rejected = torch.zeros_like(t, dtype=torch.bool)
     going = slope.isfinite().all(1) & y.isfinite().all(1)
