@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The experiments of Michelis and Becker (2021), "On Linear Interpolation in the Latent Space of Deep
-# Generative Models", at a small size: trains what is missing, runs every experiment and ends in a
+# Generative Models", on all of MNIST: trains what is missing, runs every experiment and ends in a
 # table. From the root of the repository, after pip install '.[train]':
 #
 #   scripts/reproduce.sh                                  # downloads MNIST into data/
 #   DATA=my/folder DOWNLOAD=false scripts/reproduce.sh    # MNIST as torchvision lays it out
 #
 # RUNS        folder for models and results (runs/paper)
-# IMAGES      training images of each class (890; 5,000 come near the whole of MNIST)
+# IMAGES      training images of each class (null, all 60,000 together)
 # PAIRS       pairs, or starts, of each experiment (100)
 # VGG_WEIGHTS weights of VGG-19: "published" (550 MB, downloaded once), a file, or "null" for random
 #             ones; without it the experiment with VGG features is left out
@@ -40,7 +40,7 @@ for model in mnist_2d mnist_16d mnist_bigan; do
     if [[ ! -f $runs/$model/summary.json ]]; then
         echo "== $model"
         geolatent train --config "configs/train_$model.yaml" --out "$runs/$model" \
-            --data.per_class "${IMAGES:-890}" "${data[@]}"
+            --data.per_class "${IMAGES:-null}" "${data[@]}"
     fi
 done
 
