@@ -411,3 +411,19 @@ def test_metrics_on_cuda(name):
     check_metric(plain, naive_tensor(z, decoder, gaussian=True), z)
     estimate = GaussianPullbackMetric(decoder, features, diagonal="hutchinson")
     assert estimate.tensor(z).is_cuda
+
+
+def test_log_variances_are_no_standard_deviations():
+    """Many decoders return the logarithm of the variance: lengths in it would be silently wrong."""
+    head = torch.nn.Linear(2, 3)
+
+    def decoder(z):
+        return head(z), 2.0 * torch.log(0.1 + 0.01 * z.square().sum(1, keepdim=True)).expand(-1, 3)
+
+    def mended(z):
+        mean, log_variance = decoder(z)
+        return mean, torch.exp(log_variance / 2)
+
+    with pytest.raises(ValueError, match=r"standard deviation, nowhere negative .*with -4\.61"):
+        GaussianPullbackMetric(decoder).tensor(torch.zeros(1, 2))
+    assert GaussianPullbackMetric(mended).tensor(torch.zeros(1, 2)).isfinite().all()

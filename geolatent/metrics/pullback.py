@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_choice, check_integer, parameter_behind
+from geolatent.checks import check_choice, check_integer, parameter_behind, requirement
 from geolatent.metrics.base import Metric
 from geolatent.metrics.chords import Chords
 from geolatent.metrics.kernels import DIFFERENTIABLE_KERNELS
@@ -143,6 +143,12 @@ class GaussianPullbackMetric(Metric):
         Seed of the signs. They are the same at every code and in every call, so that the metric is
         a deterministic function.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As of `PullbackMetric`, and where the standard deviation is negative at the first code that
+        the metric meets: what many decoders return is the logarithm of the variance.
+
     Examples
     --------
     >>> decoder = lambda z: (z, torch.exp(z))
@@ -196,6 +202,11 @@ class GaussianPullbackMetric(Metric):
     def check(self, name: str, z: Tensor) -> None:
         """Evaluate decoder and feature map on codes from outside; errors name ``name``."""
         joint = self.decoder.check(name, z)
+        std = joint.chunk(2, dim=1)[1]
+        if bool((std < 0.0).any()):
+            required = "one whose second output is a standard deviation, nowhere negative "
+            required += "(of a log-variance, exp(log_variance / 2))"
+            raise ValueError(requirement("decoder", required, f"one with {float(std.min()):.3g}"))
         if self.features is not None:
             self.features.check("decoder mean", self._mean(joint))
 
