@@ -30,6 +30,7 @@ from geolatent.metrics.chords import Chords
 from geolatent.metrics.rows import Rows
 from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
+from geolatent.transfers import sent
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32
@@ -86,7 +87,7 @@ def curve_through_points(rows: Rows, points: Tensor, n_control_points: int) -> C
 def curve_along_paths(paths: list[Path], n_control_points: int, like: Tensor) -> CubicBSpline:
     """Return splines that follow paths, with the dtype and device of a tensor."""
     points = np.stack([path.control_points(n_control_points) for path in paths])
-    knots = clamped_knots(n_control_points).to(like.device)
+    knots = sent(clamped_knots(n_control_points), like)
     return CubicBSpline.trusted(torch.from_numpy(points).to(like), knots)
 
 
