@@ -348,7 +348,7 @@ class LatentGraph:
         if set(state) != names:
             found = ", ".join(sorted(state))
             raise ValueError(requirement("state", f"of {', '.join(sorted(names))}", found))
-        codes = check_codes("codes", state["codes"], metric.dim)
+        codes = check_codes("codes", state["codes"], metric.dim, like=metric.like)
         parts = tuple(state[name].cpu().numpy() for name in ("lengths", "indices", "indptr"))
         try:
             adjacency = csr_array(parts, shape=(len(codes), len(codes)))

@@ -87,10 +87,18 @@ class _Made(TorchFunctionMode):
             kwargs.setdefault("dtype", like.dtype)
         elif function is torch.Tensor.tolist and isinstance(args[0], Away):
             return args[0].cpu().tolist()
+        elif function is torch.Tensor.numpy and isinstance(args[0], Away):
+            if not kwargs.get("force"):
+                raise TypeError("can't convert a tensor of a device to numpy")
+            return args[0].detach().cpu().numpy()
         elif function is torch.Tensor.__setitem__ and isinstance(args[2], int | float):
-            places = args[1] if isinstance(args[1], tuple) else (args[1],)
+            target, places, value = args
+            if isinstance(places, Away) and places.dtype == torch.bool:  # CUDA fills it in
+                beyond = [1] * (target.ndim - places.ndim)
+                return target.masked_fill_(places.reshape(*places.shape, *beyond), value)
+            places = places if isinstance(places, tuple) else (places,)
             if any(isinstance(place, Away) and place.dtype == torch.int64 for place in places):
-                Pretended.current.wait("number to the device")  # a mask is filled without
+                Pretended.current.wait("number to the device")
             return function(*args, **kwargs)
         else:
             return function(*args, **kwargs)
@@ -111,7 +119,6 @@ class Pretended(TorchDispatchMode):
         super().__init__()
         self.waits = Counter()
         self.operations = 0
-        self.where = None
 
     def __enter__(self):
         self._before, Pretended.current = Pretended.current, self
@@ -123,6 +130,9 @@ class Pretended(TorchDispatchMode):
         Pretended.current = self._before
         super().__exit__(*error)
         self._made.__exit__(*error)
+
+    def holds(self, tensor):
+        return isinstance(tensor, Away)
 
     def put(self, value):
         """Return a tensor, or a copy of a module, on the device."""
@@ -145,15 +155,16 @@ class Pretended(TorchDispatchMode):
         tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.Tensor)]
         away = [tensor for tensor in tensors if isinstance(tensor, Away)]
         to = None if wanted is None else torch.device(wanted)
+        if function is aten._efficientzerotensor.default:  # its zeros are nowhere
+            zeros = torch.zeros(*args, dtype=kwargs.get("dtype"), device="cpu")
+            return Away(zeros) if to is not None and to.type == PLACE.type else zeros
         if not away and (to is None or to.type != PLACE.type):
             return function(*args, **kwargs)
         self.operations += 1
-        if self.where is not None:
-            self.where[self._asking()] += 1
         if to is not None and to.type == PLACE.type:
             kwargs["device"] = torch.device("cpu")
-        if function is aten._efficientzerotensor.default:  # whose zeros are nowhere
-            return Away(torch.zeros(*args, dtype=kwargs.get("dtype")))
+            if kwargs.get("generator") is not None:
+                raise RuntimeError("Expected a generator of the device, found one of the CPU")
         self._note(function, args, kwargs, tensors, to)
         plain = tree_map_only(Away, lambda tensor: tensor.held, (args, kwargs))
         result = function(*plain[0], **plain[1])
@@ -175,20 +186,18 @@ class Pretended(TorchDispatchMode):
         here = [tensor for tensor in tensors if not isinstance(tensor, Away)]
         name = function.overloadpacket.__name__
         if function in (aten._to_copy.default, aten.copy_.default):
+            back = not isinstance(args[0], Away) if to is None else to.type != PLACE.type
             # what is sent without blocking is staged first; what comes back must be waited for
-            if here and not (kwargs.get("non_blocking") or True in args[2:]):
-                self.wait("copy to the device")
-            elif to is not None and to.type != PLACE.type:
+            if back:
                 self.wait("copy from the device")
+            elif here and not (kwargs.get("non_blocking") or True in args[2:]):
+                self.wait("copy to the device")
             return
         if function in WAITING:
             self.wait(name)
         if function in INDEXED:
             places = [place for place in args[1] if place is not None]
-            scalar = function is not aten.index.Tensor and args[2].numel() == 1
-            scalar = scalar and not isinstance(args[2], Away) and len(places) == 1
-            masks = sum(place.dtype in (torch.bool, torch.uint8) for place in places)
-            if masks and not scalar:  # a mask with one value is filled in
+            if any(place.dtype == torch.bool for place in places):
                 self.wait(f"{name} by a mask")
             for place in places:
                 if not isinstance(place, Away):
@@ -202,6 +211,7 @@ class Pretended(TorchDispatchMode):
             )
 
     def wait(self, name):
+        """Count a wait, by its name and the place in the package that asks for it."""
         self.waits[name, self._asking()] += 1
 
     def _asking(self):
