@@ -221,8 +221,10 @@ class LatentGraph:
         if n_nodes is not None and check_integer("n_nodes", n_nodes) > codes.shape[0]:
             generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
             more = n_nodes - codes.shape[0]
-            chosen = torch.randint(codes.shape[0], (more,), generator=generator)
-            noise = torch.randn(more, codes.shape[1], generator=generator, dtype=torch.float64)
+            chosen = torch.randint(codes.shape[0], (more,), generator=generator, device="cpu")
+            noise = torch.randn(
+                more, codes.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+            )
             codes = torch.cat([codes, codes[chosen.to(codes.device)] + jitter * noise.to(codes)])
         points = codes.double().cpu().numpy()
         k = min(n_neighbors, len(points) - 1)

@@ -104,7 +104,7 @@ class _Made(TorchFunctionMode):
             return function(*args, **kwargs)
         if device is None or torch.device(device).type != PLACE.type:
             return function(*args, **kwargs)
-        kwargs.pop("device", None)
+        kwargs["device"] = "cpu"
         if like is None:
             return function(*args, **kwargs).to(PLACE)
         return torch.tensor(*args[1:], **kwargs).to(PLACE)

@@ -111,7 +111,7 @@ def land(place):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(place.put(POINTS[:8]))
+        model.fit(place.put(NEAR))
     return torch.as_tensor(model.score_samples(place.put(CODES)))
 
 
@@ -163,7 +163,7 @@ CASES = {
         place.put(torch.tensor([1.0, 1.02]).double()),
         integrator=gl.RungeKutta(1e-3),
     ),
-    "frechet_mean": on_codes(gl.frechet_mean, CODES, **BRISK),
+    "frechet_mean": on_codes(gl.frechet_mean, CODES, solver=QUICK, max_iterations=2),
     "log_map": on_codes(gl.log_map, CODES[:1], NEAR[:1], **BRISK),
     "shoot_to": on_codes(gl.shoot_to, CODES[:1], NEAR[:1], **BRISK),
     "parallel_transport": lambda place: gl.parallel_transport(
@@ -249,6 +249,8 @@ EXEMPT = {
     "Evaluations", "FrechetMean", "GeodesicSolution", "Progress", "Shooting", "Trajectory",
     "Status", "TrajectoryStatus",
 }  # fmt: skip
+# follows many geodesics
+SLOW = {"LandMixture"}
 # results that are NumPy's by design
 ARRAYS = {
     "GeodesicKMeans", "GeodesicKNeighborsClassifier", "GeodesicKNeighborsTransformer",
@@ -309,7 +311,9 @@ def assert_same(found, expected, place, name, *, elsewhere=False):
     assert n
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+)
 @pytest.mark.parametrize("make", PLACES)
 def test_results_are_those_of_the_cpu(name, make):
     expected = CASES[name](Memory())
@@ -323,6 +327,24 @@ def test_graphs_in_files(make, tmp_path):
     expected = stored(Memory(), tmp_path)
     with make() as place:
         assert_same(stored(place, tmp_path), expected, place, "load_graph")
+
+
+# by what makes tensors of its own: quadratures, graphs, random numbers, integrators
+MAKING = ["solve_geodesic", "TensorMetric", "LatentGraph", "parallel_transport", "sample_volume"]
+MAKING += ["brownian_motion", "log_magnification_factor", "GEORCESolver", "RungeKutta"]
+
+
+@pytest.mark.parametrize("name", MAKING)
+@pytest.mark.parametrize("make", PLACES)
+def test_the_default_device_of_the_caller_does_not_matter(name, make):
+    expected = CASES[name](Memory())
+    with make() as place:
+        torch.set_default_device(place.put(torch.zeros(1)).device)
+        try:
+            found = CASES[name](place)
+        finally:
+            torch.set_default_device(None)
+        assert_same(found, expected, place, name)
 
 
 def test_every_public_name_is_here_or_exempt():

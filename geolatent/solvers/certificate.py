@@ -156,7 +156,7 @@ def metric_model(
     if d <= TENSOR_DIM:
         return MetricTensors(metric_tensors(problem, outcome, knots, points, pairs, m))
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64)
+    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64, device="cpu")
     vectors = sent(torch.linalg.qr(random)[0], points).expand(len(pairs), -1, -1)
     middle = sent(basis_matrix(knots, torch.full_like(knots[:1], 0.5)), points)
     codes = (middle @ points).expand(-1, SKETCH_RANK, -1)
