@@ -564,7 +564,9 @@ def run_stochman(problem: Problem, iterations: int) -> Run:
                 return problem.tensor(points)  # type: ignore[misc]
 
         manifold = Field()
-    spline = stochman.CubicSpline(problem.start, problem.end, STOCHMAN_NODES)
+    # its parameters begin in the processor's memory
+    spline = stochman.CubicSpline(problem.start.cpu(), problem.end.cpu(), STOCHMAN_NODES)
+    spline = spline.to(problem.start.device)
     began = now(problem.start)
     flag = geodesic.geodesic_minimizing_energy(spline, manifold, max_iter=iterations)
     seconds = now(problem.start) - began

@@ -779,6 +779,7 @@ def solves(
         yield figure
         precision = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
         best = peak_of(model.start.device, precision, peak)
+        figure |= {"precision": precision}
         figure |= inside(model, tolerance, figure["seconds"], best)
     results.write()
     share, over = figure["decoder_share"], figure["time_over_decoder_alone"]
