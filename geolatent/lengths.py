@@ -72,8 +72,8 @@ def measure(
     """
     first = curves[0].control_points
     n_pairs = first.shape[0]
-    tolerance = torch.as_tensor(tolerance, dtype=torch.float64, device=first.device)
-    tolerance = tolerance.expand(n_pairs)
+    if not isinstance(tolerance, Tensor):
+        tolerance = first.new_full((n_pairs,), tolerance, dtype=torch.float64)
     nan = torch.full((len(curves), n_pairs), torch.nan, dtype=torch.float64, device=first.device)
     pairs = torch.arange(n_pairs, device=first.device)
     result = Measured(nan, nan.clone(), torch.zeros_like(pairs, dtype=torch.bool))

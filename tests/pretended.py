@@ -104,6 +104,8 @@ class _Made(TorchFunctionMode):
             return function(*args, **kwargs)
         if device is None or torch.device(device).type != PLACE.type:
             return function(*args, **kwargs)
+        if function is torch.as_tensor and isinstance(args[0], torch.Tensor):
+            return args[0].to(device, kwargs.get("dtype"))
         kwargs["device"] = "cpu"
         if like is None:
             return function(*args, **kwargs).to(PLACE)
