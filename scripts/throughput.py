@@ -252,15 +252,18 @@ def kinked(folder: Path | None, pairs: int, device: torch.device, seed: int) -> 
 def photographed(
     folder: Path | None, side: int, pairs: int, device: torch.device, seed: int
 ) -> Model:
-    """Return taef2 with pairs of photographs' codes, between which its pairs lie."""
+    """Return taef2, and pairs of codes near those of two photographs each."""
     if folder is None:
         raise CannotRunError("no autoencoder given (--autoencoder)")
     decode, start, end = photograph_codes(folder, side, device)
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.cat([start, end])
-    shares = torch.rand(2, pairs, 2, generator=generator).softmax(2).to(codes)
-    which = torch.randint(len(codes), (2, pairs, 2), generator=generator)
-    ends = torch.einsum("epk,epkd->epd", shares, codes[which.to(codes.device)])
+    codes = torch.cat([start, end]).unique(dim=0)
+    n, generator = len(codes), torch.Generator().manual_seed(seed)
+    first = torch.randint(n, (pairs,), generator=generator)
+    last = (first + torch.randint(1, n, (pairs,), generator=generator)) % n
+    # so that no two pairs are the same, a little of another one is in each
+    others = torch.randint(n, (2, pairs), generator=generator)
+    share = 0.1 * torch.rand(2, pairs, 1, generator=generator).to(device)
+    ends = torch.lerp(codes[torch.stack([first, last])], codes[others], share)
     d = start.shape[1]
     return Model(f"taef2_{d}", f"taef2, d = {d:,}", decode, 1, ends[0], ends[1])
 

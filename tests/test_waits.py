@@ -59,8 +59,8 @@ class Here:
 @pytest.mark.parametrize("case", CASES)
 def test_a_solve_waits_once_a_step(case):
     d, make, more = CASES[case]
-    start, end = random_pairs(4, d)
-    solver = gl.PreconditionedSolver(tolerance=1e-3)
+    start, end = random_pairs(2, d)
+    solver = gl.PreconditionedSolver(tolerance=3e-3, max_control_points=19)
     expected = gl.solve_geodesic(make(Here()), start, end, solver)
     steps = []
     with Pretended() as device, warnings.catch_warnings():
