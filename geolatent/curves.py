@@ -18,6 +18,7 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.shapes import CodeShape
+from geolatent.transfers import sent
 
 DEGREE = 3
 
@@ -25,7 +26,8 @@ DEGREE = 3
 def clamped_knots(n_control_points: int) -> Tensor:
     """Return the knots that repeated insertion at the middle of the largest interval leads to.
 
-    Starts from {0,0,0,0,1,1,1,1} (four control points); ties go to the leftmost interval. float64.
+    Starts from {0,0,0,0,1,1,1,1} (four control points); ties go to the leftmost interval. float64,
+    in the processor's memory.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ def clamped_knots(n_control_points: int) -> Tensor:
     [0.25, 0.5]
     """
     count = check_integer("n_control_points", n_control_points, minimum=DEGREE + 1)
-    knots = torch.tensor([0.0] * 4 + [1.0] * 4, dtype=torch.float64)
+    knots = torch.tensor([0.0] * 4 + [1.0] * 4, dtype=torch.float64, device="cpu")
     while knots.numel() < count + DEGREE + 1:
         middle = _middle_of_largest_interval(knots)
         knots = torch.cat([knots, knots.new_tensor([middle])]).sort().values
@@ -131,16 +133,13 @@ def insertion_matrix(knots: Tensor, at: float) -> Tensor:
     """
     n = knots.numel() - DEGREE - 1
     span = int(torch.searchsorted(knots, knots.new_tensor(at), right=True)) - 1
+    number = torch.arange(n + 1, device=knots.device)
+    weights = (at - knots[: n + 1]) / (knots[DEGREE : n + 1 + DEGREE] - knots[: n + 1])
+    weights = torch.where(number > span, 0.0, weights)
+    weights = torch.where(number <= span - DEGREE, 1.0, weights)
     matrix = knots.new_zeros((n + 1, n))
-    for i in range(n + 1):
-        if i <= span - DEGREE:
-            matrix[i, i] = 1.0
-        elif i > span:
-            matrix[i, i - 1] = 1.0
-        else:
-            weight = (at - knots[i]) / (knots[i + DEGREE] - knots[i])
-            matrix[i, i] = weight
-            matrix[i, i - 1] = 1.0 - weight
+    matrix.diagonal().copy_(weights[:n])
+    matrix.diagonal(-1).copy_(1.0 - weights[1:])
     return matrix
 
 
@@ -213,7 +212,7 @@ def greville_abscissae(knots: Tensor) -> Tensor:
 
 def straight_control_points(start: Tensor, end: Tensor, knots: Tensor) -> Tensor:
     """Return control points (B, n, d) of the lines from (B, d) to (B, d) at constant speed."""
-    at = greville_abscissae(knots).to(start)[None, :, None]
+    at = sent(greville_abscissae(knots).to(start.dtype), start)[None, :, None]
     points = torch.lerp(start[:, None], end[:, None], at)
     points[:, -1] = end  # lerp may round
     return points
@@ -305,8 +304,7 @@ class CubicBSpline(Result):
         """
         shape = CodeShape.of(start)
         first, last = check_pairs(shape.flat("start", start), shape.flat("end", end))
-        knots = clamped_knots(n_control_points)
-        knots = knots.to(first.device)
+        knots = sent(clamped_knots(n_control_points), first)
         return cls.trusted(straight_control_points(first, last, knots), knots, shape.sizes)
 
     def shaped(self, shape: CodeShape) -> CubicBSpline:

@@ -30,6 +30,7 @@ from geolatent.metrics.chords import Chords
 from geolatent.metrics.rows import Rows
 from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations
+from geolatent.transfers import sent
 
 # searches run at once; bounds the memory for their distances and predecessors
 _SOURCES_AT_ONCE = 32
@@ -86,7 +87,7 @@ def curve_through_points(rows: Rows, points: Tensor, n_control_points: int) -> C
 def curve_along_paths(paths: list[Path], n_control_points: int, like: Tensor) -> CubicBSpline:
     """Return splines that follow paths, with the dtype and device of a tensor."""
     points = np.stack([path.control_points(n_control_points) for path in paths])
-    knots = clamped_knots(n_control_points).to(like.device)
+    knots = sent(clamped_knots(n_control_points), like)
     return CubicBSpline.trusted(torch.from_numpy(points).to(like), knots)
 
 
@@ -220,8 +221,10 @@ class LatentGraph:
         if n_nodes is not None and check_integer("n_nodes", n_nodes) > codes.shape[0]:
             generator = torch.Generator().manual_seed(check_integer("seed", seed, minimum=0))
             more = n_nodes - codes.shape[0]
-            chosen = torch.randint(codes.shape[0], (more,), generator=generator)
-            noise = torch.randn(more, codes.shape[1], generator=generator, dtype=torch.float64)
+            chosen = torch.randint(codes.shape[0], (more,), generator=generator, device="cpu")
+            noise = torch.randn(
+                more, codes.shape[1], generator=generator, dtype=torch.float64, device="cpu"
+            )
             codes = torch.cat([codes, codes[chosen.to(codes.device)] + jitter * noise.to(codes)])
         points = codes.double().cpu().numpy()
         k = min(n_neighbors, len(points) - 1)
@@ -347,7 +350,7 @@ class LatentGraph:
         if set(state) != names:
             found = ", ".join(sorted(state))
             raise ValueError(requirement("state", f"of {', '.join(sorted(names))}", found))
-        codes = check_codes("codes", state["codes"], metric.dim)
+        codes = check_codes("codes", state["codes"], metric.dim, like=metric.like)
         parts = tuple(state[name].cpu().numpy() for name in ("lengths", "indices", "indptr"))
         try:
             adjacency = csr_array(parts, shape=(len(codes), len(codes)))

@@ -16,6 +16,7 @@ from geolatent.metrics.chords import Chords, convergence_order
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
 from geolatent.shapes import CodeShape
+from geolatent.transfers import places, sent
 
 # Gauss-Legendre nodes in each of equal intervals: so many at first, doubled until lengths agree
 _SPEED_NODES = 3
@@ -71,8 +72,8 @@ def measure(
     """
     first = curves[0].control_points
     n_pairs = first.shape[0]
-    tolerance = torch.as_tensor(tolerance, dtype=torch.float64, device=first.device)
-    tolerance = tolerance.expand(n_pairs)
+    if not isinstance(tolerance, Tensor):
+        tolerance = first.new_full((n_pairs,), tolerance, dtype=torch.float64)
     nan = torch.full((len(curves), n_pairs), torch.nan, dtype=torch.float64, device=first.device)
     pairs = torch.arange(n_pairs, device=first.device)
     result = Measured(nan, nan.clone(), torch.zeros_like(pairs, dtype=torch.bool))
@@ -98,13 +99,16 @@ def measure(
 
 
 def _along(curves: Sequence[CubicBSpline], t: Tensor, pairs: Tensor, derivative: int = 0) -> Tensor:
-    """Return points or derivatives of the chosen pairs' curves, (A, C, T, d), in their dtype."""
+    """Return points or derivatives of the chosen pairs' curves, (A, C, T, d), in their dtype.
+
+    ``t`` lies in the processor's memory, and it is best that knots do.
+    """
     parts = []
     for curve in curves:
         points = curve.control_points[pairs].double()
         if derivative:  # the basis' derivatives add up to zero; so a point gets no speed
             points = points - points[:, :1]
-        parts.append(basis_matrix(curve.knots, t, derivative) @ points)
+        parts.append(sent(basis_matrix(curve.knots.to(t.device), t, derivative), points) @ points)
     return torch.stack(parts, dim=1).to(curves[0].control_points.dtype)
 
 
@@ -123,21 +127,20 @@ def _measure_by_chords(
         return rows.outputs(_along(curves, t, pairs), pairs).transpose(0, 1)
 
     n = _FIRST_CHORDS
-    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+    t = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device="cpu")
     values = outputs(t, pairs)
     # rounding of F, taken as a few units in the last place, must not lengthen the chords
     size = chords.squares(torch.zeros_like(values[..., :1, :]), values).double().mean(2)
     eps = chords.values.rounding(values)
     shortest = (8.0 * eps) ** 2 * size.nan_to_num(0.0) / tolerance[pairs]
-    too_short: list[Tensor] = []
+    short: list[Tensor] = []
     coarse: tuple[Tensor, Tensor] | None = None
     while pairs.numel():
         squares = chords.squares(values[:, :, :-1], values[:, :, 1:]).double()
         fine = squares.sqrt().sum(2), 0.5 * n * squares.sum(2)
         # a curve that is not finite will not get better; the others of its pair go on without it
         hopeless = ~fine[0].isfinite()
-        leaving = (squares.mean(2) <= shortest).any(0)
-        too_short.append(pairs[leaving])
+        too_short = leaving = (squares.mean(2) <= shortest).any(0)
         if coarse is not None:
             # (4 fine - coarse) / 3 cancels the leading error; a NaN change is the first value's
             length, energy = ((4.0 * a - b) / 3.0 for a, b in zip(fine, coarse, strict=True))
@@ -155,13 +158,15 @@ def _measure_by_chords(
                     noise <= _KINKED_NOISE * allowed * length
                 )
                 agreed |= kinked & close
-            leaving |= (agreed | hopeless).all(0)
+            leaving = leaving | (agreed | hopeless).all(0)
             result.length[:, pairs] = length
             result.energy[:, pairs] = torch.maximum(energy, 0.5 * length.square())
-        leaving |= hopeless.all(0)
-        if bool(leaving.any()):
-            pairs, values, shortest = pairs[~leaving], values[:, ~leaving], shortest[:, ~leaving]
-            fine = fine[0][:, ~leaving], fine[1][:, ~leaving]
+        leaving = leaving | hopeless.all(0)
+        shorts, staying = places(too_short, ~leaving)
+        short.append(pairs[shorts])
+        if staying.numel() < pairs.numel():
+            pairs, values, shortest = pairs[staying], values[:, staying], shortest[:, staying]
+            fine = fine[0][:, staying], fine[1][:, staying]
         if n >= _MAX_CHORDS or not pairs.numel():
             break
         coarse = fine
@@ -169,7 +174,7 @@ def _measure_by_chords(
         middles = (torch.arange(n // 2, dtype=t.dtype, device=t.device) + 0.5) / (n // 2)
         woven = torch.stack([values[:, :, :-1], outputs(middles, pairs)], dim=3).flatten(2, 3)
         values = torch.cat([woven, values[:, :, -1:]], dim=2)
-    return pairs.numel(), torch.cat(too_short)
+    return pairs.numel(), torch.cat(short)
 
 
 def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,8 +208,8 @@ def _lacking(chords: Chords, values: Tensor, lengths: Tensor) -> tuple[Tensor, T
     for m in (2, 3, 4):
         sums = []
         for begin in range(m):
-            nodes = torch.tensor([0, *range(begin or m, n, m), n], device=values.device)
-            every = values[:, :, nodes]
+            inner = values[:, :, begin or m : n : m]
+            every = torch.cat([values[:, :, :1], inner, values[:, :, n:]], dim=2)
             between = chords.squares(every[:, :, :-1], every[:, :, 1:]).double()
             sums.append(between.sqrt().sum(2))
         strided[m] = sums[0]
@@ -232,23 +237,25 @@ def _measure_by_speed(
     """Fill in the chosen pairs; return how many did not agree."""
     result.length[:, pairs] = torch.nan  # what chords may have left
     # simple knots are passed over: they depend on the batch, and the curve is smooth there
-    kinks = torch.cat([curve.knots[1:-2][curve.knots[1:-2] == curve.knots[3:]] for curve in curves])
+    every = [curve.knots.cpu() for curve in curves]
+    kinks = torch.cat([knots[1:-2][knots[1:-2] == knots[3:]] for knots in every])
     n = _FIRST_INTERVALS
     while pairs.numel():
-        breaks = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device=pairs.device)
+        breaks = torch.linspace(0.0, 1.0, n + 1, dtype=torch.float64, device="cpu")
         t, weights = composite_rule(torch.cat([breaks, kinks]), _SPEED_NODES)
         z, v = _along(curves, t, pairs), _along(curves, t, pairs, derivative=1)
         squares = rows.quadratic(z, v, pairs).transpose(0, 1)
         bad = negative(squares)
         result.indefinite[pairs] |= bad.any(0)
         squares = torch.where(bad[..., None], torch.nan, squares.double()).clamp_min(0.0)
+        weights = sent(weights, squares)
         length = (squares.sqrt() * weights).sum(2)
         # a NaN change is the first value's; a length that is not finite will not get better
         change = (length - result.length[:, pairs]).abs()
         settled = ((change <= tolerance[pairs] * length) | ~length.isfinite()).all(0)
         result.length[:, pairs] = length
         result.energy[:, pairs] = 0.5 * (squares * weights).sum(2)
-        pairs = pairs[~settled]
+        pairs = pairs[places(~settled)[0]]
         if n >= _MAX_INTERVALS:
             break
         n *= 2

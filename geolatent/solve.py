@@ -25,6 +25,7 @@ from geolatent.shapes import CodeShape
 from geolatent.solution import Evaluations, GeodesicSolution, Status
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Callback, Problem, Progress, Solver, shorten
+from geolatent.transfers import places, sent
 
 # control points of a curve that starts on a graph's path or on given points: enough to follow it
 _PATH_CONTROL_POINTS = 24
@@ -138,7 +139,7 @@ def solve_geodesic(
     curves = check_initial(rows, first, last, initial, like)
 
     solved = _Solved(first, last)
-    open_pairs = (first != last).any(1).nonzero().squeeze(1)
+    (open_pairs,) = places((first != last).any(1))
     pair_bytes = solver.pair_bytes(d) + 2 * rows.budget.width * first.element_size()
     groups = open_pairs.split(max(1, rows.budget.memory(first) // pair_bytes))
     furthest = 0.0
@@ -218,7 +219,8 @@ def _by_resolution(
     rounding = rows.chords.values.rounding(ends) * ends.norm(dim=2).amax(1)
     # what is not finite is met later, pair by pair
     close = (ends[:, 1] - ends[:, 0]).norm(dim=1) < _RESOLVED * rounding
-    parts = [(group[~close], ends[~close]), (group[close], None)]
+    apart, near = places(~close, close)
+    parts = [(group[apart], ends[apart]), (group[near], None)]
     return [(pairs, outputs) for pairs, outputs in parts if pairs.numel()]
 
 
@@ -231,7 +233,7 @@ def _starts(
     """
     if isinstance(initial, CubicBSpline):
         return [initial.to(dtype=torch.float64)]
-    knots = clamped_knots(4).to(start.device)
+    knots = clamped_knots(4)
     line = CubicBSpline.trusted(straight_control_points(start.double(), end.double(), knots), knots)
     if initial is None:
         return [line]
@@ -256,14 +258,14 @@ class _Solved:
 
     def solution(self, evaluations: Evaluations) -> GeodesicSolution:
         """Return the results in the type of the codes."""
-        knots = clamped_knots(4).to(self.start.device)
+        knots = clamped_knots(4)
         for _, _, others in self.curves:
             knots = others if others.numel() > knots.numel() else knots
         points = straight_control_points(self.start, self.end, knots)
         for pairs, controls, others in self.curves:
-            points[pairs] = refine(others, points.shape[1])[1] @ controls
+            points[pairs] = sent(refine(others, points.shape[1])[1], controls) @ controls
         return GeodesicSolution(
-            curve=CubicBSpline.trusted(points.to(self.dtype), knots),
+            curve=CubicBSpline.trusted(points.to(self.dtype), sent(knots, points)),
             length=self.length.to(self.dtype),
             straight_length=self.straight_length.to(self.dtype),
             energy=self.energy.to(self.dtype),
@@ -293,10 +295,10 @@ def _solve_group(
         def tell(share: float, n: int, iteration: int, turn: int = turn) -> None:
             report((turn + share) / len(starts), n, iteration)
 
-        problem = Problem(rows, curve.control_points, curve.knots, ends, tell)
+        problem = Problem(rows, curve.control_points, curve.knots.cpu(), ends, tell)
         outcomes.append(shorten(solver, problem))
 
-    knots = clamped_knots(4).to(pairs.device)
+    knots = clamped_knots(4)
     line = straight_control_points(solved.start[pairs], solved.end[pairs], knots)
     candidates = [(line, knots), *((found.control_points, found.knots) for found in outcomes)]
     curves = [CubicBSpline.trusted(points.to(solved.dtype), knots) for points, knots in candidates]
@@ -311,14 +313,14 @@ def _solve_group(
     # the shortest of the curves, the first of equals; NaN is never shortest
     lengths = measured.length[1:].nan_to_num(torch.inf)
     best = lengths.argmin(0)
-    places = torch.arange(pairs.numel(), device=pairs.device)
+    own = torch.arange(pairs.numel(), device=pairs.device)
 
     def chosen(values: list[Tensor]) -> Tensor:
-        return torch.stack(values)[best, places]
+        return torch.stack(values)[best, own]
 
     status = chosen([outcome.judged() for outcome in outcomes])
     straight_length = measured.length[0]
-    shorter = lengths[best, places] < straight_length.nan_to_num(torch.inf)
+    shorter = lengths[best, own] < straight_length.nan_to_num(torch.inf)
     failed = (status == Status.NON_FINITE) | ~straight_length.isfinite()
     kept = torch.where(failed, int(Status.NON_FINITE), int(Status.STRAIGHT_IS_SHORTEST))
     indefinite = measured.indefinite | (status == Status.INDEFINITE_METRIC)
@@ -330,12 +332,12 @@ def _solve_group(
     at_start = (
         outcomes[0].predicted_at_start if from_line else torch.full_like(predicted, torch.nan)
     )
-    left = _left_for_line(at_start, predicted, lengths[best, places] / straight_length)
+    left = _left_for_line(at_start, predicted, lengths[best, own] / straight_length)
     solved.predicted_improvement[pairs] = torch.where(shorter, predicted, left)
     place = torch.where(shorter, best + 1, 0)  # among the candidates
-    solved.length[pairs] = measured.length[place, places]
+    solved.length[pairs] = measured.length[place, own]
     solved.straight_length[pairs] = straight_length
-    solved.energy[pairs] = measured.energy[place, places]
+    solved.energy[pairs] = measured.energy[place, own]
     solved.iterations[pairs] = torch.stack([outcome.iterations for outcome in outcomes]).sum(0)
     needed = chosen([outcome.n_control_points for outcome in outcomes])
     solved.control_points[pairs] = torch.where(shorter, needed, 4)

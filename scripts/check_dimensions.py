@@ -54,7 +54,9 @@ def smooth_decoder(d: int) -> nn.Module:
     return nn.Sequential(*layers).requires_grad_(False).eval()
 
 
-def photograph_codes(models: Path, side: int) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+def photograph_codes(
+    models: Path, side: int, device: torch.device | str = "cpu"
+) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
     """Return taef2's decoder of flat codes, and start and end codes (5, d)."""
     images = photographs(side)
     encoder = TinyAutoencoderHalf(models / "taef2_encoder.pth", decoder=False)
@@ -63,7 +65,8 @@ def photograph_codes(models: Path, side: int) -> tuple[Callable[[Tensor], Tensor
         codes = dict(zip(images, encoder(torch.stack(list(images.values()))), strict=True))
     start, end = (torch.stack([codes[pair[k]] for pair in PHOTOGRAPHS]).flatten(1) for k in (0, 1))
     shape = codes["cat"].shape
-    return (lambda z: decoder(z.unflatten(1, shape))), start, end
+    decoder = decoder.to(device)
+    return (lambda z: decoder(z.unflatten(1, shape))), start.to(device), end.to(device)
 
 
 def largest_memory(models: Path, side: int, rows: int | None) -> tuple[int, int]:

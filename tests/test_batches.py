@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +77,68 @@ def flat_pairs(n_pairs, dim=2, max_control_points=7, seed=0):
     solver = gl.PreconditionedSolver(max_control_points=max_control_points)
     case = Case(metric, prior_pairs(n_pairs, dim, seed=seed))
     return Shards([case], solver, length_tolerance=0.01).solve(0)
+
+
+# stored while the next shard is solved
+
+
+class Parts:
+    """A folder whose parts are stored when they may be; some cannot be."""
+
+    def __init__(self, broken=()):
+        self.free, self.broken = threading.Event(), broken
+        self.stored = []
+
+    def write_part(self, number, part):
+        assert self.free.wait(30)
+        if number in self.broken:
+            raise OSError(f"no room for part {number}")
+        self.stored.append((number, part))
+
+
+def test_a_part_is_stored_while_the_next_shard_is_solved():
+    folder, whole = Parts(), set()
+    with execution._Writer(folder, whole) as writer:
+        writer.store(0, "first")  # returns: this thread may solve on
+        assert not folder.stored
+        waiting = threading.Thread(target=writer.store, args=(1, "second"))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()  # no more than one part waits in memory
+        folder.free.set()
+        waiting.join(30)
+        assert 0 in whole
+    assert folder.stored == [(0, "first"), (1, "second")]
+    assert whole == {0, 1}
+
+
+def store(folder, whole, n_parts, ended_by=None):
+    if ended_by is None:
+        folder.free.set()
+    with execution._Writer(folder, whole) as writer:
+        for number in range(n_parts):
+            writer.store(number, "part")
+        folder.free.set()
+        if ended_by is not None:
+            raise ended_by
+
+
+def test_errors_of_storing_end_a_run_and_what_is_stored_counts():
+    whole = set()
+    with pytest.raises(OSError, match="part 1"):
+        store(Parts(broken={1, 2}), whole, n_parts=5)
+    assert whole == {0}
+    # the last part has no other after it
+    with pytest.raises(OSError, match="part 0"):
+        store(Parts(broken={0}), set(), n_parts=1)
+
+
+@pytest.mark.parametrize("broken", [(), (0,)])
+def test_an_interrupt_waits_for_the_part_that_is_being_stored(broken):
+    whole = set()
+    with pytest.raises(KeyboardInterrupt):
+        store(Parts(broken), whole, n_parts=1, ended_by=KeyboardInterrupt())
+    assert whole == {0} - set(broken)
 
 
 # interrupted and resumed

@@ -1,5 +1,7 @@
 """Rows that metrics see at once stay within what the memory holds, with chords or without."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -311,3 +313,65 @@ def test_nodes_of_a_pair_that_do_not_fit_are_taken_in_parts(monkeypatch):
     for part, other in zip((value, slope), whole.pulled(z, pull), strict=True):
         torch.testing.assert_close(part, other)
     assert whole.spent.forward.tolist() == [20, 20]
+
+
+class Short(nn.Module):
+    """A decoder for whose rows the memory is too short above a number; notes the rows of calls."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error = most, error
+        self.rows = []
+
+    def forward(self, z):
+        self.rows.append(len(z))
+        if len(z) > self.most:
+            raise self.error
+        return torch.cat([z.sin(), 0.5 * (z * z)], dim=1)
+
+
+@pytest.mark.parametrize("d", [2, 5])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_rows_are_halved_until_memory_holds_them_and_that_is_remembered(d, error):
+    start, end = torch.randn(2, 12, d)
+    expected = solve_geodesic(PullbackMetric(Short(10**9, error)), start, end)
+    short = Short(40, error)
+    metric = PullbackMetric(short)
+    with pytest.warns(UserWarning, match="out of memory; going on with at most"):
+        solution = solve_geodesic(metric, start, end)
+    torch.testing.assert_close(solution.length, expected.length, rtol=1e-8, atol=0)
+    assert torch.equal(solution.status, expected.status)
+    failed = [rows for rows in short.rows if rows > short.most]
+    assert 1 < len(failed) <= 4
+    # the next call begins where this one came to
+    short.rows.clear()
+    again = solve_geodesic(metric, start, end)
+    assert max(short.rows) <= short.most
+    torch.testing.assert_close(again.length, expected.length, rtol=1e-8, atol=0)
+    assert metric.rows_in_memory <= short.most
+    assert copy.deepcopy(metric).rows_in_memory is None  # another process may have more
+
+
+def test_memory_too_short_for_one_row_is_an_error():
+    short, codes = Short(40, torch.OutOfMemoryError("CUDA out of memory")), torch.randn(32, 2)
+    metric = PullbackMetric(short)
+    metric.check("z", codes[:1])
+    rows = Rows.of(metric, codes)
+    short.most = 0
+    short.rows.clear()
+    with (
+        pytest.warns(UserWarning, match="out of memory"),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        rows.outputs(codes)
+    assert short.rows == [32, 16, 8, 4, 2, 1]
+
+
+def test_what_torch_holds_without_use_is_free(monkeypatch):
+    class There:
+        is_cuda, device = True, "cuda:0"
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 2**34))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+    assert RowBudget.memory(There()) == (2**30 + 2 * 2**30) // 4

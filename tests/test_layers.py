@@ -17,7 +17,16 @@ PACKAGE = Path(geolatent.__file__).parent
 # imports from itself and from lower levels only, so that metrics and models know nothing of each
 # other.
 LEVELS = [
-    ["_version", "requirements", "arrays", "callables", "display", "files", "quadrature"],
+    [
+        "_version",
+        "requirements",
+        "arrays",
+        "callables",
+        "display",
+        "files",
+        "quadrature",
+        "transfers",
+    ],
     ["checks", "shapes"],
     ["curves", "priors", "solution"],
     ["interpolations"],
@@ -48,7 +57,7 @@ NUMERICAL += [
     "shapes",
     "solution",
 ]
-NUMERICAL += ["interpolations", "priors"]
+NUMERICAL += ["interpolations", "priors", "transfers"]
 LIBRARIES = {"torch", "numpy", "scipy"}
 
 # what the command line needs before a command begins its work

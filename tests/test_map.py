@@ -103,6 +103,15 @@ def test_one_row_and_as_many_rows_as_dimensions(n):
     assert not check_products(Map(smooth, "decoder"), smooth, torch.randn(n, 3))
 
 
+def test_codes_that_share_their_memory():
+    map_ = Map(smooth, "decoder")
+    z, v = torch.randn(1, 3).expand(4, 3), torch.randn(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        product = map_.jvp(z, v)[1]
+    torch.testing.assert_close(product, map_.jvp(z.clone(), v)[1])
+
+
 def test_any_callable():
     decoder = Decoder()
     z = torch.randn(4, 3)

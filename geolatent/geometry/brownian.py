@@ -89,7 +89,9 @@ def brownian_motion(
     walk[:, 0] = z
     alive = torch.arange(b, device=codes.device)
     for step in range(1, n_steps + 1):
-        noise = torch.randn(b, d, generator=generator, dtype=torch.float64).to(z.device)[alive]
+        noise = torch.randn(b, d, generator=generator, dtype=torch.float64, device="cpu").to(
+            z.device
+        )[alive]
         v = _with_inverse_covariance(rows, z, noise)
         good = v.isfinite().all(1)
         alive, z, v = alive[good], z[good], v[good]

@@ -17,6 +17,7 @@ from geolatent.solution import Evaluations
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Callback, Solver
+from geolatent.transfers import sent
 
 # control points of the curves that the next iteration starts from
 _WARM_CONTROL_POINTS = 15
@@ -99,4 +100,4 @@ class Logarithms:
         rest = 1.0 - greville_abscissae(knots).to(codes)
         controls = controls + rest[:, None] * (codes - controls[:, 0])[:, None]
         controls[:, 0], controls[:, -1] = codes, self.points[which]
-        return CubicBSpline.trusted(controls, knots.to(controls.device))
+        return CubicBSpline.trusted(controls, sent(knots, controls))

@@ -190,7 +190,9 @@ def log_magnification_factor(
         values = _eigenvalues(rows, codes)
         return LogVolume((0.5 * _logarithms(values, codes.dtype).sum(1)).to(codes.dtype), zero)
     generator = torch.Generator().manual_seed(seed)
-    signs = 2.0 * torch.randint(0, 2, (n_probes, d), generator=generator).double() - 1.0
+    signs = (
+        2.0 * torch.randint(0, 2, (n_probes, d), generator=generator, device="cpu").double() - 1.0
+    )
     most = min(d, _MOST_PRODUCTS)
     at_once = max(1, rows.budget.memory(codes) // (16 * most * d * n_probes))
     parts = [_estimated(rows, part, signs.to(codes.device)) for part in codes.split(at_once)]
@@ -328,7 +330,7 @@ def _leading_by_products(rows: Rows, z: Tensor, k: int) -> tuple[Tensor, Tensor]
         return found.values.shape[1] >= k and not bool((off(found) > tolerance).any())
 
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(z.shape[1], generator=generator, dtype=torch.float64)
+    start = torch.randn(z.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     start = start.to(z.device).expand(z.shape)
     found = lanczos(ByProducts(rows, z, None).product, start, enough, max(k, _MOST_PRODUCTS))
     worst = off(found).nan_to_num(0.0)
@@ -437,7 +439,7 @@ def sample_volume(
         share = codes.shape[0] / proposals if proposals else 0.25
         missing = n - codes.shape[0]
         m = int(min(max(64, 1.2 * missing / max(share, 1e-3)), 65_536, max_proposals - proposals))
-        draws = torch.rand(m, d, generator=generator, dtype=torch.float64).to(low)
+        draws = torch.rand(m, d, generator=generator, dtype=torch.float64, device="cpu").to(low)
         z = low + (high - low) * draws
         factor = volume_element(rows, z)
         if weight is not None:
@@ -456,11 +458,13 @@ def sample_volume(
         largest = max(bound, float(factor.max()))
         if largest > bound:
             # accepted with probability factor / bound before; thin to factor / largest
-            chance = torch.rand(codes.shape[0], generator=generator, dtype=torch.float64)
+            chance = torch.rand(
+                codes.shape[0], generator=generator, dtype=torch.float64, device="cpu"
+            )
             kept = chance.to(factors) * largest < bound
             codes, factors = codes[kept], factors[kept]
             bound = largest
-        chance = torch.rand(m, generator=generator, dtype=torch.float64).to(factor)
+        chance = torch.rand(m, generator=generator, dtype=torch.float64, device="cpu").to(factor)
         accepted = chance * bound < factor
         codes = torch.cat([codes, z[accepted]])
         factors = torch.cat([factors, factor[accepted]])

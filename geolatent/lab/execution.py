@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
@@ -23,6 +26,9 @@ from geolatent.lab.printing import make_console, print_warning, work_progress
 from geolatent.lab.run import RunFolder
 from geolatent.lab.setup import make_device
 from geolatent.lab.solved import SolvedPairs
+
+# parts that may wait to be stored while the next shard is solved
+_WAITING = 1
 
 # a shard's number, where it is known, and its pairs or what went wrong
 Outcome = tuple[int | None, SolvedPairs | str]
@@ -46,9 +52,10 @@ def run_shards(
 ) -> None:
     """Solve the shards whose parts a run folder lacks, and store each when it is there.
 
-    A shard that fails does not stop the others. Parts that are damaged, or of another run, are told
-    and solved again. The executor is "local", one shard after the other in this process, or "ray",
-    whose workers choose the device; see `make_device`.
+    A part is stored by a thread of its own while the next shard is solved, so that no device waits
+    for a disk. A shard that fails does not stop the others. Parts that are damaged, or of another
+    run, are told and solved again. The executor is "local", one shard after the other in this
+    process, or "ray", whose workers choose the device; see `make_device`.
 
     Raises
     ------
@@ -81,14 +88,13 @@ def run_shards(
                 if executor == "local"
                 else _solve_on_ray(shards, missing, ray, device)
             )
-            with closing(outcomes):
+            with closing(outcomes), _Writer(folder, whole) as writer:
                 for number, outcome in outcomes:
                     if number is None or isinstance(outcome, str):
                         which = "a shard" if number is None else f"shard {number}"
                         print_warning(console, f"{which} failed: {outcome}")
                         continue
-                    folder.write_part(number, outcome)
-                    whole.add(number)
+                    writer.store(number, outcome)
                     done += shards.n_rows(number)
                     progress(done)
         failed = len(shards) - len(whole)
@@ -98,6 +104,55 @@ def run_shards(
         kept = f"{len(whole)} of {len(shards)} shards are stored in {folder.path}"
         error.add_note(f"{kept}; run the same command again to go on.")
         raise
+
+
+class _Writer:
+    """A thread that stores parts, in their order.
+
+    Leaving the block waits for it, whatever ended the block, and raises what went wrong in storing
+    where nothing else did.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    whole
+        The numbers of the parts that are stored, to which others are added.
+    """
+
+    def __init__(self, folder: RunFolder, whole: set[int]) -> None:
+        self._folder = folder
+        self._whole = whole
+        self._thread = ThreadPoolExecutor(1, "parts")
+        self._waiting: deque[tuple[int, Future[None]]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def store(self, number: int, part: SolvedPairs) -> None:
+        """Store a part; wait while as many as may wait are not stored, and raise their errors."""
+        self._waiting.append((number, self._thread.submit(self._folder.write_part, number, part)))
+        while len(self._waiting) > _WAITING or (self._waiting and self._waiting[0][1].done()):
+            self._settle()
+
+    def _settle(self) -> None:
+        number, stored = self._waiting.popleft()
+        stored.result()
+        self._whole.add(number)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+        while self._waiting:
+            try:
+                self._settle()
+            except OSError:
+                if error is None:
+                    raise
 
 
 def _attempt(

@@ -44,10 +44,12 @@ class Metric(ABC):
     quadratic_cost: Literal["jvp", "forward"] = "jvp"
     # whether functions that are no maps were tested, as `check` does at its first call
     _tested = False
+    # rows that are tried at once since memory was too short for more
+    rows_in_memory: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what first calls tell: copies and other processes learn it anew."""
-        learned = ("_tested", "_by_shape")
+        learned = ("_tested", "_by_shape", "rows_in_memory")
         return {name: value for name, value in vars(self).items() if name not in learned}
 
     @property

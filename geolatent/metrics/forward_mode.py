@@ -60,7 +60,8 @@ def jvp(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> tuple[Ten
         if taken():
             raise TakenError("forward mode is in use by another thread")
         _load_rules()
-        value, product = torch.func.jvp(alone, (z,), (v,))[:2]
+        # tangents are laid out as their codes, of which expanded ones share their memory
+        value, product = torch.func.jvp(alone, (z.contiguous(),), (v,))[:2]
     return value, product
 
 

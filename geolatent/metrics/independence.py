@@ -19,7 +19,9 @@ _SAME_ROUNDING = 8
 
 def random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return normally distributed numbers, the same on every device and in every type."""
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        tensor.device, tensor.dtype, non_blocking=True
+    )
 
 
 def neighbour(z: Tensor, seed: int = 0, distance: float = 0.01) -> Tensor:
@@ -58,23 +60,24 @@ def check_rows(
         near = function(torch.cat([neighbour(z, 1), z]))
         far = function(torch.cat([neighbour(z, 2, 0.1), z])) if thorough else near
     eps = max(rounding, torch.finfo(value.dtype).eps)
-    spread = _size(near[1] - near[0])
-    for one, other, limit in (
-        (near[1], value[0], _ROUNDING * max(eps, _precision(value))),
-        (near[1], far[1], _SAME_ROUNDING * eps),
-    ):
+    one = near[1]
+    found = [_size(one - near[0]), _size(value)]
+    for other in (value[0], far[1]):
         # finite in the one batch and not in the other is a difference too
-        torn = bool((one.isfinite() != other.isfinite()).any())
-        gap = _size(one - other)
-        if torn or gap > _LEAK * spread + limit * _size(value):
+        torn = (one.isfinite() != other.isfinite()).any()
+        found += [torn.double(), _size(one - other)]
+    spread, size, *found = torch.stack(found).tolist()
+    limits = _ROUNDING * max(eps, _precision(value)), _SAME_ROUNDING * eps
+    for torn, gap, limit in zip(found[::2], found[1::2], limits, strict=True):
+        if torn or gap > _LEAK * spread + limit * size:
             required = "deterministic, each row by itself (call eval() on modules)"
             change = "between finite and not finite" if torn else f"by {gap:.3g}"
-            found = f"one whose output for one code changes {change} with the rest of the batch"
-            raise ValueError(requirement(name, required, f"{found} or from call to call"))
+            told = f"one whose output for one code changes {change} with the rest of the batch"
+            raise ValueError(requirement(name, required, f"{told} or from call to call"))
 
 
-def _size(values: Tensor) -> float:
-    return float(values.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
+def _size(values: Tensor) -> Tensor:
+    return values.double().nan_to_num(0.0, 0.0, 0.0).abs().max()
 
 
 def _precision(value: Tensor) -> float:

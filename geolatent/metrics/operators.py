@@ -250,7 +250,9 @@ def lanczos(
             found = _krylov(basis[:, : m + 1], diagonal[:, : m + 1], beside[:, : m + 1])
             if m + 1 == most or enough(found):
                 return found
-        fresh = torch.randn(n, d, generator=generator, dtype=torch.float64).to(start.device)
+        fresh = torch.randn(n, d, generator=generator, dtype=torch.float64, device="cpu").to(
+            start.device
+        )
         fresh = _orthogonal(_orthogonal(fresh, known), known)
         rest = torch.where(exhausted[:, None], fresh, rest)
         vector = rest / rest.norm(dim=1, keepdim=True)

@@ -302,7 +302,10 @@ class GaussianPullbackMetric(Metric):
             yield from values.unbind(1)
             return
         generator = torch.Generator().manual_seed(self.seed)
-        signs = 2 * torch.randint(0, 2, (self.n_probes, n_features), generator=generator) - 1
+        signs = (
+            2 * torch.randint(0, 2, (self.n_probes, n_features), generator=generator, device="cpu")
+            - 1
+        )
         yield from (values @ signs.to(values).T / self.n_probes**0.5).unbind(1)
 
 

@@ -46,12 +46,19 @@ class RowBudget:
         # a decoder's activations are taken as sixty times its output, for values and derivatives,
         # and as several times what one row was seen to make on the way
         row_bytes = max(60 * width * z.element_size(), _TIMES_MADE * metric.row_bytes())
-        return cls(width, max(1, min(2**17, cls.memory(z) // row_bytes)))
+        most = 2**17 if metric.rows_in_memory is None else metric.rows_in_memory
+        return cls(width, max(1, min(most, cls.memory(z) // row_bytes)))
 
     @staticmethod
     def memory(z: Tensor) -> int:
-        """Return the bytes that one thing may take: a quarter of what CUDA has free, or 2 GiB."""
-        return torch.cuda.mem_get_info(z.device)[0] // 4 if z.is_cuda else 2**31
+        """Return the bytes that one thing may take: a quarter of what CUDA has free, or 2 GiB.
+
+        What torch has taken from the device and does not use is free too.
+        """
+        if not z.is_cuda:
+            return 2**31
+        unused = torch.cuda.memory_reserved(z.device) - torch.cuda.memory_allocated(z.device)
+        return (torch.cuda.mem_get_info(z.device)[0] + unused) // 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,8 @@ class Rows:
     ) -> tuple[Tensor, ...]:
         """Call a function on consecutive parts of tensors (A, ...) and join what it returns.
 
-        Where memory is short, the rows are halved and it goes on, with a warning.
+        Where memory is short, the rows are halved and it goes on, with a warning. The metric
+        remembers it.
 
         Parameters
         ----------
@@ -138,7 +146,7 @@ class Rows:
                 if least or not is_out_of_memory(error):
                     raise
                 tried = min(self.budget.rows, min(size, n) * rows_each)
-                self.budget.rows = max(1, tried // 2)
+                self.budget.rows = self.metric.rows_in_memory = max(1, tried // 2)
                 warnings.warn(
                     f"out of memory; going on with at most {self.budget.rows} decoder rows at once",
                     stacklevel=3,

@@ -21,6 +21,7 @@ from geolatent.solvers.lbfgs import (
     cholesky,
 )
 from geolatent.solvers.problem import Outcome, Problem, Stage
+from geolatent.transfers import places, sent
 
 # up to this size, (n - 2) d, the preconditioner is a dense matrix for each pair
 DENSE_SIZE = 700
@@ -60,15 +61,15 @@ def sobolev_preconditioner(knots: Tensor, n_control_points: int, tensors: Tensor
     eye = torch.eye(d, dtype=tensors.dtype, device=tensors.device)
     tensors = tensors + scale[:, None, None, None] * eye
     if not is_dense(n, d):
-        return KroneckerPreconditioner.of(stiffness_matrix(knots), tensors.mean(1))
+        return KroneckerPreconditioner.of(sent(stiffness_matrix(knots), tensors), tensors.mean(1))
     kinks = torch.arange(1, 2 * m, dtype=knots.dtype, device=knots.device) / (2 * m)
     t, weights = composite_rule(torch.cat([knots, kinks]), 3)
     slopes = basis_matrix(knots, t, derivative=1)[:, 1:-1]
-    places = torch.arange(m, dtype=t.dtype, device=t.device)
-    hats = (1.0 - (t[:, None] * m - 0.5 - places).abs()).clamp_min(0.0)
+    middles = torch.arange(m, dtype=t.dtype, device=t.device)
+    hats = (1.0 - (t[:, None] * m - 0.5 - middles).abs()).clamp_min(0.0)
     hats = hats / hats.sum(1, keepdim=True)  # constant before the first and after the last point
     stiffness = torch.einsum("qm,qi,qj->mij", hats * weights[:, None], slopes, slopes)
-    matrix = torch.einsum("mij,amkl->aikjl", stiffness, tensors)
+    matrix = torch.einsum("mij,amkl->aikjl", sent(stiffness, tensors), tensors)
     return DensePreconditioner.of(matrix.reshape(a, (n - 2) * d, (n - 2) * d))
 
 
@@ -85,7 +86,7 @@ class MetricTensors:
     tensors: Tensor
 
     def select(self, chosen: Tensor) -> MetricTensors:
-        """Return those of the chosen curves."""
+        """Return those of the curves at some places."""
         return MetricTensors(self.tensors[chosen])
 
     def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:
@@ -102,7 +103,7 @@ class MetricSketch:
     ridge
         c, (A,).
     basis, weights
-        U with orthonormal columns, (A, d, r), and w, (A, r).
+        U, (A, d, r), and w, (A, r); columns of a positive weight are orthonormal.
     """
 
     ridge: Tensor
@@ -127,18 +128,20 @@ class MetricSketch:
         # a core that is not definite is none of a metric's; what rounding left of one counts as 0
         floor = 1e-8 * values[:, -1:].clamp_min(mean[:, None])
         root = products @ (rotation / values.clamp_min(floor).sqrt()[:, None])
-        basis, singular, _ = torch.linalg.svd(root, full_matrices=False)
-        eigenvalues = singular.square()
-        ridge = torch.maximum(eigenvalues[:, -1], RIDGE * mean)
+        # those of root root^T, by a small matrix: singular values of large ones come one by one
+        eigenvalues, rotation = torch.linalg.eigh(root.mT @ root)
+        ridge = torch.maximum(eigenvalues[:, 0], RIDGE * mean)
+        # a column whose weight is zero may have any length
+        basis = root @ (rotation / eigenvalues.clamp_min(ridge[:, None]).sqrt()[:, None])
         return cls(ridge, basis, (eigenvalues - ridge[:, None]).clamp_min(0.0))
 
     def select(self, chosen: Tensor) -> MetricSketch:
-        """Return those of the chosen curves."""
+        """Return those of the curves at some places."""
         return MetricSketch(self.ridge[chosen], self.basis[chosen], self.weights[chosen])
 
     def preconditioner(self, knots: Tensor, n_control_points: int) -> Preconditioner:  # noqa: ARG002
         """Return H, the Kronecker product of the B-splines' stiffness matrix and the sketch."""
-        stiffness = cholesky(stiffness_matrix(knots)[None])[0]
+        stiffness = sent(cholesky(stiffness_matrix(knots)[None])[0], self.ridge)
         return LowRankPreconditioner(self.ridge, self.basis, self.weights, stiffness)
 
 
@@ -153,11 +156,11 @@ def metric_model(
     if d <= TENSOR_DIM:
         return MetricTensors(metric_tensors(problem, outcome, knots, points, pairs, m))
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64)
-    vectors = torch.linalg.qr(random)[0].to(points.device).expand(len(pairs), -1, -1)
-    middle = basis_matrix(knots, torch.tensor([0.5], dtype=knots.dtype, device=knots.device))
-    places = (middle @ points).expand(-1, SKETCH_RANK, -1)
-    products = problem.rows.product(places, vectors.mT, pairs)
+    random = torch.randn(d, SKETCH_RANK, generator=generator, dtype=torch.float64, device="cpu")
+    vectors = sent(torch.linalg.qr(random)[0], points).expand(len(pairs), -1, -1)
+    middle = sent(basis_matrix(knots, torch.full_like(knots[:1], 0.5)), points)
+    codes = (middle @ points).expand(-1, SKETCH_RANK, -1)
+    products = problem.rows.product(codes, vectors.mT, pairs)
     return MetricSketch.of(vectors, products.mT)
 
 
@@ -184,20 +187,22 @@ class NewtonObjective:
     energy
         The energy of A curves.
     flat
-        The marks, (A,).
+        The marks, (A,); None where there are none.
     """
 
-    def __init__(self, energy: DiscreteEnergy, flat: Tensor) -> None:
+    def __init__(self, energy: DiscreteEnergy, flat: Tensor | None = None) -> None:
         self.energy = energy
-        self.flat = flat if energy.gauss_newton else torch.zeros_like(flat)
+        self.flat = flat
         self._residual: Tensor | None = None
 
     def start(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Evaluate the curves as they came: values, gradients, Hessians, and who is convex."""
         x = self.energy.start
         index = torch.arange(len(x), device=x.device)
-        rest, chosen = index[~self.flat], index[self.flat]
-        convex = torch.ones_like(self.flat)
+        rest, chosen = index, index[:0]
+        if self.flat is not None:
+            rest, chosen = places(~self.flat, self.flat)
+        convex = torch.ones_like(index, dtype=torch.bool)
         if not chosen.numel():
             value, gradient, hessian = self.energy(x, index)
             return value, gradient, hessian, convex  # type: ignore[return-value]
@@ -223,17 +228,15 @@ class NewtonObjective:
 
         Returns the Hessians, and where that was so; the others stay as they are.
         """
-        convex = torch.ones_like(index, dtype=torch.bool)
-        if self._residual is None:
-            return hessian, convex
-        # the others' would be factored for nothing
-        chosen = self.flat[index].nonzero().squeeze(1)
-        whole = hessian[chosen] + self._residual[index[chosen]]
+        if self._residual is None or self.flat is None:
+            return hessian, torch.ones_like(index, dtype=torch.bool)
+        flat = self.flat[index]
+        whole = hessian + self._residual[index]
         bad = ~whole.isfinite().flatten(1).all(1)
-        whole = torch.where(bad[:, None, None], hessian[chosen], whole)
-        convex[chosen] = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
-        added = convex[chosen][:, None, None]
-        return hessian.index_copy(0, chosen, torch.where(added, whole, hessian[chosen])), convex
+        whole = torch.where(bad[:, None, None], hessian, whole)
+        definite = (torch.linalg.cholesky_ex(whole)[1] == 0) & ~bad
+        added = (flat & definite)[:, None, None]
+        return torch.where(added, whole, hessian), ~flat | definite
 
 
 @dataclass(frozen=True)
@@ -314,8 +317,7 @@ def certificate(
     memory
         What it remembers of the curves in a space before, in the coordinates of this one.
     """
-    none = torch.zeros_like(energy.pairs, dtype=torch.bool)
-    objective = NewtonObjective(energy, none if flat is None else flat)
+    objective = NewtonObjective(energy, flat)
     minimizer = minimizer or LBFGS()
     if energy.gauss_newton:
         value, gradient, hessian, convex = objective.start()
@@ -325,22 +327,23 @@ def certificate(
     if model is None:
         raise RuntimeError("a certificate needs the Hessians of its energy, or the metric")
     n, d = energy.points.shape[1:]
-    known = rough if rough is not None and energy.renewable and is_dense(n, d) else none
     x, index = energy.start, torch.arange(len(energy.pairs), device=energy.pairs.device)
+    plain, known = index, index[:0]
+    if rough is not None and energy.renewable and is_dense(n, d):
+        plain, known = places(~rough, rough)
     value, gradient = torch.empty_like(x[:, 0]), torch.empty_like(x)
-    plain = index[~known]
     if plain.numel():
         value[plain], gradient[plain], _ = energy(x[plain], plain)
     preconditioner: Preconditioner = model.select(plain).preconditioner(knots, n)
-    if known.any():
-        found = energy.with_hessian(x[known], index[known])
+    if known.numel():
+        found = energy.with_hessian(x[known], known)
         value[known], gradient[known] = found[:2]
         factor = x.new_empty((*x.shape, x.shape[1]))
         factor[plain] = preconditioner.factor  # type: ignore[attr-defined]
         factor[known] = cholesky(found[2])
         preconditioner = DensePreconditioner(factor)
     state = minimizer.init(x, value, gradient, preconditioner, memory)
-    return Certificate(energy.pairs, objective, minimizer, state, ~none)
+    return Certificate(energy.pairs, objective, minimizer, state, torch.ones_like(state.convex))
 
 
 class Proof(Stage):
@@ -355,7 +358,7 @@ class Proof(Stage):
     found
         The certificates.
     probed
-        Which of them are to be proved, (A,).
+        The places of those that are to be proved.
     tolerance
         Relative improvement that may be left.
 
@@ -373,7 +376,7 @@ class Proof(Stage):
         self.tolerance = tolerance
         self.n_control_points = outcome.control_points.shape[1]
         self.state = found.state.select(probed)
-        self.refuted = self.state.select(torch.zeros_like(self.state.index, dtype=torch.bool))
+        self.refuted = self.state.select(probed[:0])
         self.steps = 0
 
     @property
@@ -395,9 +398,11 @@ class Proof(Stage):
         # in what little is left rounding may look like anything
         convex = state.convex | (left <= _NOTHING * self.tolerance)
         proved = convex & (left <= self.tolerance)
-        self.outcome.predicted_improvement[self.open[judged]] = left[judged]
-        self.refuted = self.refuted.join(state.select(judged & ~proved))
-        self.state = state.select(~judged)
+        predicted = self.outcome.predicted_improvement
+        predicted[self.open] = torch.where(judged, left, predicted[self.open])
+        refuted, unjudged = places(judged & ~proved, ~judged)
+        self.refuted = self.refuted.join(state.select(refuted))
+        self.state = state.select(unjudged)
 
 
 def gained(found: Certificate, state: LBFGSState) -> Tensor:
@@ -416,7 +421,7 @@ def metric_tensors(
 ) -> Tensor:
     """Return G in the middles of m equal intervals of t along curves, (A, m, d, d)."""
     at = (torch.arange(m, dtype=knots.dtype, device=knots.device) + 0.5) / m
-    return problem.tensors(outcome, basis_matrix(knots, at) @ points, pairs)
+    return problem.tensors(outcome, sent(basis_matrix(knots, at), points) @ points, pairs)
 
 
 def next_level(n_control_points: int) -> int:

@@ -10,6 +10,7 @@ from geolatent.metrics.base import negative
 from geolatent.metrics.chords import Chords, convergence_order
 from geolatent.metrics.rows import Rows
 from geolatent.quadrature import composite_rule
+from geolatent.transfers import sent
 
 # up to this latent dimension the minimiser gets Gauss-Newton Hessians
 GAUSS_NEWTON_DIM = 3
@@ -34,7 +35,7 @@ class DiscreteEnergy:
     rows
         The metric at work.
     knots
-        Knots of the splines, float64.
+        Knots of the splines, float64; best in the processor's memory.
     nodes_per_span
         Segments (chords) or quadrature nodes on each knot span.
     points
@@ -82,12 +83,13 @@ class DiscreteEnergy:
         self.chords = None if ends is None else rows.chords
         if self.chords is not None:
             t = _uniform_nodes(knots, nodes_per_span)
-            self.steps = t.diff()
-            self.basis = basis_matrix(knots, t[1:-1])
+            self.steps = sent(t.diff(), points)
+            self.basis = sent(basis_matrix(knots, t[1:-1]), points)
         else:
-            t, self.weights = composite_rule(knots, nodes_per_span)
-            self.basis = basis_matrix(knots, t)
-            self.slope = basis_matrix(knots, t, derivative=1)
+            t, weights = composite_rule(knots, nodes_per_span)
+            self.weights = sent(weights, points)
+            self.basis = sent(basis_matrix(knots, t), points)
+            self.slope = sent(basis_matrix(knots, t, derivative=1), points)
 
     @property
     def start(self) -> Tensor:

@@ -20,6 +20,7 @@ from geolatent.solvers.certificate import (
 )
 from geolatent.solvers.energy import DiscreteEnergy
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
+from geolatent.transfers import places, sent
 
 # metric tensors on each curve that a result is judged by
 _METRIC_POINTS = 8
@@ -120,14 +121,14 @@ class FirstOrderSolver(Solver):
             yield _Descent(self, outcome, energy, best, rate, number, n_stages)
         outcome.n_control_points[:] = last
         found, converged = self._judge(problem, outcome)
-        yield (proof := Proof(outcome, found, converged, self.tolerance))
-        outcome.status[proof.refuted_pairs] = int(Status.MAX_ITERATIONS)
+        yield (proof := Proof(outcome, found, places(converged)[0], self.tolerance))
+        outcome.end(proof.refuted_pairs, Status.MAX_ITERATIONS)
 
     def _judge(self, problem: Problem, outcome: Outcome) -> tuple[Certificate, Tensor]:
         """Certify the curves in a richer space; return also which of them have converged."""
         pairs = outcome.pairs
         knots, matrix = refine(outcome.knots, next_level(outcome.control_points.shape[1]))
-        points = matrix @ outcome.control_points
+        points = sent(matrix, outcome.control_points) @ outcome.control_points
         model = None
         if not problem.has_gauss_newton:
             model = metric_model(problem, outcome, knots, points, pairs, _METRIC_POINTS)
@@ -174,8 +175,9 @@ class _Descent(Stage):
         value, gradient, _ = self.energy(x, self.open)
         self.x.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         better = value < self.best
-        self.best[better] = value[better]
-        outcome.control_points[better] = self.energy.curves(x[better], self.open[better])
+        self.best = torch.where(better, value, self.best)
+        curves = self.energy.curves(x, self.open)
+        outcome.control_points = torch.where(better[:, None, None], curves, outcome.control_points)
 
     def step(self) -> None:
         """Let the optimiser step."""

@@ -13,6 +13,7 @@ from geolatent.curves import basis_matrix
 from geolatent.metrics.base import negative
 from geolatent.solution import Status
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
+from geolatent.transfers import places, sent
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,23 @@ class _Polylines(Stage):
         self.problem = problem
         self.outcome = outcome
         points = problem.control_points
+        knots = problem.knots
         self.t = torch.linspace(
-            0.0, 1.0, solver.segments + 1, dtype=torch.float64, device=points.device
+            0.0, 1.0, solver.segments + 1, dtype=torch.float64, device=knots.device
         )
-        self.z = basis_matrix(problem.knots, self.t) @ points
+        self.z = sent(basis_matrix(knots, self.t), points) @ points
         self.n_control_points = 3 * solver.segments + 1
         outcome.n_control_points[:] = self.n_control_points
         outcome.knots, outcome.control_points = polyline(self.t, self.z)
-        self.energy = self._energies(self.z, outcome.pairs)
-        outcome.end((~self.energy.isfinite()).nonzero().squeeze(1), Status.NON_FINITE)
+        every = outcome.pairs
+        self.energy = self._energies(self.z, every)
+        outcome.end(every, Status.NON_FINITE, ~self.energy.isfinite())
+        self._open = outcome.pairs
 
     @property
     def open(self) -> Tensor:  # type: ignore[override]
         """The pairs that have not ended."""
-        return self.outcome.pairs
+        return self._open
 
     def settled(self, n_pairs: int, n_begun: int) -> float:  # noqa: ARG002
         """Return how many pairs have ended."""
@@ -96,15 +100,16 @@ class _Polylines(Stage):
         predicted = decrement / (4.0 * self.energy[pairs])
         outcome.predicted_improvement[pairs] = predicted
         spent = outcome.iterations[pairs] >= self.solver.max_iterations
-        outcome.end(pairs[spent], Status.MAX_ITERATIONS)
-        outcome.end(pairs[predicted <= self.solver.tolerance], Status.CONVERGED)
-        outcome.end(pairs[~predicted.isfinite()], Status.NON_FINITE)
-        going = outcome.going[pairs]
+        outcome.end(pairs, Status.MAX_ITERATIONS, spent)
+        outcome.end(pairs, Status.CONVERGED, predicted <= self.solver.tolerance)
+        outcome.end(pairs, Status.NON_FINITE, ~predicted.isfinite())
+        (going,) = places(outcome.going[pairs])
         pairs = pairs[going]
         outcome.iterations[pairs] += 1
         moved = self._line_search(pairs, proposal[going], decrement[going])
-        outcome.end(pairs[~moved], Status.STALLED)
+        outcome.end(pairs, Status.STALLED, ~moved)
         outcome.control_points[pairs] = polyline(self.t, self.z[pairs])[1]
+        self._open = pairs[places(moved)[0]]
 
     def _energies(self, z: Tensor, pairs: Tensor) -> Tensor:
         """Return sum_t u_t^T G(z_t) u_t of polylines (A, T + 1, d)."""
@@ -148,10 +153,10 @@ class _Polylines(Stage):
             trial = torch.lerp(self.z[tried], proposal[trying], step)
             value = self._energies(trial, tried)
             accepted = value <= self.energy[tried] - 1e-4 * step * decrement[trying]
-            self.z[tried[accepted]] = trial[accepted]
-            self.energy[tried[accepted]] = value[accepted]
-            moved[trying[accepted]] = True
-            trying = trying[~accepted]
+            self.z[tried] = torch.where(accepted[:, None, None], trial, self.z[tried])
+            self.energy[tried] = torch.where(accepted, value, self.energy[tried])
+            moved[trying] = accepted
+            trying = trying[places(~accepted)[0]]
             step *= 0.5
         return moved
 

@@ -28,6 +28,7 @@ from geolatent.solvers.certificate import (
 )
 from geolatent.solvers.lbfgs import LBFGS, DensePreconditioner, LBFGSState, Memory
 from geolatent.solvers.problem import Outcome, Problem, Solver, Stage
+from geolatent.transfers import places, sent
 
 # control points of the first level, and where the metric is sketched
 _FIRST_CONTROL_POINTS, _FIRST_SKETCHED = 7, 5
@@ -152,9 +153,10 @@ class PreconditionedSolver(Solver):
         model: MetricTensors | MetricSketch | None = None
         memory: Memory | None = None
         turn = 0
-        while (pairs := outcome.pairs).numel():
+        pairs = outcome.pairs
+        while pairs.numel():
             knots, matrix = refine(outcome.knots, n)
-            points = matrix @ outcome.control_points[pairs]
+            points = sent(matrix, outcome.control_points) @ outcome.control_points[pairs]
             if memory is not None:
                 memory = _refined(memory, outcome.knots, knots, matrix)
             if self._wants_model(problem, model, turn):
@@ -175,18 +177,19 @@ class PreconditionedSolver(Solver):
             )
             final = n > self.max_control_points
             converged, going = self._judge(outcome, lessons, found, final=final)
-            probed = converged & ~lessons.trusted[pairs]
+            probed, begun = places(converged & ~lessons.trusted[pairs], going)
             yield (proof := Proof(outcome, found, probed, self.tolerance))
             if final:
-                outcome.status[proof.refuted_pairs] = int(Status.MAX_CONTROL_POINTS)
+                outcome.end(proof.refuted_pairs, Status.MAX_CONTROL_POINTS)
                 return
             outcome.going[pairs] = going
             last = next_level(n) > self.max_control_points
-            yield (descent := _Descent(self, outcome, lessons, found, going, proof, last=last))
-            going = outcome.going[pairs]
-            model = None if model is None else model.select(going)
+            yield (descent := _Descent(self, outcome, lessons, found, begun, proof, last=last))
+            (left,) = places(outcome.going[pairs])
+            pairs = pairs[left]
+            model = None if model is None else model.select(left)
             # where more than a sketch is known, what was learned against the last matrix misleads
-            memory = descent.memory.select(going) if found.sketched else None
+            memory = descent.memory.select(left) if found.sketched else None
             n = next_level(n)
             turn += 1
 
@@ -255,7 +258,8 @@ class _Lessons:
 class _Descent(Stage):
     """Minimise the energy of a level's pairs until its goal, a predicted improvement left.
 
-    Those whose certificate was refuted go on from where the proof left them.
+    Those whose certificate was refuted go on from where the proof left them; ``begun`` are the
+    places of the others.
     """
 
     def __init__(
@@ -264,7 +268,7 @@ class _Descent(Stage):
         outcome: Outcome,
         lessons: _Lessons,
         found: Certificate,
-        going: Tensor,
+        begun: Tensor,
         proof: Proof,
         *,
         last: bool,
@@ -275,11 +279,11 @@ class _Descent(Stage):
         self.found = found
         self.energy = found.objective.energy
         self.n_control_points = self.energy.points.shape[1]
-        self.state = found.state.select(going).join(proof.refuted)
-        outcome.going[self.open] = True
+        self.state = found.state.select(begun).join(proof.refuted)
+        outcome.going.index_fill_(0, self.open, True)
         self.memory = found.state.memory
-        self.steps = torch.zeros_like(going, dtype=torch.int64)
-        self.steps[proof.refuted.index] = proof.steps
+        self.steps = torch.zeros_like(found.pairs)
+        self.steps.index_fill_(0, proof.refuted.index, proof.steps)
         self.last = last
         self.sketched = found.sketched
         self.goal = torch.full_like(found.predicted, 0.5 * solver.tolerance)
@@ -319,22 +323,27 @@ class _Descent(Stage):
             lingering = self._kinked(index) & (self.steps[index] >= _SKETCHED_STEPS)
         spent = outcome.iterations[pairs] >= solver.max_iterations
         leaving = reached | stalled | spent | lingering
-        if not leaving.any():
-            self._renew()
+        # the one wait of a step
+        out, staying, due = places(leaving, ~leaving, self._due() & ~leaving)
+        if due.numel():
+            hessian = self.energy.with_hessian(state.x[due], index[due])[2]
+            self.state = solver.minimizer.renew(state, due, hessian)
+        if not out.numel():
             return
+        self.state = self.state.select(staying)
         # a level that had many steps and has not come to its goal shows what is to be had
         exhausted = stalled | (spent & (self.steps[index] >= _FAIR_STEPS))
         ratio = _gain_ratio(got, promised, predicted, exhausted)
         end = torch.where(stalled & ~reached, int(Status.STALLED), int(Status.MAX_ITERATIONS))
-        self._leave(state.select(leaving), end[leaving], ratio[leaving])
-        self.lessons.rough[pairs[leaving & rough]] = True
-        done = leaving & self._may_end(index) & (got <= solver.rough_tolerance)
+        self._leave(state.select(out), end[out], ratio[out])
+        pairs = pairs[out]
+        lessons.rough[pairs] |= rough[out]
+        done = self._may_end(index[out]) & (got[out] <= solver.rough_tolerance)
         # were every level to gain half of what the one before did, as much would be left
-        left = _SKETCHED_LEFT if self.sketched else _ROUGH_LEFT
-        outcome.predicted_improvement[pairs[done]] = left * got[done]
-        outcome.end(pairs[done], Status.ROUGH)
-        self.state = state.select(~leaving)
-        self._renew()
+        left = (_SKETCHED_LEFT if self.sketched else _ROUGH_LEFT) * got[out]
+        predictions = outcome.predicted_improvement
+        predictions[pairs] = torch.where(done, left, predictions[pairs])
+        outcome.end(pairs, Status.ROUGH, done)
 
     def _rough(self, index: Tensor) -> Tensor:
         """Return which curves have met kinks, by the order at which their chords converge."""
@@ -361,18 +370,15 @@ class _Descent(Stage):
         """Chords along each curve."""
         return self.energy.basis.shape[0] + 1
 
-    def _renew(self) -> None:
-        """Give the pairs that have taken many steps the Gauss-Newton Hessians of where they are."""
+    def _due(self) -> Tensor:
+        """Return which pairs have met kinks and are due for Gauss-Newton Hessians, (A,)."""
         state, energy = self.state, self.energy
         if not energy.renewable or not isinstance(state.preconditioner, DensePreconditioner):
-            return
+            return torch.zeros_like(state.convex)
         # few chords tell of kinks only where these are dense
         telling = self.n_chords >= _TELLING_CHORDS
         low = energy.order[state.index] < (_SMOOTH_ORDER if telling else 1.0)
-        due = low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
-        if due.any():
-            hessian = energy.with_hessian(state.x[due], state.index[due])[2]
-            self.state = self.solver.minimizer.renew(state, due, hessian)
+        return low & (self.steps[state.index] % _RENEWED == 0) & (state.rejections == 0)
 
     def _leave(self, state: LBFGSState, status: Tensor, ratio: Tensor) -> None:
         """Store the curves of pairs that leave, and what the level tells of their next one."""
@@ -381,7 +387,7 @@ class _Descent(Stage):
         self.memory = self.memory.put(state.index, state.memory)
         outcome.refine(self.n_control_points)
         outcome.control_points[pairs] = self.energy.curves(state.x, state.index)
-        outcome.n_control_points[pairs] = self.n_control_points
+        outcome.n_control_points.index_fill_(0, pairs, self.n_control_points)
         outcome.status[pairs] = status
         lessons.gain_ratio[pairs] = ratio
         # at the first level curves have far to go, and predictions are rough
@@ -402,7 +408,8 @@ def _refined(memory: Memory, coarse: Tensor, fine: Tensor, matrix: Tensor) -> Me
     """
     inserted = matrix[1:-1, 1:-1]
     lifted = torch.linalg.solve(stiffness_matrix(coarse), inserted.T @ stiffness_matrix(fine)).T
-    return memory.moved(inserted, lifted)
+    like = memory.curvature
+    return memory.moved(sent(inserted, like), sent(lifted, like))
 
 
 def _gain_ratio(gained: Tensor, promised: Tensor, left: Tensor, exhausted: Tensor) -> Tensor:

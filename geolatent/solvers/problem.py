@@ -14,6 +14,7 @@ from geolatent.metrics.base import indefinite
 from geolatent.metrics.rows import Rows
 from geolatent.solution import Status
 from geolatent.solvers.energy import DiscreteEnergy, has_gauss_newton
+from geolatent.transfers import places, sent
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Problem:
     rows
         The metric at work; it counts for the B pairs.
     control_points, knots
-        The starting curves, (B, n, d) and (n + 4,).
+        The starting curves, (B, n, d) and (n + 4,); knots lie in the processor's memory.
     ends
         Outputs at the end points, (B, 2, D), where energies are to be those of chords; else None.
     report
@@ -91,9 +92,9 @@ class Problem:
             inadmissible=outcome.inadmissible,
         )
 
-    def tensors(self, outcome: Outcome, places: Tensor, pairs: Tensor) -> Tensor:
+    def tensors(self, outcome: Outcome, codes: Tensor, pairs: Tensor) -> Tensor:
         """Return G at codes (A, m, d) on some pairs' curves; note where it is indefinite."""
-        tensors = self.rows.tensor(places, pairs)
+        tensors = self.rows.tensor(codes, pairs)
         if self.rows.chords is None:  # else it is a sum of squares
             outcome.indefinite[pairs] |= indefinite(tensors).any(1)
         return tensors
@@ -153,18 +154,19 @@ class Outcome:
     @property
     def pairs(self) -> Tensor:
         """The numbers of the pairs that have not ended."""
-        return self.going.nonzero().squeeze(1)
+        return places(self.going)[0]
 
     def refine(self, n_control_points: int) -> None:
         """Give all curves more control points; their geometry stays."""
         if n_control_points > self.control_points.shape[1]:
             self.knots, matrix = refine(self.knots, n_control_points)
-            self.control_points = matrix @ self.control_points
+            self.control_points = sent(matrix, self.control_points) @ self.control_points
 
-    def end(self, pairs: Tensor, status: Status) -> None:
-        """Note that pairs have ended, and how."""
-        self.status[pairs] = int(status)
-        self.going[pairs] = False
+    def end(self, pairs: Tensor, status: Status, ended: Tensor | None = None) -> None:
+        """Note that pairs, or those of them that are marked, (A,), have ended, and how."""
+        marks = self.going.new_ones(pairs.shape) if ended is None else ended
+        self.status[pairs] = torch.where(marks, int(status), self.status[pairs])
+        self.going[pairs] &= ~marks
 
     def judged(self) -> Tensor:
         """Return the statuses, (B,), changed where the metric was found to be indefinite.
