@@ -17,6 +17,7 @@ from geolatent.models.flows import NICE, Flow
 from geolatent.models.glow import Glow
 from geolatent.models.iaf import IAFVAE
 from geolatent.models.rbf import RBFPrecision
+from geolatent.models.recurrent import RecurrentVAE
 from geolatent.models.vae import MLPVAE, VAE
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Flow",
     "Glow",
     "RBFPrecision",
+    "RecurrentVAE",
     "build_model",
     "digits_vae",
     "load_model",
