@@ -17,6 +17,8 @@ from geolatent.checks import requirement
 
 # kelvin that become 1
 SCALE = 5.0
+# sides of the outermost cells of the file of eofs: degrees north, degrees east
+GRID = (-25.0, 65.0, 115.0, 265.0)
 CLASSES = ("La Niña", "neutral", "El Niño")
 # mean anomaly of Niño 3.4, in kelvin, beyond which a winter is of one of these
 _THRESHOLD = 0.5

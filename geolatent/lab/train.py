@@ -245,7 +245,9 @@ class Train(Experiment):
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        return draw_training(run.summary, run.arrays or stored_arrays(run.path / OLD_ARRAYS))
+        arrays = run.arrays or stored_arrays(run.path / OLD_ARRAYS)
+        # trainings of before they had a config were of images
+        return draw_training(run.summary, arrays, run.config.get("data", {}).get("name", ""))
 
 
 @torch.no_grad()

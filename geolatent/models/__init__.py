@@ -17,7 +17,7 @@ from geolatent.models.flows import NICE, Flow
 from geolatent.models.glow import Glow
 from geolatent.models.iaf import IAFVAE
 from geolatent.models.rbf import RBFPrecision
-from geolatent.models.recurrent import RecurrentVAE
+from geolatent.models.recurrent import Forecaster, RecurrentVAE
 from geolatent.models.vae import MLPVAE, VAE
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "BiGAN",
     "ConvVAE",
     "Flow",
+    "Forecaster",
     "Glow",
     "RBFPrecision",
     "RecurrentVAE",

@@ -190,3 +190,144 @@ def _sequence_shape(shape: Sequence[int]) -> tuple[int, int, int]:
         required = "(1, T, k), a sequence of T steps of k numbers"
         raise ValueError(requirement("image_shape", required, shape))
     return sizes[0], sizes[1], sizes[2]
+
+
+class Forecaster(nn.Module):
+    r"""Predicts the next of a sequence of states with a gated recurrent unit, and so on from there.
+
+        h_{t+1} = GRU(x_t, h_t),    x_{t+1} = c(x_t + s * (W h_{t+1} + b))
+
+    with the standard deviation s of each column's change from step to step in the training
+    sequences; c brings columns that are cosine and sine of an angle back to the unit circle. The
+    pair (x, h) is the state of an autonomous map, `step`, whose orbits are the forecasts.
+
+    Parameters
+    ----------
+    hidden
+        Size of h.
+    image_shape
+        (1, T, k), the sequences that it is trained on.
+    forced
+        Steps of those that are read before the network goes on by itself, at least 1 and below T;
+        `loss` has both parts.
+    circles
+        Pairs of columns, cosine and sine of an angle each.
+
+    References
+    ----------
+    P. R. Vlachas et al., "Data-driven forecasting of high-dimensional chaotic systems with long
+    short-term memory networks", 2018, doi:10.1098/rspa.2017.0844. J. Pathak et al., "Using machine
+    learning to replicate chaotic attractors and calculate Lyapunov exponents from data", 2017,
+    arXiv:1710.07313.
+
+    Examples
+    --------
+    >>> model = Forecaster(hidden=8, image_shape=(1, 16, 3), forced=4)
+    >>> model.forecast(torch.zeros(5, 10, 3), n_steps=20).shape
+    torch.Size([5, 20, 3])
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        hidden: int = 64,
+        image_shape: Sequence[int] = (1, 32, 3),
+        forced: int = 8,
+        circles: Sequence[Sequence[int]] = (),
+    ) -> None:
+        super().__init__()
+        check_integer("hidden", hidden)
+        _, n_steps, columns = _sequence_shape(image_shape)
+        check_integer("forced", forced)
+        if forced >= n_steps:
+            required = f"below {n_steps}, the steps of a sequence"
+            raise ValueError(requirement("forced", required, forced))
+        pairs = [tuple(pair) for pair in circles]
+        every = [column for pair in pairs for column in pair]
+        if any(len(pair) != 2 for pair in pairs) or len(set(every)) != len(every):
+            raise ValueError(requirement("circles", "pairs of columns, each of one pair", circles))
+        if not set(every) <= set(range(columns)):
+            raise ValueError(requirement("circles", f"columns below {columns}", circles))
+        self.hidden = hidden
+        self.image_shape = tuple(image_shape)
+        self.forced = forced
+        self.cell = GatedCell(columns, hidden)
+        self.head = nn.Linear(hidden, columns)
+        self.register_buffer("scale", torch.ones(columns))
+        # of other columns the sum of squares has no meaning
+        self._circles = pairs
+
+    @property
+    def columns(self) -> int:
+        """Numbers at each step of time, k."""
+        return self.image_shape[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that build a model with this one's parameters."""
+        return {
+            "hidden": self.hidden,
+            "image_shape": list(self.image_shape),
+            "forced": self.forced,
+            "circles": [list(pair) for pair in self._circles],
+        }
+
+    @torch.no_grad()
+    def initialise(self, images: Tensor, generator: torch.Generator | None = None) -> None:  # noqa: ARG002
+        """Take the columns' changes from step to step in sequences as their scale."""
+        check_batch("images", images, self.image_shape)
+        change = images.diff(dim=2).square().mean((0, 1, 2), dtype=torch.float64).sqrt()
+        # a column that never changes stays as it is
+        self.scale.copy_(change)
+
+    def step(self, state: Tensor) -> Tensor:
+        """Return the next of states (x, h), (n, k + hidden) -> (n, k + hidden)."""
+        x, h = state.split((self.columns, self.hidden), -1)
+        h = self.cell(x, h)
+        return torch.cat([self._on_circles(x + self.scale * self.head(h)), h], -1)
+
+    def _on_circles(self, x: Tensor) -> Tensor:
+        if not self._circles:
+            return x
+        columns = list(x.unbind(-1))
+        for first, second in self._circles:
+            a, b = columns[first], columns[second]
+            norm = (a * a + b * b).rsqrt()
+            columns[first], columns[second] = a * norm, b * norm
+        return torch.stack(columns, -1)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return the state (x, h) at the last of rows (n, T, k), (n, k + hidden)."""
+        return torch.cat([rows[:, -1], _read(self.cell, rows[:, :-1])], -1)
+
+    def forecast(self, rows: Tensor, n_steps: int) -> Tensor:
+        """Go on from rows (n, T, k) by itself, (n, n_steps, k)."""
+        state = self.read(rows)
+        found = []
+        for _ in range(check_integer("n_steps", n_steps)):
+            state = self.step(state)
+            found.append(state[:, : self.columns])
+        return torch.stack(found, 1)
+
+    def errors(self, images: Tensor) -> Tensor:
+        r"""Return the errors of the next rows of sequences, (n, 1, T, k) -> (n, T - 1, k), in s.
+
+        Those of the first ``forced`` rows come after true ones, those of the rest after the
+        network's own.
+        """
+        check_batch("images", images, self.image_shape)
+        rows = images[:, 0]
+        state = torch.cat([rows[:, 0], rows.new_zeros(len(rows), self.hidden)], -1)
+        predicted = []
+        for number in range(rows.shape[1] - 1):
+            if 0 < number < self.forced:
+                state = torch.cat([rows[:, number], state[:, self.columns :]], -1)
+            state = self.step(state)
+            predicted.append(state[:, : self.columns])
+        scale = torch.where(self.scale > 0, self.scale, torch.ones_like(self.scale))
+        return (torch.stack(predicted, 1) - rows[:, 1:]) / scale
+
+    def loss(self, images: Tensor) -> Tensor:
+        """Return the mean squared `errors` of sequences, (n, 1, T, k) -> (n,)."""
+        return self.errors(images).square().mean((1, 2))
