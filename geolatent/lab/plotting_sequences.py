@@ -126,11 +126,11 @@ def _beside(system: System, curves: Array, others: Array) -> Array:
 def _coordinates(system: System, windows: Array) -> Array:
     """Return what is drawn of windows, (n, 1, T, k) -> (n, T, p)."""
     seen = torch.from_numpy(np.array(windows[..., 0, :, :], dtype=np.float64))
-    return system.drawn(seen).numpy()
+    return np.asarray(system.drawn(seen).numpy())
 
 
 def _times(system: System, line: Array) -> Array:
-    return system.time_step * np.arange(len(line))
+    return np.arange(len(line), dtype=np.float64) * system.time_step
 
 
 def maps(

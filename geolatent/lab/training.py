@@ -194,8 +194,8 @@ class ForecasterModule(_DescentModule):
 
     model: Forecaster
 
-    def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:  # noqa: ARG002
-        return self.model.loss(images).mean()
+    def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        return self.model.loss(images, noise).mean()
 
 
 class BiGANModule(_ModelModule):

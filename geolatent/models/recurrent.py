@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from geolatent.checks import check_batch, check_integer, check_sizes, requirement
 from geolatent.models.vae import VAE
 
+# share of sequences that begin with the hidden state of another
+_OTHERS = 0.9
+
 
 class GatedCell(nn.Module):
     r"""Gated recurrent unit, of linear layers.
@@ -310,15 +313,20 @@ class Forecaster(nn.Module):
             found.append(state[:, : self.columns])
         return torch.stack(found, 1)
 
-    def errors(self, images: Tensor) -> Tensor:
+    def errors(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
         r"""Return the errors of the next rows of sequences, (n, 1, T, k) -> (n, T - 1, k), in s.
 
         Those of the first ``forced`` rows come after true ones, those of the rest after the
-        network's own.
+        network's own. It begins with hidden states (n, hidden), by default zeros.
         """
+        return self._unrolled(images, hidden)[0]
+
+    def _unrolled(self, images: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the errors and the last hidden states."""
         check_batch("images", images, self.image_shape)
         rows = images[:, 0]
-        state = torch.cat([rows[:, 0], rows.new_zeros(len(rows), self.hidden)], -1)
+        hidden = rows.new_zeros(len(rows), self.hidden) if hidden is None else hidden
+        state = torch.cat([rows[:, 0], hidden], -1)
         predicted = []
         for number in range(rows.shape[1] - 1):
             if 0 < number < self.forced:
@@ -326,8 +334,16 @@ class Forecaster(nn.Module):
             state = self.step(state)
             predicted.append(state[:, : self.columns])
         scale = torch.where(self.scale > 0, self.scale, torch.ones_like(self.scale))
-        return (torch.stack(predicted, 1) - rows[:, 1:]) / scale
+        return (torch.stack(predicted, 1) - rows[:, 1:]) / scale, state[:, self.columns :]
 
-    def loss(self, images: Tensor) -> Tensor:
-        """Return the mean squared `errors` of sequences, (n, 1, T, k) -> (n,)."""
-        return self.errors(images).square().mean((1, 2))
+    def loss(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the mean squared `errors` of sequences, (n, 1, T, k) -> (n,).
+
+        Nine of ten begin with the hidden state in which another sequence of the batch ended: the
+        network learns to forget it. One that has always begun with zeros knows its hidden states
+        for T steps alone, and wanders off the attractor when it goes on for longer.
+        """
+        with torch.no_grad():
+            hidden = self._unrolled(images)[1].roll(1, 0)
+            others = torch.rand(len(images), 1, generator=generator, device=images.device) < _OTHERS
+        return self.errors(images, hidden * others).square().mean((1, 2))
