@@ -68,6 +68,9 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
         name = r"$\beta$ KL $-$ log-likelihood (nats per image)"
         if "test_bits" in summary:
             name = r"$-$ log-likelihood (bits per dimension)"
+        if "lyapunov" in summary:
+            name = "mean squared error (squared steps of the system)"
+            first.set_yscale("log")
         first.set_ylabel(name)
     if len(held_out):
         last: Axes = panels[-1]
