@@ -1,7 +1,10 @@
-"""What the page on sequences shows of trained models: geodesics, extrapolation, climates.
+r"""What the page on sequences shows of trained models: geodesics, extrapolation, climates.
 
     geolatent train --config configs/train_lorenz.yaml
+    geolatent train --config configs/train_pendulum.yaml
     geolatent train --config configs/train_sst.yaml
+    geolatent interpolate --model.checkpoint runs/lorenz/model.safetensors --data.name lorenz \
+        --data.split test --initial.kind codes --n_pairs 8 --out runs/lorenz_paths
     geolatent forecast --config configs/forecast_lorenz.yaml
     geolatent forecast --config configs/forecast_pendulum.yaml
     python scripts/check_sequences.py --out docs
@@ -25,6 +28,7 @@ from torch import Tensor
 import geolatent as gl
 from geolatent.lab.config import DataOptions
 from geolatent.lab.forecast import Forecast
+from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.plotting import COLORS, save_figure
 from geolatent.lab.plotting_sequences import maps
@@ -32,6 +36,7 @@ from geolatent.lab.printing import make_console, make_table
 from geolatent.lab.run import load_run
 from geolatent.lab.sst import SCALE, fields, winters
 from geolatent.lab.systems import SYSTEMS, WINDOWS_EACH, System
+from geolatent.lab.train import Train
 from geolatent.models import load_model
 
 # winters by the year of their January: from strong ones of El Nino to strong ones of La Nina
@@ -44,11 +49,13 @@ _DPI = 110
 
 def main(
     lorenz: Path = Path("runs/lorenz"),
+    pendulum: Path = Path("runs/pendulum"),
+    paths: Path = Path("runs/lorenz_paths"),
     sst: Path = Path("runs/sst"),
     forecasts: tuple[Path, ...] = (Path("runs/forecast_lorenz"), Path("runs/forecast_pendulum")),
     out: Path = Path("runs/sequences"),
-    n_windows: int = 100,
-    steps: tuple[int, ...] = (1, 2, 4, 8),
+    n_windows: int = 40,
+    steps: tuple[int, ...] = (1, 2, 4),
 ) -> None:
     """Print and draw what is known of trained models.
 
@@ -56,6 +63,10 @@ def main(
     ----------
     lorenz
         The training of a recurrent VAE of the Lorenz system.
+    pendulum
+        That of one of the driven pendulum.
+    paths
+        A run of `geolatent interpolate` in the first.
     sst
         The training of a VAE of sea surface temperature.
     forecasts
@@ -65,17 +76,22 @@ def main(
     n_windows
         Windows that are extrapolated.
     steps
-        By how many steps of time.
+        By how many steps of time; the windows of the last of them are drawn.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for name, folder in (("lorenz", lorenz), ("pendulum", pendulum)):
+        figure = Train.figures(load_run(folder))["reconstructions"]
+        print(save_figure(figure, out / f"sequences-{name}.png", dpi=_DPI))
+    figure = Interpolate.figures(load_run(paths))["strips"]
+    print(save_figure(figure, out / "sequences-geodesics.png", dpi=80))
     draw_winters(sst, out)
-    extrapolate_windows(lorenz, out, n_windows, steps)
     for folder in forecasts:
         run = load_run(folder)
         figures = Forecast.figures(run)
         for name in ("attractor", "marginals", "errors"):
             path = out / f"sequences-{run.summary['system']}-{name}.png"
             print(save_figure(figures[name], path, dpi=_DPI))
+    extrapolate_windows(lorenz, out, n_windows, steps)
 
 
 def draw_winters(folder: Path, out: Path) -> None:
@@ -133,12 +149,12 @@ def extrapolate_windows(folder: Path, out: Path, n_windows: int, steps: tuple[in
         f"Errors of the new rows of {n_windows} windows (std of the climate), ± standard error",
         ["steps", "geodesic", "straight line", "no change", "own code"],
     )
-    generator = torch.Generator().manual_seed(0)
     solver = gl.PreconditionedSolver(tolerance=1e-2)
     for ahead in steps:
         span = n_rows + 2 * ahead
         spans = paths.unfold(1, span, 1).mT.flatten(0, 1)
-        spans = spans[torch.randperm(len(spans), generator=generator)[:n_windows]]
+        chosen = torch.randperm(len(spans), generator=torch.Generator().manual_seed(0))
+        spans = spans[chosen[:n_windows]]
         first, now, later = (spans[:, k : k + n_rows] for k in (0, ahead, 2 * ahead))
         codes = [model.encode(each[:, None]) for each in (first, now, later)]
         solution = gl.solve_geodesic(metric, codes[0], codes[1], solver)
@@ -151,7 +167,7 @@ def extrapolate_windows(folder: Path, out: Path, n_windows: int, steps: tuple[in
         }
         cells = [_error(model, code, later, ahead, std) for code in guesses.values()]
         table.add_row(str(ahead), *cells)
-        if ahead == steps[-2]:
+        if ahead == steps[-1]:
             lines = {"truth": later[:_SHOWN]}
             for name in ("geodesic", "straight line", "no change"):
                 lines[name] = model.images(guesses[name][:_SHOWN])[:, 0]
