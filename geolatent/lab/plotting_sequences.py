@@ -70,7 +70,7 @@ def families(
         part.suptitle(titles[pair], fontsize=9, x=0.01, ha="left")
         panels = part.subplots(n_rows, len(sequences), squeeze=False, sharex=True, sharey="row")
         for column, (name, windows) in enumerate(sequences.items()):
-            curves = _coordinates(system, windows[pair])
+            curves = _turned(system, _coordinates(system, windows[pair]))
             for row, coordinate in enumerate(system.coordinates):
                 axes: Axes = panels[row, column]
                 for value, line in zip(place, curves[:, :, row], strict=True):
@@ -97,7 +97,7 @@ def window_reconstructions(system: System, windows: Array, reconstructions: Arra
         curves = _coordinates(system, images[:n])
         if name == "reconstruction":
             # angles apart by whole turns are the same
-            curves = _beside(system, curves, _coordinates(system, windows[:n]))
+            curves = _turned(system, curves, _coordinates(system, windows[:n]))
         for column in range(n):
             for row, coordinate in enumerate(system.coordinates):
                 axes: Axes = panels[row, column]
@@ -113,13 +113,14 @@ def window_reconstructions(system: System, windows: Array, reconstructions: Arra
     return figure
 
 
-def _beside(system: System, curves: Array, others: Array) -> Array:
-    """Move angles (n, T, p) by whole turns next to others."""
+def _turned(system: System, curves: Array, others: Array | None = None) -> Array:
+    """Move angles of lines (n, T, p) by whole turns next to others', or to the line before."""
     moved = curves.copy()
     for row, name in enumerate(system.coordinates):
         if "rad)" in name:
-            turns = np.round((others[:, :1, row] - curves[:, :1, row]) / (2 * np.pi))
-            moved[..., row] += 2 * np.pi * turns
+            starts = np.unwrap(curves[:, 0, row]) if others is None else others[:, 0, row]
+            turns = np.round((starts - curves[:, 0, row]) / (2 * np.pi))
+            moved[..., row] += 2 * np.pi * turns[:, None]
     return moved
 
 
@@ -161,7 +162,9 @@ def maps(
                     axes.set_title(f"{place_name.split()[-1]} = {place[which]:.2g}", fontsize=8)
                 if row == rows - 1:
                     axes.set_xlabel("longitude (°E)", fontsize=8)
-            start = f"{titles[pair]}\n" if number == 0 and len(titles[pair]) < 40 else ""
+            # what stands in the title of strips after it is in the tables
+            start = titles[pair].split(";")[0].replace(", ", "\n") if number == 0 else ""
+            start += "\n" if start else ""
             panels[row, 0].set_ylabel(f"{start}{name}\nlatitude (°N)", fontsize=8)
     scale = ScalarMappable(Normalize(-_LARGEST, _LARGEST), "RdBu_r")
     bar = figure.colorbar(scale, ax=panels, extend="both", aspect=40, pad=0.01)
