@@ -18,6 +18,8 @@ from geolatent.geometry.extrapolation import extrapolate as extrapolate
 from geolatent.geometry.integrators import DiscreteGeodesic as DiscreteGeodesic
 from geolatent.geometry.integrators import Integrator as Integrator
 from geolatent.geometry.integrators import RungeKutta as RungeKutta
+from geolatent.geometry.lyapunov import LyapunovExponents as LyapunovExponents
+from geolatent.geometry.lyapunov import lyapunov_exponents as lyapunov_exponents
 from geolatent.geometry.means import FrechetMean as FrechetMean
 from geolatent.geometry.means import frechet_mean as frechet_mean
 from geolatent.geometry.ode import TrajectoryStatus as TrajectoryStatus

@@ -36,6 +36,10 @@ COMMANDS = {
         "geolatent.lab.train:Train",
         "train a variational autoencoder, a BiGAN or a normalising flow",
     ),
+    "forecast": (
+        "geolatent.lab.forecast:Forecast",
+        "train a recurrent network to predict a system, and compare its climate with the truth",
+    ),
     "interpolate": (
         "geolatent.lab.interpolate:Interpolate",
         "straight lines against geodesics, with and without a feature map",

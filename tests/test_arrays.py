@@ -25,6 +25,14 @@ def single():
 
 
 @functools.cache
+def linear():
+    """A linear map in float32."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Linear(2, 2)
+
+
+@functools.cache
 def graph():
     codes = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
     return gl.LatentGraph.from_codes(single(), codes, n_neighbors=6)
@@ -85,6 +93,7 @@ CALLS = {
     "parallel_transport": lambda z: gl.parallel_transport(
         single(), line(z), z[:3], around(z, 0.5, 1.0)
     ),
+    "lyapunov_exponents": lambda z: gl.lyapunov_exponents(linear(), z, 10).state,
     "frechet_mean": lambda z: (
         gl.frechet_mean(single(), z, around(z, 1, 2, 1, 2, 1, 2), start=z[0]).mean
     ),

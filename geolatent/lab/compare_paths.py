@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_integer, check_number, requirement
 from geolatent.curves import CubicBSpline
-from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab import plotting_statistics
 from geolatent.lab.animation import Animation, animated_arrays, check_animation, stored_animations
 from geolatent.lab.config import AnimationOptions, FeatureOptions, MetricOptions
 from geolatent.lab.costs import JVP, Cost
@@ -33,6 +33,7 @@ from geolatent.lab.measures import (
 from geolatent.lab.pairs import Case, draw_different
 from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs, pair_titles
 from geolatent.lab.paths import frames_along
+from geolatent.lab.plotting_sequences import drawn_strips
 from geolatent.lab.printing import make_table, number, print_accuracy, print_statuses
 from geolatent.lab.realism import KernelDensity, Neighbourhoods
 from geolatent.lab.run import Run
@@ -459,7 +460,7 @@ class ComparePaths(SourceExperiment):
             strips = {name: frames[:, place] for place, name in enumerate(names)}
             titles = pair_titles(run.pairs, len(frames))
             name = "share of the output length"
-            drawn["strips"] = plotting.image_strips(strips, titles, place_name=name)
+            drawn["strips"] = drawn_strips(run.config, strips, titles, place_name=name)
         return drawn
 
     @staticmethod

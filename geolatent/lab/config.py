@@ -32,8 +32,10 @@ TorchvisionName = Literal[
     "EMNIST-letters",
     "EMNIST-mnist",
 ]
-DataName = Literal["digits", TorchvisionName, "file"]
+SystemName = Literal["lorenz", "pendulum"]
+DataName = Literal["digits", TorchvisionName, SystemName, "sst", "file"]
 TORCHVISION_NAMES: tuple[str, ...] = get_args(TorchvisionName)
+SYSTEM_NAMES: tuple[str, ...] = get_args(SystemName)
 # of options that are objects of the core: the class of the default, and where those are that may
 # take its place and whose names alone say which they are
 CHOICES = {
@@ -276,13 +278,14 @@ class DataOptions:
     ----------
     name
         "digits" (scikit-learn's, 8 x 8, always there); torchvision's 28 x 28 images "MNIST",
-        "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist; or
-        "file" for an array of your own.
+        "FashionMNIST", and "EMNIST-" with balanced, byclass, bymerge, digits, letters or mnist;
+        windows (1, time, coordinates) of trajectories of "lorenz" or "pendulum"; winters' fields of
+        sea surface temperature, "sst"; or "file" for an array of your own.
     root
         The folder of torchvision's data sets, or of MNIST's own files (train-images-idx3-ubyte.gz
         and so on); GEOLATENT_MNIST names that of MNIST where this is the default.
     split
-        "train" or "test"; also "all" for "digits" and "file".
+        "train" or "test"; also "all" for all but torchvision's.
     classes
         The labels to keep; None keeps all.
     per_class
@@ -290,13 +293,19 @@ class DataOptions:
     download
         Let torchvision download what is missing from ``root``.
     seed
-        Seed of the draw within the classes, and of the split of a file.
+        Seed of the draw within the classes, of the split of a file or of winters, and of the
+        states that trajectories begin in.
     path
-        The file, for "file": .npy, .npz, .safetensors, .pt or .pth.
+        The file, for "file": .npy, .npz, .safetensors, .pt or .pth; for "sst" a NetCDF 3 file, null
+        for the one that comes with the library eofs.
     low, high
         The values in that file that mean black and white; they become -1 and 1.
     test_fraction
-        Share of the images in that file that are its test split.
+        Share of the images in that file, of winters or of trajectories that are the test split.
+    n_trajectories
+        Trajectories of a system, of both splits together; 200 by default.
+    n_steps
+        Steps of time in a window; 32 by default.
 
     Examples
     --------
@@ -317,6 +326,8 @@ class DataOptions:
     low: float | None = None
     high: float | None = None
     test_fraction: float = 0.1
+    n_trajectories: int | None = None
+    n_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("name", self.name, get_args(DataName))
@@ -324,8 +335,17 @@ class DataOptions:
         check_choice("split", self.split, splits)
         check_selection(self.classes, self.per_class, self.seed)
         check_number("test_fraction", self.test_fraction, above=0.0, at_most=0.9)
+        for option, least in (("n_trajectories", 2), ("n_steps", 2)):
+            value = getattr(self, option)
+            if value is not None:
+                if self.name not in SYSTEM_NAMES:
+                    required = f"given where `name` is one of {', '.join(SYSTEM_NAMES)}, only there"
+                    raise ValueError(requirement(option, required, value))
+                check_integer(option, value, minimum=least)
         for option in ("path", "low", "high"):
             value = getattr(self, option)
+            if self.name == "sst" and option == "path":
+                continue
             if (value is None) == (self.name == "file"):
                 required = "given where `name` is 'file', and only there"
                 raise ValueError(requirement(option, required, describe(value)))

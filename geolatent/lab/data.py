@@ -1,4 +1,4 @@
-"""Images and labels to train and test on, all scaled to [-1, 1]."""
+"""Images, or what passes for such, and labels to train and test on, all scaled to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from geolatent.checks import check_choice, check_number, describe, requirement
 from geolatent.lab.config import TORCHVISION_NAMES, DataOptions
 from geolatent.lab.idx import VARIABLE, find_mnist, mnist_folder, read_idx
+from geolatent.lab.sst import fields
+from geolatent.lab.systems import is_system, windows
 from geolatent.models.checkpoint import read_tensors
 from geolatent.requirements import check_selection
 
@@ -64,7 +66,14 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
             options.download,
             options.seed,
         )
-    images, labels = digits(options.split) if options.name == "digits" else _own_images(options)
+    images: Tensor
+    labels: Tensor | None
+    if options.name == "digits":
+        images, labels = digits(options.split)
+    elif is_system(options.name):
+        images, labels = windows(options)
+    else:
+        images, labels = _split(options)
     if labels is None:
         for option in ("classes", "per_class"):
             if getattr(options, option) is not None:
@@ -75,11 +84,16 @@ def load(options: DataOptions) -> tuple[Tensor, Tensor | None]:
     return images[rows], labels[rows]
 
 
-def _own_images(options: DataOptions) -> tuple[Tensor, Tensor | None]:
-    """Load one split of a file of the user's own."""
-    # The options are known to be there; the checks are for the type checker.
-    path, low, high = options.path or "", options.low or 0.0, options.high or 0.0
-    images, labels = load_images(path, low=low, high=high)
+def _split(options: DataOptions) -> tuple[Tensor, Tensor | None]:
+    """Load one split of a file, the user's own or of sea surface temperature."""
+    images: Tensor
+    labels: Tensor | None
+    if options.name == "sst":
+        images, labels = fields(options.path)
+    else:
+        # The options are known to be there; the checks are for the type checker.
+        path, low, high = options.path or "", options.low or 0.0, options.high or 0.0
+        images, labels = load_images(path, low=low, high=high)
     if options.split == "all":
         return images, labels
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))

@@ -84,7 +84,7 @@ def _output(folder: Path, *, overwrite: bool) -> str:
 
 def _total(experiment: Experiment, costs: Mapping[str, Cost]) -> tuple[float, float]:
     """Return the decoder rows and the seconds of the work in all models, about."""
-    rows = seconds = 0.0
+    rows, seconds = 0.0, experiment.seconds()
     for name, cost in costs.items():
         solved = cost.n_geodesics * cost.rows_each
         rows += solved + cost.rows

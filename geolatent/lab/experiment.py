@@ -139,6 +139,10 @@ class Experiment(ABC):
         """Return what the work in a model costs, about, for a dry run."""
         return Cost()
 
+    def seconds(self) -> float:
+        """Return about how long work takes that is none in a model's decoder, for a dry run."""
+        return 0.0
+
     def plan(self) -> dict[str, str]:
         """Return what else a dry run tells of the work, by name."""
         return {}

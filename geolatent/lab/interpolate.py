@@ -38,6 +38,7 @@ from geolatent.lab.measures import (
 )
 from geolatent.lab.pairs import Case
 from geolatent.lab.pairs_experiment import SourceExperiment, animated_pairs
+from geolatent.lab.plotting_sequences import drawn_strips
 from geolatent.lab.printing import make_table, number, print_accuracy, print_statuses
 from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
@@ -248,7 +249,7 @@ class Interpolate(SourceExperiment):
         strips = {name: frames[:, place] for place, name in enumerate(sequences)}
         titles = [_title(pair, first, groups) for pair in range(len(frames))]
         drawn = {
-            "strips": plotting.image_strips(strips, titles),
+            "strips": drawn_strips(run.config, strips, titles),
             "correlations": plotting.correlation_matrices(
                 run.arrays["correlations"][:_MATRICES],
                 sequences,

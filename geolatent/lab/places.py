@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from geolatent.lab.config import DataOptions, FeatureOptions, InitialOptions, ModelOptions
+from geolatent.lab.config import (
+    SYSTEM_NAMES,
+    DataOptions,
+    FeatureOptions,
+    InitialOptions,
+    ModelOptions,
+)
 from geolatent.lab.idx import find_mnist, mnist_folder
 from geolatent.requirements import requirement
 
@@ -59,7 +65,7 @@ def check_data(data: DataOptions) -> None:
     """Raise where images are to come from a file or a folder that is not there."""
     if data.name == "file" and not Path(data.path or "").is_file():
         raise FileNotFoundError(requirement("path", "an existing file", data.path))
-    if data.name in ("digits", "file") or data.download:
+    if data.name in ("digits", "sst", "file", *SYSTEM_NAMES) or data.download:
         return
     folder = mnist_folder(data.root) if data.name == "MNIST" else Path(data.root)
     kind = data.name.partition("-")[0]

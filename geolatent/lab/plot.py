@@ -15,6 +15,7 @@ from geolatent.lab.config import Formats, check_formats
 from geolatent.lab.contents import CONFIG, POINTS, SUMMARY
 from geolatent.lab.distances import Distances
 from geolatent.lab.experiment import Experiment, command_name
+from geolatent.lab.forecast import Forecast
 from geolatent.lab.improvement import Improvement
 from geolatent.lab.interpolate import Interpolate
 from geolatent.lab.landscape import Landscape
@@ -27,7 +28,7 @@ from geolatent.lab.traverse import Traverse
 from geolatent.lab.walk import Walk
 
 _KINDS: tuple[type[Experiment], ...] = (
-    *(Cluster, Compare, ComparePaths, Distances, Improvement, Interpolate),
+    *(Cluster, Compare, ComparePaths, Distances, Forecast, Improvement, Interpolate),
     *(Landscape, Sample, Train, Traverse, Walk),
 )
 # by their commands

@@ -7,11 +7,12 @@ Beside the files of every run (see `geolatent.lab.run`) a training writes the mo
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ from geolatent.lab.measures import plane_grid
 from geolatent.lab.run import Run, RunFolder, stored_arrays
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
-from geolatent.models import VAE, BiGAN, Flow
+from geolatent.models import VAE, BiGAN, Flow, Forecaster
 from geolatent.models.checkpoint import save_model
 
 MODEL = "model.safetensors"
@@ -47,12 +48,10 @@ _PASSES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(Experiment):
-    """Train a variational autoencoder, a BiGAN or a flow on images; figures and losses beside it.
+class TrainingExperiment(Experiment):
+    """Work that begins with the training of a model.
 
-    The folder receives model.safetensors, which other commands take as
-    --model.checkpoint, and figures of losses, reconstructions or samples, and codes. Start from a
-    config, such as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
+    A subclass says in `evaluate` what comes after it, and in ``kinds`` which models it takes.
 
     Attributes
     ----------
@@ -60,26 +59,24 @@ class Train(Experiment):
         Folder for the model; it must not hold a finished training. The same options on the folder
         of one that was interrupted go on with it.
     model
-        The model: class_path (ConvVAE, MLPVAE, IAFVAE, BiGAN, NICE or Glow of geolatent.models) and
-        init_args.
+        The model: class_path and init_args.
     data
         The training images.
     training
         How to train.
-    precision
-        How to fit the decoder's standard deviation (an RBF network) after training;
-        without it the standard deviation is one number.
     test_data
         The images for the figures and the test error; null takes the test split of `data`.
     """
 
     resumes = True
+    # classes of models, and what they are called
+    kinds: ClassVar[tuple[type[nn.Module], ...]]
+    kinds_name: ClassVar[str]
 
     out: Path = Path("runs/model")
-    model: Callable[[], VAE | BiGAN | Flow]
+    model: Callable[[], VAE | BiGAN | Flow | Forecaster]
     data: DataOptions = DataOptions(name="MNIST")
     training: TrainingOptions = TrainingOptions()
-    precision: PrecisionOptions | None = None
     test_data: DataOptions | None = None
 
     @property
@@ -112,38 +109,22 @@ class Train(Experiment):
         return torch.device("cuda" if on_gpu else "cpu")
 
     @cached_property
-    def codecs(self) -> Mapping[str, LatentModel]:
-        """The model without its training."""
-        return {"model": LatentModel(self.untrained().eval().requires_grad_(False))}
-
-    @cached_property
     def test_dataset(self) -> Dataset:
         """The images that are not trained on."""
         return Dataset(self.test_data or replace(self.data, split="test"))
 
-    def untrained(self) -> VAE | BiGAN | Flow:
+    def untrained(self) -> Any:
         """Build the model to train, with seeded initial weights."""
-        required = (
-            "a callable that returns a variational autoencoder, a BiGAN or a normalising flow of "
-            "geolatent.models"
-        )
+        required = f"a callable that returns {self.kinds_name} of geolatent.models"
         if not callable(self.model) or isinstance(self.model, nn.Module):
             raise TypeError(requirement("model", required, describe(self.model)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             network = self.model()
         # others could not be saved, which had better be known before the training
-        if not isinstance(network, VAE | BiGAN | Flow) or not _class_path(network).startswith(
-            "geolatent.models."
-        ):
+        own = _class_path(network).startswith("geolatent.models.")
+        if not isinstance(network, self.kinds) or not own:
             raise TypeError(requirement("model", required, f"one returning {describe(network)}"))
-        if self.precision is not None and not isinstance(network, VAE):
-            name = type(network).__name__
-            required = f"None for a {name}, whose decoder has no standard deviation"
-            raise ValueError(requirement("precision", required, self.precision))
-        if isinstance(network, VAE) and network.precision is not None:
-            required = "a model without RBF centres, which are placed after training: `n_centers` 0"
-            raise ValueError(requirement("model", required, describe(network)))
         return network
 
     def check(self) -> None:
@@ -165,27 +146,22 @@ class Train(Experiment):
         images, _ = self.dataset.chosen
         check_training(network, images, self.training, self.state)
 
-    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:  # noqa: ARG002
+    def work(self, folder: RunFolder, console: Console) -> tuple[Summary, Arrays]:
         """Train the model and save it.
 
         The summary holds the class of the model and its constructor's arguments; the numbers of
-        images, those held out during training among ``n_train``; what `TrainingRecord` says; the
-        mean squared error of the test images' reconstructions, in pixel units squared, and of the
-        training images' mean in their place; and of a flow the mean bits per dimension of the test
-        images and their standard error. The arrays are what the figures show.
+        images, those held out during training among ``n_train``; what `TrainingRecord` says; and
+        what `evaluate` finds. The arrays are what the figures show.
         """
         from geolatent.lab.training import fit_model
 
         for file in (*_model_files(folder.path), self.state):
             remove_leftovers(file.parent, file.name.__eq__)
         images, _ = self.dataset.chosen
-        test_images, test_labels = self.test_dataset.chosen
         network = self.untrained()
         try:
             record = fit_model(network, images, self.training, state=self.state)
-            if isinstance(network, VAE) and self.precision is not None:
-                network.fit_precision(images, seed=self.seed, **asdict(self.precision))
-            arrays, test_error = reconstruct(network, test_images, test_labels)
+            found, arrays = self.evaluate(network, console)
             save_model(network, folder.path / MODEL)
         except (OSError, KeyboardInterrupt) as error:
             again = "Run the same command again to go on with the training in"
@@ -195,16 +171,15 @@ class Train(Experiment):
             "class_path": _class_path(network),
             "init_args": network.arguments,
             "n_train": len(images),
-            "n_test": len(test_images),
+            "n_test": len(self.test_dataset.chosen[0]),
             **asdict(record),
-            "test_error": test_error,
-            "test_variance": float((test_images - images.mean(0)).square().mean()),
+            **found,
         }
-        if isinstance(network, Flow):
-            bits = held_out_bits(network, test_images, self.seed)
-            summary["test_bits"] = float(bits.mean())
-            summary["test_bits_error"] = float(bits.std()) / len(bits) ** 0.5
         return summary, arrays
+
+    @abstractmethod
+    def evaluate(self, network: Any, console: Console) -> tuple[Summary, Arrays]:
+        """Return what is found of the trained model, which is saved afterwards, and arrays."""
 
     def run(self) -> Run:
         """Do the work; once all is stored the state of the training goes."""
@@ -213,6 +188,77 @@ class Train(Experiment):
         if self.state.parent.is_dir() and not any(self.state.parent.iterdir()):
             self.state.parent.rmdir()
         return run
+
+    def plan(self) -> dict[str, str]:
+        """Return how long the training may become."""
+        return {"Epochs": f"at most {self.training.epochs}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingExperiment):
+    """Train a variational autoencoder, a BiGAN or a flow on images; figures and losses beside it.
+
+    The folder receives model.safetensors, which other commands take as
+    --model.checkpoint, and figures of losses, reconstructions or samples, and codes. Start from a
+    config, such as: geolatent train --config configs/train_mnist_16d.yaml --data.root FOLDER
+
+    Attributes
+    ----------
+    model
+        The model: class_path (ConvVAE, MLPVAE, RecurrentVAE, IAFVAE, BiGAN, NICE or Glow of
+        geolatent.models) and init_args.
+    precision
+        How to fit the decoder's standard deviation (an RBF network) after training;
+        without it the standard deviation is one number.
+    """
+
+    kinds = (VAE, BiGAN, Flow)
+    kinds_name = "a variational autoencoder, a BiGAN or a normalising flow"
+
+    precision: PrecisionOptions | None = None
+
+    @cached_property
+    def codecs(self) -> Mapping[str, LatentModel]:
+        """The model without its training."""
+        return {"model": LatentModel(self.untrained().eval().requires_grad_(False))}
+
+    def untrained(self) -> VAE | BiGAN | Flow:
+        """Build the model to train, with seeded initial weights."""
+        network: VAE | BiGAN | Flow = super().untrained()
+        if self.precision is not None and not isinstance(network, VAE):
+            name = type(network).__name__
+            required = f"None for a {name}, whose decoder has no standard deviation"
+            raise ValueError(requirement("precision", required, self.precision))
+        if isinstance(network, VAE) and network.precision is not None:
+            required = "a model without RBF centres, which are placed after training: `n_centers` 0"
+            raise ValueError(requirement("model", required, describe(network)))
+        return network
+
+    def evaluate(
+        self,
+        network: VAE | BiGAN | Flow,
+        console: Console,  # noqa: ARG002
+    ) -> tuple[Summary, Arrays]:
+        """Fit the precision, and reconstruct the test images.
+
+        The summary holds the mean squared error of the test images' reconstructions, in pixel units
+        squared, and of the training images' mean in their place; and of a flow the mean bits per
+        dimension of the test images and their standard error.
+        """
+        images, _ = self.dataset.chosen
+        test_images, test_labels = self.test_dataset.chosen
+        if isinstance(network, VAE) and self.precision is not None:
+            network.fit_precision(images, seed=self.seed, **asdict(self.precision))
+        arrays, test_error = reconstruct(network, test_images, test_labels)
+        summary = {
+            "test_error": test_error,
+            "test_variance": float((test_images - images.mean(0)).square().mean()),
+        }
+        if isinstance(network, Flow):
+            bits = held_out_bits(network, test_images, self.seed)
+            summary["test_bits"] = float(bits.mean())
+            summary["test_bits_error"] = float(bits.std()) / len(bits) ** 0.5
+        return summary, arrays
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print how long it took, and how far off reconstructions are or how many bits images."""
@@ -238,14 +284,12 @@ class Train(Experiment):
         passes = _PASSES * len(self.dataset.chosen[0]) * self.training.epochs
         return Cost(seconds=passes * seconds_a_row(model))
 
-    def plan(self) -> dict[str, str]:
-        """Return how long the training may become."""
-        return {"Epochs": f"at most {self.training.epochs}"}
-
     @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
-        return draw_training(run.summary, run.arrays or stored_arrays(run.path / OLD_ARRAYS))
+        arrays = run.arrays or stored_arrays(run.path / OLD_ARRAYS)
+        # trainings of before they had a config were of images
+        return draw_training(run.summary, arrays, run.config.get("data", {}).get("name", ""))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from geolatent.lab.printing import make_console, work_progress
 from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.flows import Flow
+from geolatent.models.recurrent import Forecaster
 from geolatent.models.vae import VAE
 
 try:
@@ -39,6 +40,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message) from error
 
 
+# what can be trained
+Model = VAE | BiGAN | Flow | Forecaster
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """What a training run did.
@@ -47,7 +52,8 @@ class TrainingRecord:
     ----------
     train_loss
         Mean loss of each epoch: a variational autoencoder's in nats per image, a flow's in bits per
-        dimension, or that of a BiGAN's generator and encoder in nats.
+        dimension, that of a BiGAN's generator and encoder in nats, or a forecaster's mean squared
+        error in squared steps of the sequences.
     validation_loss
         The first over the held-out images, or a BiGAN's mean squared reconstruction error there;
         empty where there are none.
@@ -91,7 +97,7 @@ class Batches:
 class _ModelModule(lightning.LightningModule):
     """What Lightning's views of all models share: options, seeded noise, states to go on from."""
 
-    def __init__(self, model: VAE | BiGAN | Flow, options: TrainingOptions, n_images: int) -> None:
+    def __init__(self, model: Model, options: TrainingOptions, n_images: int) -> None:
         super().__init__()
         self.model = model
         self.options = options
@@ -181,6 +187,15 @@ class FlowModule(_DescentModule):
 
     def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
         return self.model.bits_per_dimension(images, noise).mean()
+
+
+class ForecasterModule(_DescentModule):
+    """Lightning's view of a forecaster: loss = mean squared error, in squared steps."""
+
+    model: Forecaster
+
+    def _loss(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        return self.model.loss(images, noise).mean()
 
 
 class BiGANModule(_ModelModule):
@@ -309,7 +324,7 @@ class _EpochProgress(Callback):
         self._shown.close()
 
 
-def _asked(model: VAE | BiGAN | Flow, options: TrainingOptions, n_images: int) -> dict[str, Any]:
+def _asked(model: Model, options: TrainingOptions, n_images: int) -> dict[str, Any]:
     """Return what makes a training what it is, as its state says."""
     asked = asdict(options)
     for name in ("accelerator", "progress"):
@@ -318,7 +333,7 @@ def _asked(model: VAE | BiGAN | Flow, options: TrainingOptions, n_images: int) -
 
 
 def check_training(
-    model: VAE | BiGAN | Flow,
+    model: Model,
     images: Tensor,
     options: TrainingOptions,
     state: str | os.PathLike[str] | None = None,
@@ -339,8 +354,8 @@ def check_training(
     if isinstance(model, VAE) and options.reconstruction != 0.0:
         required = "0 for a variational autoencoder, whose likelihood is its reconstruction term"
         raise ValueError(requirement("reconstruction", required, options.reconstruction))
-    if isinstance(model, Flow) and options.reconstruction != 0.0:
-        required = "0 for a normalising flow, whose reconstructions are exact"
+    if isinstance(model, Flow | Forecaster) and options.reconstruction != 0.0:
+        required = "0 for a normalising flow, whose reconstructions are exact, and a forecaster"
         raise ValueError(requirement("reconstruction", required, options.reconstruction))
     check_tensor("images", images, f"(n, {', '.join(map(str, model.image_shape))})")
     held_out = _n_held_out(options, len(images))
@@ -373,7 +388,7 @@ def _n_held_out(options: TrainingOptions, n_images: int) -> int:
 
 
 def fit_model(
-    model: VAE | BiGAN | Flow,
+    model: Model,
     images: Tensor,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -437,6 +452,8 @@ def fit_model(
         module: _ModelModule = BiGANModule(model, options, len(images))
     elif isinstance(model, Flow):
         module = FlowModule(model, options, len(images))
+    elif isinstance(model, Forecaster):
+        module = ForecasterModule(model, options, len(images))
     else:
         module = VAEModule(model, options, len(images))
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))
@@ -445,7 +462,7 @@ def fit_model(
     training = Batches(images[rows[held_out:]], options.batch_size, order)
     validation = Batches(images[rows[:held_out]], options.batch_size)
 
-    if isinstance(model, Flow):
+    if isinstance(model, Flow | Forecaster):
         generator = torch.Generator().manual_seed(options.seed)
         model.initialise(images[rows[held_out:]], generator)
 

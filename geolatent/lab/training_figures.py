@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from geolatent.lab.plotting import COLORS, Array, grey_or_colour, label_plane, panel, scale_beside
+from geolatent.lab.plotting_sequences import map_reconstructions, window_reconstructions
 from geolatent.lab.plotting_statistics import scatter_classes
+from geolatent.lab.systems import SYSTEMS
 
 
 def draw_training(
-    summary: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    summary: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], data: str = ""
 ) -> dict[str, Figure]:
     """Draw losses, test images above their reconstructions and, of a plane, their codes.
 
-    Of a flow, whose reconstructions are exact, draw samples in place of the latter two.
+    Of a flow, whose reconstructions are exact, draw samples in place of the latter two. Data of
+    some names are lines or maps.
     """
     figures = {"losses": loss_curves(summary)}
     if "samples" in arrays:
@@ -30,8 +33,13 @@ def draw_training(
         ]
         figures["samples"] = strips(rows)
         return figures
-    rows = [("test images", arrays["images"]), ("reconstructions", arrays["reconstructions"])]
-    figures["reconstructions"] = strips(rows)
+    images, found = arrays["images"], arrays["reconstructions"]
+    if data in SYSTEMS:
+        figures["reconstructions"] = window_reconstructions(SYSTEMS[data], images, found)
+    elif data == "sst":
+        figures["reconstructions"] = map_reconstructions(images, found)
+    else:
+        figures["reconstructions"] = strips([("test images", images), ("reconstructions", found)])
     if arrays["codes"].shape[1] == 2:
         figures["latent"] = latent_codes(
             arrays["codes"], arrays.get("labels"), arrays.get("std"), arrays.get("std_extent")
@@ -60,6 +68,9 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
         name = r"$\beta$ KL $-$ log-likelihood (nats per image)"
         if "test_bits" in summary:
             name = r"$-$ log-likelihood (bits per dimension)"
+        if "lyapunov" in summary:
+            name = "mean squared error (squared steps of the system)"
+            first.set_yscale("log")
         first.set_ylabel(name)
     if len(held_out):
         last: Axes = panels[-1]

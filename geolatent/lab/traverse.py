@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -19,12 +17,13 @@ from geolatent.geometry.exponential import shoot
 from geolatent.geometry.integrators import DiscreteGeodesic
 from geolatent.geometry.ode import TrajectoryStatus
 from geolatent.geometry.volume import principal_directions
-from geolatent.lab import plotting, plotting_statistics
+from geolatent.lab import plotting_statistics
 from geolatent.lab.costs import JVP, Cost
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import class_scores
 from geolatent.lab.memory import check_memory
+from geolatent.lab.plotting_sequences import drawn_strips
 from geolatent.lab.printing import make_table, number, print_warning, working
 from geolatent.lab.run import Run, RunFolder
 from geolatent.metrics.base import Metric
@@ -344,14 +343,15 @@ class Traverse(MetricExperiment):
             }
             title = f"{what}: change of the output by a unit step"
             place_name = "step (standard deviations of the codes)"
-            drawn[name] = plotting.image_strips(rows, [title], steps, place_name)
+            drawn[name] = drawn_strips(run.config, rows, [title], steps, place_name)
         if summary["attributes"]:
-            drawn |= _attribute_figures(arrays, summary)
+            drawn |= _attribute_figures(run)
         return drawn
 
 
-def _attribute_figures(arrays: Mapping[str, NDArray[Any]], summary: Summary) -> dict[str, Figure]:
+def _attribute_figures(run: Run) -> dict[str, Figure]:
     """Draw images along attributes, and the classes' probabilities."""
+    arrays, summary = run.arrays, run.summary
     steps = arrays["steps"] * summary["attribute_reach"]
     pairs = [f"{first} to {last}" for first, last in summary["attributes"]]
     place_name = "step (differences of the classes' mean codes)"
@@ -359,7 +359,7 @@ def _attribute_figures(arrays: Mapping[str, NDArray[Any]], summary: Summary) -> 
     titles = [f"attribute: class {pair}" for pair in pairs]
     probabilities = {name: arrays[f"{name}_probabilities"] for name in (_STRAIGHT, _GEODESIC)}
     return {
-        "attributes": plotting.image_strips(strips, titles, steps, place_name),
+        "attributes": drawn_strips(run.config, strips, titles, steps, place_name),
         "answers": plotting_statistics.class_answers(
             steps, place_name, probabilities, pairs, _positions(summary)
         ),

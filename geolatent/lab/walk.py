@@ -40,6 +40,7 @@ from geolatent.lab.costs import JVP, Cost, seconds_of
 from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
+from geolatent.lab.plotting_sequences import drawn_strips
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.summary import statistics
@@ -394,8 +395,8 @@ class Walk(MetricExperiment):
             "outputs": plotting_statistics.output_curves(
                 place, place_name, arrays["outputs"], "pixel values"
             ),
-            "images": plotting.image_strips(
-                strips, ["decoded along the walks"], place[shown], place_name
+            "images": drawn_strips(
+                run.config, strips, ["decoded along the walks"], place[shown], place_name
             ),
         }
         if arrays["walks"].shape[2] == 2:

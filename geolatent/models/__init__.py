@@ -17,6 +17,7 @@ from geolatent.models.flows import NICE, Flow
 from geolatent.models.glow import Glow
 from geolatent.models.iaf import IAFVAE
 from geolatent.models.rbf import RBFPrecision
+from geolatent.models.recurrent import Forecaster, RecurrentVAE
 from geolatent.models.vae import MLPVAE, VAE
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "BiGAN",
     "ConvVAE",
     "Flow",
+    "Forecaster",
     "Glow",
     "RBFPrecision",
+    "RecurrentVAE",
     "build_model",
     "digits_vae",
     "load_model",
