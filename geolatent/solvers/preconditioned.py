@@ -310,13 +310,15 @@ class _Descent(Stage):
         enough = self.energy.gauss_newton | (self.steps[index] >= LEAST_STEPS)
         got = gained(self.found, state)
         promised = self.found.predicted[index]
-        expected = predicted
-        if self.sketched:
+        rough = self._rough(index)
+        expected = self.found.caution * predicted
+        if not self.energy.gauss_newton:
+            # what promised too little of a level promises too little of what is left of it
             ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs]).nan_to_num(1.0)
-            expected = self.found.caution * predicted * ratio.clamp(1.0, _LARGEST_RATIO)
+            ratio = ratio if self.sketched else torch.where(rough, 1.0, ratio)
+            expected = expected * ratio.clamp(1.0, _LARGEST_RATIO)
         reached = enough & (expected <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
-        rough = self._rough(index)
         lingering = rough & (self.steps[index] >= _ROUGH_STEPS)
         if self.sketched:
             # steps that lead on to finer levels are not lost: what they taught is kept
