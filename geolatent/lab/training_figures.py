@@ -54,10 +54,11 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
         alone = "quality" in summary
         first.plot(epochs, losses, label="generator" if alone else "generator and encoder")
         first.plot(epochs, of_discriminator, label="discriminator")
-        first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label="undecided, 2 log 2")
+        label = "undecided, 2 log 2"
         if alone:
-            label = "undecided, log 2 (generator)"
-            first.axhline(np.log(2.0), color="0.5", ls="--", label=label)
+            first.axhline(np.log(2.0), color="0.5", ls="--", label="generator undecided, log 2")
+            label = "discriminator undecided, 2 log 2"
+        first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label=label)
         first.set_ylabel("loss (nats)")
     else:
         first.plot(epochs, losses, label="training images")
