@@ -48,7 +48,7 @@ def draw(runs: list[Run], n_pairs: int) -> Figure:
             for width in (2.0, 1.0):
                 half = width * prior.standard_deviation
                 below.axhspan(prior.mean - half, prior.mean + half, color="0.5", alpha=0.15)
-            below.axhline(prior.mean, color="0.3", lw=0.8, ls="--", label="mean of the prior")
+            below.axhline(prior.mean, color="0.3", lw=0.8, ls="--", label="mean norm of the prior")
             for number, (name, profile) in enumerate(profiles.items()):
                 norms = profile.norms[pair].numpy()
                 style, color = LINES[number % len(LINES)], COLORS[number % len(COLORS)]
@@ -56,8 +56,9 @@ def draw(runs: list[Run], n_pairs: int) -> Figure:
                 below.plot(t, norms, style, color=color, lw=1.8, label=name)
             below.set(xlim=(0.0, 1.0), ylabel="norm $|z|$")
             if pair == n_pairs - 1:
-                below.set_xlabel("curve parameter t (equal steps; images likewise)")
-        below.legend(fontsize=9, ncols=2, loc="lower right")
+                below.set_xlabel("curve parameter t, of the images too")
+    handles, names = below.get_legend_handles_labels()
+    figure.legend(handles, names, ncols=len(names), loc="outside lower center")
     return figure
 
 
