@@ -58,8 +58,8 @@ class DCGAN(GAN):
     --------
     >>> model = DCGAN(latent_dim=16, channels=(4, 8), prior="sphere").eval()
     >>> codes = model.draw_prior(5)
-    >>> codes.norm(dim=1)
-    tensor([4.0000, 4.0000, 4.0000, 4.0000, 4.0000])
+    >>> [f"{float(norm):.3f}" for norm in codes.norm(dim=1)]
+    ['4.000', '4.000', '4.000', '4.000', '4.000']
     >>> model.decode(codes).shape
     torch.Size([5, 1, 28, 28])
     """
