@@ -34,7 +34,7 @@ COMMANDS = {
     ),
     "train": (
         "geolatent.lab.train:Train",
-        "train a variational autoencoder, a BiGAN or a normalising flow",
+        "train a variational autoencoder, a GAN or a normalising flow",
     ),
     "forecast": (
         "geolatent.lab.forecast:Forecast",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from geolatent.arrays import Array, Result
-from geolatent.checks import check_choice, check_integer, check_tensor
+from geolatent.checks import check_choice, check_integer, check_tensor, requirement
 
-_PRIORS = ("normal", "uniform")
+_DENSITIES = ("normal", "uniform")
+_PRIORS = (*_DENSITIES, "sphere")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,13 @@ class NormProfile(Result):
 
     @property
     def deviation(self) -> Tensor:
-        """How far the norms are from the prior's mean, in its standard deviations."""
+        """How far the norms are from the prior's mean, in its standard deviations.
+
+        There is no such number for a sphere, whose norms are all alike.
+        """
+        if self.standard_deviation == 0.0:
+            required = "above 0, while codes on a sphere are of one norm"
+            raise ValueError(requirement("standard_deviation", required, 0.0))
         return (self.norms - self.mean) / self.standard_deviation
 
 
@@ -48,8 +55,8 @@ def norm_profile(points: Array, prior: str = "normal") -> NormProfile:
     points
         Points along paths, (..., T, d).
     prior
-        ``"normal"``, N(0, I), whose norms follow the chi distribution; or ``"uniform"`` on the cube
-        [-1, 1]^d.
+        ``"normal"``, N(0, I), whose norms follow the chi distribution; ``"uniform"`` on the cube
+        [-1, 1]^d; or ``"sphere"``, uniform on the sphere of radius sqrt(d).
 
     Returns
     -------
@@ -81,14 +88,14 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
         E sqrt(Y) = (1 / sqrt(pi)) integral_0^inf (1 - E exp(-u^2 Y)) / u^2 du
 
     with Y = |z|^2 and E exp(-u^2 Y) = (sqrt(pi) erf(u) / (2 u))^d. In both cases the variance is
-    E |z|^2 less the squared mean.
+    E |z|^2 less the squared mean. On the sphere all norms are sqrt(d).
 
     Parameters
     ----------
     dim
         Latent dimension d.
     prior
-        ``"normal"`` or ``"uniform"``, as for `norm_profile`.
+        ``"normal"``, ``"uniform"`` or ``"sphere"``, as for `norm_profile`.
 
     Examples
     --------
@@ -96,7 +103,10 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
     ['9.98 +- 0.71', '5.77 +- 0.26']
     """
     dim = check_integer("dim", dim)
-    if check_choice("prior", prior, _PRIORS) == "normal":
+    check_choice("prior", prior, _PRIORS)
+    if prior == "sphere":
+        return math.sqrt(dim), 0.0
+    if prior == "normal":
         from scipy.stats import chi  # slow to import, and seldom needed, as is the next
 
         return float(chi.mean(dim)), float(chi.std(dim))
@@ -119,7 +129,8 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
 def log_prior(points: Array, prior: str = "normal") -> Tensor:
     """Return the log density of the prior at points, in nats.
 
-    -(d log(2 pi) + |z|^2) / 2 for N(0, I); -d log 2 within the cube and minus infinity outside.
+    -(d log(2 pi) + |z|^2) / 2 for N(0, I); -d log 2 within the cube and minus infinity outside. A
+    prior on a sphere has no density in the space around it.
 
     Parameters
     ----------
@@ -140,8 +151,21 @@ def log_prior(points: Array, prior: str = "normal") -> Tensor:
     """
     points = check_tensor("points", points, "(..., d)")
     dim = points.shape[-1]
-    if check_choice("prior", prior, _PRIORS) == "normal":
+    if check_choice("prior", prior, _DENSITIES) == "normal":
         return -0.5 * (dim * math.log(2.0 * math.pi) + points.square().sum(-1))
     inside = (points.abs() <= 1.0).all(-1)
     value = torch.full(points.shape[:-1], -dim * math.log(2.0)).to(points)
     return torch.where(inside, value, -torch.inf)
+
+
+def onto_sphere(codes: Tensor) -> Tensor:
+    """Return codes (..., d) moved along their rays to the norm sqrt(d).
+
+    Those of N(0, I) become uniform on the sphere.
+
+    Examples
+    --------
+    >>> onto_sphere(torch.tensor([[3.0, 4.0]])).norm()
+    tensor(1.4142)
+    """
+    return codes * (math.sqrt(codes.shape[-1]) / codes.norm(dim=-1, keepdim=True))

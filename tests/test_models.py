@@ -16,6 +16,7 @@ from torch import nn
 from geolatent.lab.data import digits
 from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
 from geolatent.models import (
+    DCGAN,
     MLPVAE,
     VAE,
     BiGAN,
@@ -742,6 +743,96 @@ def test_bigan_refuses_wrong_shapes():
         model.encode(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"`z` should be a tensor of shape \(n, 3\)"):
         model.decode(torch.zeros(3))
+
+
+# The DCGAN
+
+
+def dcgan(seed=0, **changes):
+    sizes = {name: value for name, value in SIZES.items() if name != "hidden"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DCGAN(**{**sizes, **changes})
+        for _ in range(3):
+            model(model.draw_prior(16))
+    return model.eval()
+
+
+def test_a_dcgan_is_built_as_the_paper_says():
+    model = dcgan(channels=(32, 64), latent_dim=100)
+    codes = model.draw_prior(5)
+    assert codes.shape == (5, 100)
+    images = model.decode(codes)
+    assert images.shape == model.sample(5).shape == (5, 1, 8, 12)
+    assert images.abs().max() <= 1
+    assert model.logits(images).shape == (5,)
+    convolution = ["ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"]
+    found = [type(layer).__name__ for layer in model.generator]
+    assert found == ["Linear", "Unflatten", "BatchNorm2d", "ReLU", *convolution]
+    convolution = ["Conv2d", "LeakyReLU", "Conv2d", "BatchNorm2d", "LeakyReLU"]
+    found = [type(layer).__name__ for layer in model.discriminator]
+    assert found == [*convolution, "Flatten", "Linear", "Flatten"]
+    for layer in model.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            assert layer.negative_slope == 0.2
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            assert abs(float(layer.weight.detach().std()) / 0.02 - 1) < 0.2
+
+
+def test_codes_on_the_sphere_have_one_norm_and_no_preferred_side():
+    model = dcgan(latent_dim=30, prior="sphere").double()
+    codes = model.draw_prior(4000, torch.Generator().manual_seed(0))
+    assert codes.dtype == torch.float64
+    torch.testing.assert_close(codes.norm(dim=1), torch.full((4000,), 30.0**0.5).double())
+    # the standard error is 1 / sqrt(4000), and of squares, whose mean is 1, sqrt(2 / 4000)
+    assert codes.mean(0).abs().max() < 5 / 4000**0.5
+    assert (codes.square().mean(0) - 1).abs().max() < 5 * (2 / 4000) ** 0.5
+    again = model.draw_prior(4000, torch.Generator().manual_seed(0))
+    assert torch.equal(again, codes)
+
+
+def test_the_generator_is_judged_by_its_own_images():
+    model = dcgan().double()
+    images = torch.randn(5, 1, 8, 12, dtype=torch.float64)
+    real, generated = model.examples(images, model.draw_prior(5))
+    wins, loses = (torch.sigmoid(model.logits(*part)) for part in (real, generated))
+    expected = -(wins.log().mean() + (1 - loses).log().mean())
+    torch.testing.assert_close(model.game_loss(real, generated), expected)
+    torch.testing.assert_close(model.opponents_loss(real, generated), -loses.log().mean())
+    ours = {id(parameter) for parameter in model.opponents()}
+    theirs = {id(parameter) for parameter in model.discriminator.parameters()}
+    assert not ours & theirs
+    assert len(ours) + len(theirs) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"prior": "sphere", "activation": "elu"}])
+def test_a_dcgan_is_saved_and_loaded(tmp_path, changes):
+    model = dcgan(**changes).double()
+    loaded = load_model(save_model(model, tmp_path / "model"))
+    assert type(loaded) is DCGAN
+    assert loaded.arguments == model.arguments
+    assert_same_state(loaded, model)
+    z = model.draw_prior(4)
+    assert_same_to_rounding(loaded.decode(z), model.decode(z))
+    found = PullbackMetric(loaded.decode).tensor(z)
+    for code, tensor in zip(z, found, strict=True):
+        full = jacobian(model.decode, code)
+        torch.testing.assert_close(tensor, full.mT @ full, rtol=1e-4, atol=1e-6)
+
+
+def test_a_dcgan_refuses_what_is_not_of_it():
+    with pytest.raises(ValueError, match="`prior` should be one of normal, sphere"):
+        DCGAN(prior="uniform")
+    with pytest.raises(ValueError, match="height and width divisible by 4, two for each"):
+        DCGAN(image_shape=(1, 30, 28))
+    with pytest.raises(TypeError, match="`latent_dim` should be"):
+        DCGAN(latent_dim="2")
+    with pytest.raises(ValueError, match=r"`z` should be a tensor of shape \(n, 3\)"):
+        dcgan().decode(torch.zeros(3))
+    with pytest.raises(ValueError, match="`n` should be"):
+        dcgan().draw_prior(0)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        PullbackMetric(dcgan().train().decode)
 
 
 # A model of one's own

@@ -16,11 +16,12 @@ from geolatent.lab.compare_paths import (
     ComparePaths,
     PathMeasure,
     _difference,
-    confidences,
 )
 from geolatent.lab.config import FeatureOptions
 from geolatent.lab.data import DataOptions
+from geolatent.lab.interpolate import norms_along
 from geolatent.lab.latent_model import LatentModel
+from geolatent.lab.measures import confidences
 from geolatent.lab.pairs import draw_different
 from geolatent.lab.paths import equal_output_times, frames_along, polyline_at
 from geolatent.lab.realism import KernelDensity, Neighbourhoods
@@ -291,7 +292,7 @@ def test_compare_paths(capsys, tmp_path):
     assert list(dict.fromkeys(read.pairs.column("metric"))) == names
     assert (read.pairs.column("start_label") != read.pairs.column("end_label")).all()
     compared = read.summary["comparison"]
-    assert set(compared) == set(QUALITIES)
+    assert set(QUALITIES) - set(compared) == {"sphere_distance"}
     for key, entry in compared.items():
         assert list(entry["paths"]) == ["straight", "slerp", *names]
         assert entry["n"] == 3
@@ -335,7 +336,8 @@ def test_metrics_that_a_model_lacks_are_left_out(tmp_path):
     read = load_run(tmp_path / "run")
     assert set(read.pairs.column("metric")) == {"mean"}
     compared = read.summary["comparison"]
-    assert set(QUALITIES) - set(compared) == {"feature_realism", "feature_precision"}
+    of_features = {"feature_realism", "feature_precision"}
+    assert set(QUALITIES) - set(compared) == {*of_features, "sphere_distance"}
 
 
 @pytest.mark.parametrize(("n_reference", "each"), [(None, 673), (50, 50), (10_000, 673)])
@@ -371,3 +373,80 @@ def test_geodesics_that_the_model_cannot_have_are_told(tmp_path):
     )
     with pytest.raises(ValueError, match="`geodesics` should be names of metrics that the model"):
         _ = work.metrics
+
+
+# models without an encoder, and priors on spheres
+
+
+@pytest.fixture(scope="module", params=["normal", "sphere"])
+def dcgan(request, tmp_path_factory):
+    """Return the options of a DCGAN of small images, as it is before its training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = gl.models.DCGAN(5, (2, 4), (1, 8, 8), activation="elu", prior=request.param)
+        with torch.no_grad():
+            # images of codes that differ
+            for parameter in model.generator.parameters():
+                parameter.mul_(10.0)
+    path = gl.models.save_model(model, tmp_path_factory.mktemp("dcgan") / "model")
+    return request.param, [f"--model.checkpoint={path}", "--pairs=prior"]
+
+
+def test_paths_of_a_model_without_an_encoder(dcgan, tmp_path, capsys):
+    prior, words = dcgan
+    few = ["--n_pairs=2", *FEW[1:]]
+    assert run("compare_paths", "--out", tmp_path / "run", *words, *few) == 0
+    read = load_run(tmp_path / "run")
+    assert set(read.pairs.column("metric")) == {"mean", "features"}
+    lacking = {"code_distance"}
+    of_densities = {"log_density", "lowest_log_density", "norm_deviation"}
+    lacking |= {"sphere_distance"} if prior == "normal" else of_densities
+    assert set(QUALITIES) - set(read.summary["comparison"]) == lacking
+    start = read.pairs.column("start")
+    if prior == "sphere":
+        np.testing.assert_allclose(np.linalg.norm(start, axis=1), 5**0.5, rtol=1e-6)
+        off = read.summary["comparison"]["sphere_distance"]["paths"]
+        # the great circle's spline leaves the sphere by little, the chord by much
+        assert off["slerp"]["mean"] < 0.05 * off["straight"]["mean"]
+    assert ("log density" in capsys.readouterr().out) == (prior == "normal")
+
+
+def test_interpolation_without_an_encoder(dcgan, tmp_path, capsys):
+    prior, words = dcgan
+    out = tmp_path / "run"
+    few = ["--n_pairs=2", *FEW[4:], "--n_shown=1", "--animate=true", "--animation.n_frames=3"]
+    assert run("interpolate", "--out", out, *words, *few) == 0
+    read = load_run(out)
+    group = read.summary["groups"]["geodesic"]
+    assert read.summary["prior"] == prior
+    assert "data_distance" not in group
+    assert ("log_density" in group) == (prior == "normal")
+    assert ("log density" in capsys.readouterr().out) == (prior == "normal")
+    assert {"strips.png", "norms.png"} <= {path.name for path in (out / "figures").iterdir()}
+    norms = norms_along(read)
+    assert list(norms) == ["straight", "slerp", "geodesic"]
+    if prior == "sphere":
+        torch.testing.assert_close(norms["slerp"].norms, torch.full((2, 101), 5**0.5).double())
+        assert norms["straight"].standard_deviation == 0.0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("interpolate", ["--pairs=encoded"]),
+        ("compare_paths", ["--pairs=encoded"]),
+        ("improvement", ["--pairs=encoded"]),
+        ("walk", []),
+        ("traverse", []),
+        ("distances", []),
+        ("cluster", []),
+        ("interpolate", ["--pairs=prior", "--initial.kind=codes"]),
+    ],
+)
+def test_what_needs_an_encoder_says_so(dcgan, command, words, tmp_path, capsys):
+    checkpoint = dcgan[1][0]
+    assert run(command, checkpoint, "--out", tmp_path / "run", *words) != 0
+    said = capsys.readouterr().err
+    assert "DCGAN" in said
+    assert "encode" in said
+    assert "Traceback" not in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from geolatent import lerp, slerp
-from geolatent.priors import log_prior, norm_profile, prior_norm
+from geolatent.priors import log_prior, norm_profile, onto_sphere, prior_norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -68,6 +68,20 @@ def test_log_prior():
     inside = log_prior(torch.tensor([[0.5, -1.0], [0.0, 1.5]]), "uniform")
     assert inside[0] == pytest.approx(-2 * math.log(2))
     assert inside[1] == -math.inf
+
+
+def test_a_sphere_has_one_norm_and_no_density():
+    codes = onto_sphere(torch.randn(50, 3, 7))
+    profile = norm_profile(codes, "sphere")
+    torch.testing.assert_close(profile.norms, torch.full((50, 3), 7**0.5))
+    assert (profile.mean, profile.standard_deviation) == (pytest.approx(7**0.5), 0.0)
+    with pytest.raises(ValueError, match="`standard_deviation` should be above 0"):
+        _ = profile.deviation
+    with pytest.raises(ValueError, match="`prior` should be one of normal, uniform"):
+        log_prior(codes, "sphere")
+    # great circles between codes of the sphere stay on it
+    on_the_way = slerp(codes[:, 0], codes[:, 1], torch.linspace(0, 1, 5))
+    torch.testing.assert_close(on_the_way.norm(dim=-1), torch.full((50, 5), 7**0.5))
 
 
 def test_unknown_priors():

@@ -21,9 +21,9 @@ from geolatent.cli import main
 from geolatent.lab.config import DataOptions, PrecisionOptions, TrainingOptions
 from geolatent.lab.data import digits, load
 from geolatent.lab.run import RunFolder, load_run
-from geolatent.lab.train import Train, held_out_bits
+from geolatent.lab.train import Train, divergences, held_out_bits
 from geolatent.lab.training import Batches, VAEModule, fit_model
-from geolatent.models import IAFVAE, MLPVAE, NICE, BiGAN, ConvVAE, Glow, load_model
+from geolatent.models import DCGAN, IAFVAE, MLPVAE, NICE, BiGAN, ConvVAE, Glow, load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -280,6 +280,64 @@ def test_bigan_training_is_reproducible(images):
     assert_same_training(fit_model(two, images, options(seed=3)), record, two, one)
 
 
+def dcgan(**changes):
+    arguments = {"latent_dim": 8, "channels": (8, 16), "image_shape": (1, 8, 8)}
+    return DCGAN(**{**arguments, **changes})
+
+
+def test_a_dcgan_learns_the_mean_and_spread_of_digits():
+    images = digits("train")[0][:640]
+    trained = seeded(dcgan)
+    settings = options(epochs=4, batch_size=16, learning_rate=5e-3, validation_fraction=0.0)
+    record = fit_model(trained, images, settings)
+    assert len(record.train_loss) == len(record.discriminator_loss) == 4
+    assert record.validation_loss == ()
+    assert record.best_epoch == 3
+    generated = trained.sample(500, torch.Generator().manual_seed(0))
+    # an untrained one returns grey images, all alike
+    mean = images.mean(0)
+    assert (generated.mean(0) - mean).abs().mean() < 0.75 * mean.abs().mean()
+    assert generated.std(0).mean() > 0.25 * images.std(0).mean()
+    assert not trained.training
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+
+
+def test_a_trained_dcgan_is_stored_with_samples_in_place_of_reconstructions(tmp_path, capsys):
+    few = DataOptions("digits", per_class=20)
+    settings = options(validation_fraction=0.0)
+    Train(model=lambda: dcgan(prior="sphere"), data=few, training=settings, out=tmp_path).run()
+    assert "Samples beside images of the test split" in capsys.readouterr().out
+    found = load_run(tmp_path)
+    assert {"losses", "samples"} == {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert found.arrays["samples"].shape == (20, 1, 8, 8)
+    assert "test_error" not in found.summary
+    quality = found.summary["quality"]
+    assert quality.keys() == {"samples", "images"}
+    names = {"realism", "precision", "recall", "confidence", "sure"}
+    assert quality["images"].keys() == quality["samples"].keys() == names
+    # digits are nearer to digits than what a generator draws that has hardly been trained
+    for name in ("realism", "precision"):
+        assert quality["images"][name] > quality["samples"][name]
+    assert isinstance(load_model(tmp_path / "model.safetensors"), DCGAN)
+
+
+def test_the_test_split_is_taken_whole():
+    # of which there are fewer of each class
+    wanted = Train(model=model, data=DataOptions("digits", per_class=100))
+    assert len(wanted.dataset.chosen[0]) == 1000
+    assert len(wanted.test_dataset.chosen[0]) == len(digits("test")[0])
+
+
+def test_active_dimensions_are_those_of_some_divergence(images):
+    trained = model()
+    mean, std = trained.encode(images)
+    found = divergences(trained, images)
+    torch.testing.assert_close(found.sum(), trained.elbo_terms(images)[1].double().mean())
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, std), normal(0.0, 1.0)).mean(0)
+    torch.testing.assert_close(found.float(), expected)
+
+
 def nice(**changes):
     pytest.importorskip("zuko", reason="needs the extra `flows`")
     arguments = {"hidden": (32,), "image_shape": (1, 8, 8), "levels": 17}
@@ -329,6 +387,12 @@ def test_training_of_flows_is_reproducible(images, build):
 def test_options_of_the_other_kind_are_refused(images):
     with pytest.raises(ValueError, match="`beta` should be 1 for a BiGAN"):
         fit_model(seeded(bigan), images, options(beta=2.0))
+    with pytest.raises(ValueError, match="`beta` should be 1 for a DCGAN"):
+        fit_model(dcgan(), images, options(beta=2.0))
+    with pytest.raises(ValueError, match="`reconstruction` should be 0 for a DCGAN, which has no"):
+        fit_model(dcgan(), images, options(reconstruction=2.0))
+    with pytest.raises(ValueError, match="`validation_fraction` should be 0 for a DCGAN, which"):
+        fit_model(dcgan(), images, options())
     with pytest.raises(ValueError, match="`reconstruction` should be 0 for a variational autoenc"):
         fit_model(model(), images, options(reconstruction=1.0))
     with pytest.raises(ValueError, match="`beta` should be 1 for a Glow, whose loss has no diverg"):
@@ -829,7 +893,16 @@ def test_train_refuses_what_does_not_fit(tmp_path, changes, error, message):
 # The configs
 
 
-@pytest.mark.parametrize("name", ["mnist_2d", "mnist_16d", "mnist_bigan"])
+CONFIGS = {
+    "mnist_2d": 2,
+    "mnist_16d": 16,
+    "mnist_bigan": 16,
+    "mnist_dcgan": 100,
+    "mnist_beta_vae": 10,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_read_and_train(tmp_path, name):
     from jsonargparse import ArgumentParser
 
@@ -840,14 +913,16 @@ def test_configs_are_read_and_train(tmp_path, name):
     parsed = parser.instantiate(parser.parse_args(["--config", path]))
     built = parsed.model()
     assert built.image_shape == (1, 28, 28)
-    assert built.latent_dim == (2 if name == "mnist_2d" else 16)
+    assert built.latent_dim == CONFIGS[name]
     assert parsed.data.name == "MNIST"
     assert isinstance(parsed.training, TrainingOptions)
-    assert (parsed.precision is None) == (name == "mnist_bigan")
+    assert (parsed.precision is None) == (name not in ("mnist_2d", "mnist_16d"))
     arguments = ["--config", path, "--data.name", "digits", "--data.per_class", "9"]
     for override in ("epochs=1", "progress=false", "accelerator=cpu"):
         arguments.append(f"--training.{override}")
-    for override in ("image_shape=[1,8,8]", "channels=[2,3]", "hidden=8"):
+    overrides = ["image_shape=[1,8,8]", "channels=[2,3]"]
+    overrides += ["hidden=8"] if name != "mnist_dcgan" else []
+    for override in overrides:
         arguments.append(f"--model.{override}")
     parsed = parser.instantiate(parser.parse_args([*arguments, f"--out={tmp_path}"]))
     del parsed.config

@@ -97,6 +97,15 @@ def test_traverse(capsys, tmp_path, monkeypatch):
     # the largest stretch is no less than that of any dimension
     assert summary["stretch"] == sorted(summary["stretch"], reverse=True)
     assert max(summary["dimension_stretch"]) <= summary["stretch"][0] * (1 + 1e-6)
+    # dimensions are ordered by what a step of the codes' deviation changes
+    order = np.array(summary["dimensions"]) - 1
+    changes = np.array(summary["dimension_stretch"]) * arrays["deviation"][order]
+    assert (np.diff(changes) <= 0).all()
+    np.testing.assert_allclose(
+        np.array(summary["dimension_stretch"]) ** 2,
+        metric.tensor(code)[0].diagonal()[order],
+        rtol=1e-5,
+    )
     # the geodesic is another path than the straight line
     straight, geodesic = (arrays[f"{name}_codes"][0] for name in ("straight", "geodesic"))
     assert np.isfinite(geodesic).all()

@@ -100,7 +100,7 @@ def animated_arrays(
     model: LatentModel,
     paths: Sequence[CubicBSpline | Tensor],
     options: AnimationOptions,
-    data: Tensor,
+    data: Tensor | None,
     labels: Tensor,
 ) -> dict[str, Tensor]:
     """Return what `stored_animations` reads, for a run to store.
@@ -114,11 +114,12 @@ def animated_arrays(
     options
         How many frames.
     data, labels
-        Codes of the data, (n, d), and classes: the background of a plane.
+        Codes of the data, (n, d), and classes: the background of a plane, which is not drawn
+        without them.
     """
     found = [frames_along(model, path, options.n_frames) for path in paths]
     arrays = {"animation_images": torch.stack([each.images.float() for each in found], dim=1)}
-    if model.dim == 2:
+    if model.dim == 2 and data is not None:
         even = torch.linspace(0.0, 1.0, DENSE, dtype=torch.float64)
         lines = [dense_points(path) for path in paths]
         lines = [polyline_at(line, even.expand(len(line), -1)) for line in lines]

@@ -27,6 +27,7 @@ from geolatent.lab.measures import (
     Measure,
     class_counts,
     class_scores,
+    confidences,
     measure_along,
     straight_and_slerp,
 )
@@ -62,6 +63,9 @@ QUALITIES = {
     "log_density": Quality("log p(z), mean", "log prior density, mean (nats)", False),
     "lowest_log_density": Quality("log p(z), least", "log prior density, lowest (nats)", False),
     "norm_deviation": Quality("off norms", "distance from typical norms (std)", True),
+    "sphere_distance": Quality(
+        "off sphere", "distance from the prior's sphere (latent units)", True
+    ),
     "code_distance": Quality("nearest code", "from the nearest code (latent units)", True),
     "image_distance": Quality("nearest image", "from the nearest image (output units)", True),
     "confidence": Quality("confidence", "classifier's confidence, mean (share)", False),
@@ -87,7 +91,7 @@ class PathMeasure:
     mean_metric
         Their metric, which measures length and energy.
     codes
-        Codes of the data.
+        Codes of the data; None of a model without an encoder.
     images
         Balls around images of the data, flattened.
     classifier
@@ -102,7 +106,7 @@ class PathMeasure:
 
     model: LatentModel
     mean_metric: Metric
-    codes: Tensor
+    codes: Tensor | None
     images: Neighbourhoods
     classifier: nn.Module | None = None
     features: nn.Module | None = None
@@ -125,15 +129,21 @@ class PathMeasure:
         """Return what is measured of one curve at its places."""
         frames = frames_along(self.model, curve, self.n_points)
         codes, images = frames.codes[0], frames.images[0]
-        density = log_prior(codes.double())
-        mean, deviation = prior_norm(codes.shape[1])
-        norms = codes.double().norm(dim=1)
+        mean, deviation = prior_norm(codes.shape[1], self.model.prior)
+        off = (codes.double().norm(dim=1) - mean).abs().mean()
+        if self.model.prior == "sphere":
+            found = {"sphere_distance": off}
+        else:
+            density = log_prior(codes.double())
+            found = {
+                "log_density": density.mean(),
+                "lowest_log_density": density.min(),
+                "norm_deviation": off / deviation,
+            }
+        if self.codes is not None:
+            found["code_distance"] = torch.cdist(codes, self.codes).amin(1).mean()
         near = self.images.nearness(images)
-        found = {
-            "log_density": density.mean(),
-            "lowest_log_density": density.min(),
-            "norm_deviation": ((norms - mean).abs() / deviation).mean(),
-            "code_distance": torch.cdist(codes, self.codes).amin(1).mean(),
+        found |= {
             "image_distance": near.distance.mean(),
             "realism": near.realism.mean(),
             "precision": near.inside.double().mean(),
@@ -156,17 +166,6 @@ class PathMeasure:
         return {name: value.double().cpu() for name, value in found.items()}
 
 
-def confidences(scores: Tensor) -> Tensor:
-    """Return the largest class probability of scores or log-probabilities, (n, K) -> (n,).
-
-    Examples
-    --------
-    >>> confidences(torch.tensor([[0.0, 0.0], [0.0, 100.0]]))
-    tensor([0.5000, 1.0000])
-    """
-    return scores.softmax(1).amax(1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ComparePaths(SourceExperiment):
     """Compare the paths between codes by what is decoded on the way.
@@ -176,7 +175,8 @@ class ComparePaths(SourceExperiment):
     metric options have it; "density", the mean's divided by the density of the data's codes. Of
     each path are measured, at places in equal steps of output length (of mean images): output
     length and energy; the prior's log density, mean and lowest, and how far norms are from the
-    prior's; the distance to the nearest code and the nearest image of the training split; a
+    prior's, or, of a prior on a sphere, how far codes are from that; the distance to the nearest
+    code, where the model has an encoder, and the nearest image of the training split; a
     logistic regression's confidence, mean and lowest, and how often the class changes; realism and
     the share within the manifold of the images' nearest neighbours (Kynkaanniemi et al. 2019), in
     pixels and in features. Only energy is of the path's own parameter. All are compared pair by
@@ -186,14 +186,15 @@ class ComparePaths(SourceExperiment):
     ----------
     pairs
         "encoded", pairs of images of the data, of different classes where there are labels;
-        "prior", both ends from N(0, I); "codes", pairs of a file.
+        "prior", both ends from N(0, I), or from the sphere of radius sqrt(d) where that is the
+        model's prior; "codes", pairs of a file.
     data
         The images; their training split is what paths are compared with.
     features
         A feature map, whose geodesics are compared too.
     geodesics
         Metrics whose geodesics are compared: of "mean", "gaussian", "features" and "density" those
-        that the model has.
+        that the model has; without an encoder there are no codes, and no density of them.
     n_points
         Places along a path.
     n_reference
@@ -284,9 +285,9 @@ class ComparePaths(SourceExperiment):
         return self.halves[0]
 
     @property
-    def reference_codes(self) -> Tensor:
-        """Their codes."""
-        return self.dataset.codes(self.codec)[self.reference]
+    def reference_codes(self) -> Tensor | None:
+        """Their codes; None without an encoder."""
+        return self.dataset.codes(self.codec)[self.reference] if self.codec.has_encoder else None
 
     @property
     def reference_labels(self) -> Tensor:
@@ -306,7 +307,7 @@ class ComparePaths(SourceExperiment):
                 found[name] = self.codec.metric().limited(self.max_rows)
             elif name == "features" and self.features_made[0] is not None:
                 found[name] = self.pulled_back
-            elif name == "density":
+            elif name == "density" and self.codec.has_encoder:
                 codes = self.dataset.codes(self.codec)[self.halves[1]]
                 density = KernelDensity(codes, self.density_scale)
                 found[name] = ConformalMetric.from_log_density(
@@ -368,7 +369,9 @@ class ComparePaths(SourceExperiment):
     def summarise(self, solved: SolvedPairs) -> Summary:
         """Return the statistics of each metric's geodesics, and the comparison of all paths."""
         values = path_values(solved)
-        mean, deviation = prior_norm(self.codec.dim)
+        mean, deviation = prior_norm(self.codec.dim, self.codec.prior)
+        # the entropy of N(0, I)
+        density = -0.5 * self.codec.dim * (1.0 + float(np.log(2.0 * np.pi)))
         return {
             "pairs": self.pairs,
             "groups": {name: summarise(part) for name, part in groups_of(solved, "metric").items()},
@@ -379,8 +382,7 @@ class ComparePaths(SourceExperiment):
             "prior": {
                 "norm_mean": mean,
                 "norm_std": deviation,
-                # the entropy of N(0, I)
-                "log_density": -0.5 * self.codec.dim * (1.0 + float(np.log(2.0 * np.pi))),
+                "log_density": None if self.codec.prior == "sphere" else density,
             },
             "n_reference": len(self.reference),
             "classifier_accuracy": self.classifier[1],
@@ -424,11 +426,15 @@ class ComparePaths(SourceExperiment):
         console.print(table)
         console.print(winners)
         prior = summary["prior"]
+        said = f"Codes of the prior have norms of {prior['norm_mean']:.2f}"
+        if prior["log_density"] is not None:
+            said += (
+                f" ± {prior['norm_std']:.2f} and a mean log density of {prior['log_density']:.2f}"
+            )
         console.print(
             "↓: less is better, ↑: more. A tie: within two standard errors of the pairs' "
-            "differences from the best. Places are at equal steps of output length. Codes of the "
-            f"prior have a mean log density of {prior['log_density']:.2f} and norms of "
-            f"{prior['norm_mean']:.2f} ± {prior['norm_std']:.2f}."
+            "differences from the best. Places are at equal steps of output length. "
+            f"{said}."
         )
         print_statuses(console, summary["groups"])
         print_accuracy(console, summary["classifier_accuracy"])
@@ -436,7 +442,11 @@ class ComparePaths(SourceExperiment):
     def cost(self, model: LatentModel) -> Cost:
         """Return what the pairs cost under each metric, and what is measured of their paths."""
         cost = super().cost(model)
-        lacking = {"gaussian": model.gaussian, "features": self.features.kind != "none"}
+        lacking = {
+            "gaussian": model.gaussian,
+            "features": self.features.kind != "none",
+            "density": model.has_encoder,
+        }
         n_metrics = sum(lacking.get(name, True) for name in self.geodesics)
         measured = (2 + n_metrics) / n_metrics * (300 + self.n_points) * JVP
         return replace(

@@ -365,13 +365,13 @@ class TrainingOptions:
         Adam's step size at the start; it falls to a hundredth of it along a half cosine.
     beta
         Weight of the divergence in the loss; 1 is the evidence lower bound, 0 an autoencoder. A
-        BiGAN and a flow have no such term and take 1 alone.
+        GAN and a flow have no such term and take 1 alone.
     reconstruction
         Weight of the mean squared reconstruction error in the loss of a BiGAN's generator and
         encoder, in nats per pixel unit squared; 0 is the game alone. Others take 0 alone.
     validation_fraction
         Share of the images held out to choose the best epoch, by the loss, or by a BiGAN's
-        reconstruction error; 0 keeps the last epoch.
+        reconstruction error; 0 keeps the last epoch, which is all that a DCGAN takes.
     patience
         Stop after this many epochs without a better validation loss; None never stops early.
     seed

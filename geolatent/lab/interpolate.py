@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -44,7 +45,7 @@ from geolatent.lab.run import Run
 from geolatent.lab.solved import SolvedPairs
 from geolatent.lab.summary import groups_of, summarise
 from geolatent.metrics.base import Metric
-from geolatent.priors import norm_profile
+from geolatent.priors import NormProfile, norm_profile
 
 PLAIN = "geodesic"
 # the curves beside the geodesics, and what the tables call them
@@ -68,10 +69,11 @@ class Interpolate(SourceExperiment):
 
     Slerp turns the direction of the code along a great circle and changes its norm linearly. With
     a feature map every pair is solved twice, without it and with it. For each pair and each of the
-    curves: length, log density of the codes under the prior N(0, I) (mean and lowest, in nats),
-    the distance from the data, the classes that a logistic regression sees on the way, how evenly
-    the images change (variance of their correlation matrix), and how far the curve follows the
-    metric's smallest eigenvectors. Draws strips of images, correlation matrices, and the norms of
+    curves: length, log density of the codes under the prior N(0, I) (mean and lowest, in nats; a
+    prior on a sphere has none), the distance from the data's codes where the model has an encoder,
+    the classes that a logistic regression sees on the way, how evenly the images change (variance
+    of their correlation matrix), and how far the curve follows the metric's smallest eigenvectors.
+    Draws strips of images, correlation matrices, and the norms of
     the codes beside the prior's.
 
     Attributes
@@ -110,7 +112,12 @@ class Interpolate(SourceExperiment):
     def prepare(self) -> None:
         """Fit the classifier, and encode the training images."""
         super().prepare()
-        _ = self.classifier, self.dataset.codes(self.codec)
+        _ = self.classifier, self.training_codes
+
+    @property
+    def training_codes(self) -> Tensor | None:
+        """Codes of the training images; None without an encoder."""
+        return self.dataset.codes(self.codec) if self.codec.has_encoder else None
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -123,14 +130,16 @@ class Interpolate(SourceExperiment):
     def cases(self) -> list[Case]:
         """Return the pairs under each metric, with the column ``metric``, its name."""
         # what workers are sent is less than the experiment
-        model, codes, classifier = self.codec, self.dataset.codes(self.codec), self.classifier[0]
+        model, codes, classifier = self.codec, self.training_codes, self.classifier[0]
         quantities: list[Quantity] = [
             lambda curve: {
                 "correlation_variance": _matrices(model, curve).flatten(1).var(1, correction=0)
             },
-            lambda curve: {"data_distance": data_distance(curve, codes)},
-            prior_densities,
         ]
+        if codes is not None:
+            quantities.append(lambda curve: {"data_distance": data_distance(curve, codes)})
+        if model.prior == "normal":
+            quantities.append(prior_densities)
         if classifier is not None:
             quantities.append(lambda curve: class_counts(classes_along(model, classifier, curve)))
         return [
@@ -148,12 +157,17 @@ class Interpolate(SourceExperiment):
 
     def summarise(self, solved: SolvedPairs) -> Summary:
         """Return the statistics of each metric's pairs, and of the curves beside them."""
-        compared = (*COMPARED, *(COUNTS if self.classifier[0] is not None else ()))
         columns = ["slerp_length", "slerp_relative_improvement"]
-        columns += [prefix + name for name in compared for prefix in ("", "straight_", "slerp_")]
+        columns += [
+            prefix + name
+            for name in (*COMPARED, *COUNTS)
+            if name in solved.table.column_names
+            for prefix in ("", "straight_", "slerp_")
+        ]
         groups = groups_of(solved, "metric").items()
         return {
             "pairs": self.pairs,
+            "prior": self.codec.prior,
             "groups": {name: summarise(part, columns) for name, part in groups},
             "classifier_accuracy": self.classifier[1],
         }
@@ -178,33 +192,32 @@ class Interpolate(SourceExperiment):
             if dim > 1:
                 start, end = (curves[0].control_points[:n, k] for k in (0, -1))
                 paths.insert(2, spherical_spiral(start, end, torch.linspace(0.0, 1.0, _SPIRAL)))
-            codes, (_, labels) = self.dataset.codes(self.codec), self.dataset.training
-            labels = torch.zeros(len(codes), dtype=torch.int64) if labels is None else labels
-            arrays |= animated_arrays(self.codec, paths, self.animation, codes, labels)
+            images, labels = self.dataset.training
+            labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+            arrays |= animated_arrays(
+                self.codec, paths, self.animation, self.training_codes, labels
+            )
         return arrays
 
     def tell(self, console: Console, summary: Summary) -> None:
         """Print a table of lengths, and one of what is on the way."""
         groups = summary["groups"]
         first = next(iter(groups.values()))
-        lengths = make_table(
-            "Lengths, and log density p of the prior N(0, I): means over the pairs",
-            [
-                "\ncurve",
-                "\nlength in",
-                "\nlength",
-                "shorter\nby %",
-                "converged\n%",
-                "log p(z)\nmean",
-                "log p(z)\nlowest",
-            ],
-            n_text=2,
-        )
-        keys = ["data_distance", "correlation_variance", "alignment"]
-        keys += ["crossings"] if "crossings" in first else []
-        names = ["data\ndistance", "correlation\nvariance", "align-\nment", "class\ncrossings"]
+        densities = [name for name in DENSITIES if name in first]
+        columns = ["\ncurve", "\nlength in", "\nlength", "shorter\nby %", "converged\n%"]
+        columns += ["log p(z)\nmean", "log p(z)\nlowest"][: len(densities)]
+        density = ", and log density p of the prior N(0, I)" if densities else ""
+        lengths = make_table(f"Lengths{density}: means over the pairs", columns, n_text=2)
+        names = {
+            "data_distance": "data\ndistance",
+            "correlation_variance": "correlation\nvariance",
+            "alignment": "align-\nment",
+            "crossings": "class\ncrossings",
+        }
+        keys = [key for key in names if key in first]
         table = make_table(
-            "What is on the way: means over the pairs", ["\ncurve", *names[: len(keys)]]
+            "What is on the way: means over the pairs",
+            ["\ncurve", *(names[key] for key in keys)],
         )
         for name, group in groups.items():
             prefixes = {text: f"{beside}_" for beside, text in BESIDE.items()} | {name: ""}
@@ -216,7 +229,7 @@ class Interpolate(SourceExperiment):
                     number(group[f"{prefix}length"]["mean"], ".3f"),
                     number(shorter["mean"], ".2f", 100) if shorter else "",
                     "" if prefix else number(group["converged"], ".0f", 100),
-                    *(number(group[prefix + key]["mean"], ".2f") for key in DENSITIES),
+                    *(number(group[prefix + key]["mean"], ".2f") for key in densities),
                 )
                 if group is first or not prefix:
                     table.add_row(
@@ -255,13 +268,14 @@ class Interpolate(SourceExperiment):
                 sequences,
                 [f"pair {pair}" for pair in range(len(frames))],
             ),
-            "data_distance": plotting.before_and_after(
+            "norms": _norms(norms_along(run)),
+        }
+        if "data_distance" in first.table.column_names:
+            drawn["data_distance"] = plotting.before_and_after(
                 first.column("straight_data_distance"),
                 first.column("data_distance"),
                 "mean distance from the nearest code (latent units)",
-            ),
-            "norms": _norms(first, groups),
-        }
+            )
         if "crossings" in first.table.column_names:
             counts = {name: first.column(f"{name}_crossings") for name in BESIDE}
             counts |= {name: group.column("crossings") for name, group in groups.items()}
@@ -297,16 +311,26 @@ def _title(pair: int, first: SolvedPairs, groups: Mapping[str, SolvedPairs]) -> 
     return f"pair {pair}{classes}; shorter than straight: {shorter}"
 
 
-def _norms(first: SolvedPairs, groups: Mapping[str, SolvedPairs]) -> Figure:
-    """Draw |z| along the curves beside the norms of the prior."""
+def norms_along(run: Run) -> dict[str, NormProfile]:
+    """Return |z| along the curves of a run's pairs by name, at equal steps of t."""
+    if run.pairs is None:
+        return {}
+    groups = groups_of(run.pairs, "metric")
+    first = next(iter(groups.values()))
     times = torch.linspace(0.0, 1.0, _PROFILE, dtype=torch.float64)
     start, end = (torch.from_numpy(first.column(name)).double() for name in ("start", "end"))
     paths = {"straight": lerp(start, end, times), "slerp": slerp(start, end, times)}
     paths |= {name: group.curve.to(dtype=torch.float64)(times) for name, group in groups.items()}
-    profiles = {name: norm_profile(points) for name, points in paths.items()}
+    # earlier runs do not tell, and are of N(0, I)
+    prior = run.summary.get("prior", "normal")
+    return {name: norm_profile(points, prior) for name, points in paths.items()}
+
+
+def _norms(profiles: Mapping[str, NormProfile]) -> Figure:
+    """Draw |z| along the curves beside the norms of the prior."""
     prior = profiles["straight"]
     return plotting.norm_profiles(
-        times.numpy(),
+        np.linspace(0.0, 1.0, _PROFILE),
         {name: profile.norms.numpy() for name, profile in profiles.items()},
         (prior.mean, prior.standard_deviation),
     )

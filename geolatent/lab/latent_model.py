@@ -28,7 +28,8 @@ class LatentModel:
         The model, in evaluation mode.
     encoder, decoder
         Names of its methods: images to codes or (mean, standard deviation) of the code, codes to
-        images or (mean, standard deviation) of the image. ``encoder`` is looked up when it is used.
+        images or (mean, standard deviation) of the image. A model may have no encoder, which is
+        looked up when it is used.
     latent_dim
         Latent dimension d; by default the module's attribute of that name.
 
@@ -58,7 +59,10 @@ class LatentModel:
     def _method(self, role: str, name: str) -> Callable[..., Any]:
         method = self.module if name == "forward" else getattr(self.module, name, None)
         if not callable(method):
-            required = f"the name of a method of {type(self.module).__name__}"
+            owner = type(self.module).__name__
+            required = f"the name of a method of {owner}"
+            if role == "encoder":
+                required += ", for images are to be encoded here"
             raise ValueError(requirement(role, required, name))
         return method
 
@@ -66,6 +70,16 @@ class LatentModel:
     def dim(self) -> int:
         """Latent dimension d."""
         return self.latent_dim or 0
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether images have codes."""
+        return self.encoder == "forward" or callable(getattr(self.module, self.encoder, None))
+
+    @property
+    def prior(self) -> str:
+        """Where codes are drawn: "sphere" where the model's own `prior` is it, else "normal"."""
+        return "sphere" if getattr(self.module, "prior", None) == "sphere" else "normal"
 
     @property
     def like(self) -> Tensor:

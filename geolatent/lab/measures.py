@@ -277,6 +277,17 @@ def class_scores(classifier: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(known[:, None], scores, torch.nan), known
 
 
+def confidences(scores: Tensor) -> Tensor:
+    """Return the largest class probability of scores or log-probabilities, (n, K) -> (n,).
+
+    Examples
+    --------
+    >>> confidences(torch.tensor([[0.0, 0.0], [0.0, 100.0]]))
+    tensor([0.5000, 1.0000])
+    """
+    return scores.softmax(1).amax(1)
+
+
 def class_counts(classes: Tensor) -> dict[str, Tensor]:
     """Return how often the class changes along curves (B, T), and how many different ones it is.
 

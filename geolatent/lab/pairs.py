@@ -22,6 +22,7 @@ from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
+from geolatent.priors import onto_sphere
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
@@ -56,14 +57,19 @@ class Pairs:
         return Pairs(self.start, self.end, {column: [name] * len(self), **self.columns})
 
 
-def prior_pairs(n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None) -> Pairs:
-    """Draw both ends of pairs from the prior, N(0, I), in the dtype and on the device of ``like``.
+def prior_pairs(
+    n_pairs: int, dim: int, *, seed: int = 0, like: Tensor | None = None, prior: str = "normal"
+) -> Pairs:
+    """Draw both ends of pairs from the prior, in the dtype and on the device of ``like``.
 
+    They are of N(0, I), or, of the prior "sphere", these moved onto the sphere of radius sqrt(d).
     The first pairs of a longer draw are those of a shorter one.
     """
     check_room(n_pairs, dim)
-    codes = draw_normal(n_pairs, 2 * dim, seed, like)
-    return Pairs(codes[:, :dim], codes[:, dim:])
+    ends = draw_normal(n_pairs, 2 * dim, seed, like).unflatten(1, (2, dim))
+    if prior == "sphere":
+        ends = onto_sphere(ends)
+    return Pairs(ends[:, 0], ends[:, 1])
 
 
 def check_room(n_pairs: int, dim: int, n_steps: int = 0) -> None:

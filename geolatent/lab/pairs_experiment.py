@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -165,8 +166,8 @@ class SourceExperiment(PairsExperiment):
     Attributes
     ----------
     pairs
-        "encoded", pairs of images of the data; "prior", both ends from N(0, I); "codes", pairs of a
-        file.
+        "encoded", pairs of images of the data; "prior", both ends from N(0, I), or from the sphere
+        of radius sqrt(d) where that is the model's prior; "codes", pairs of a file.
     n_pairs
         Number of pairs; at most so many of a file.
     codes
@@ -183,6 +184,10 @@ class SourceExperiment(PairsExperiment):
             required = "the path of a file where `pairs` is 'codes', and only there"
             raise ValueError(requirement("codes", required, self.codes))
         super().check()
+        if self.pairs == "encoded" and not self.codec.has_encoder:
+            name = type(self.codec.module).__name__
+            required = f"prior or codes for a {name}, which has no encoder"
+            raise ValueError(requirement("pairs", required, self.pairs))
         if self.pairs == "encoded":
             _ = self.image_rows
         elif self.pairs != "codes":
@@ -200,7 +205,8 @@ class SourceExperiment(PairsExperiment):
         if self.codes is not None:
             return [read_pairs(self.codes, dim, like)[: self.n_pairs]]
         if self.pairs == "prior":
-            return [prior_pairs(self.n_pairs, dim, seed=self.seed, like=like)]
+            how: dict[str, Any] = {"seed": self.seed, "like": like, "prior": self.codec.prior}
+            return [prior_pairs(self.n_pairs, dim, **how)]
         return [encoded_pairs(self.codec, *self.dataset.chosen, self.image_rows)]
 
     @cached_property

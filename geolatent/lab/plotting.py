@@ -326,7 +326,7 @@ def correlation_matrices(matrices: Array, sequences: Sequence[str], pairs: Seque
 
 
 def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, float]) -> Figure:
-    """Draw the norms of the codes along curves beside mean and deviation of the prior's, N(0, I).
+    """Draw the norms of the codes along curves beside mean and deviation of the prior's.
 
     Of the norms (B, T) by the name of the curve the mean is drawn, and faintly those of the first
     dozen pairs, over the curve parameters (T,).
@@ -336,6 +336,8 @@ def norm_profiles(times: Array, norms: Mapping[str, Array], prior: tuple[float, 
     axes.axhspan(max(mean - 2 * deviation, 0.0), mean + 2 * deviation, color="0.5", alpha=0.12)
     axes.axhspan(mean - deviation, mean + deviation, color="0.5", alpha=0.22)
     label = f"prior: {mean:.2f} ± {deviation:.2f}\n(bands: 1 and 2 std)"
+    if deviation == 0.0:
+        label = f"prior: the sphere\nof radius {mean:.2f}"
     axes.axhline(mean, color="0.3", lw=1.0, ls="--", label=label)
     for number, (name, values) in enumerate(norms.items()):
         color = COLORS[number % len(COLORS)]

@@ -172,23 +172,24 @@ def make_initial(
 ) -> LatentGraph | None:
     """Return the graph that curves start from, or None for straight lines.
 
-    Its edges are measured by the metric. A lattice holds the codes of the training images and all
-    pairs; a graph of these codes draws them again, jittered, with a seed.
+    Its edges are measured by the metric. A lattice holds all pairs and, where the model has an
+    encoder, the codes of the training images; a graph of these codes draws them again, jittered,
+    with a seed.
     """
     kind = initial_kind(options, model.dim)
     if kind == "straight":
         return None
-    codes = dataset.codes(model)
     if kind == "codes":
         return LatentGraph.from_codes(
             metric,
-            codes,
+            dataset.codes(model),
             n_neighbors=options.n_neighbors,
             n_nodes=options.n_nodes,
             jitter=options.jitter,
             seed=seed,
         )
-    every = torch.cat([codes, *(part.start for part in pairs), *(part.end for part in pairs)])
+    ends = [end for part in pairs for end in (part.start, part.end)]
+    every = torch.cat([*([dataset.codes(model)] if model.has_encoder else []), *ends])
     return LatentGraph.lattice(
         metric,
         every.amin(0) - options.margin,

@@ -1,8 +1,8 @@
 """Training a model: what is asked, what a run folder keeps of it, and what stands beside that.
 
 Beside the files of every run (see `geolatent.lab.run`) a training writes the model,
-``model.safetensors`` and ``model.json``, for `geolatent.models.load_model`. While it trains,
-``checkpoints/last.ckpt`` holds its state after the last whole epoch.
+``model.safetensors``, for `geolatent.models.load_model`. While it trains, ``checkpoints/last.ckpt``
+holds its state after the last whole epoch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 from geolatent.checks import describe, requirement
@@ -26,12 +27,15 @@ from geolatent.lab.contents import SUMMARY, run_command
 from geolatent.lab.costs import Cost, seconds_a_row
 from geolatent.lab.experiment import Arrays, Experiment, Summary
 from geolatent.lab.latent_model import LatentModel
-from geolatent.lab.measures import plane_grid
+from geolatent.lab.measures import class_scores, confidences, plane_grid
+from geolatent.lab.printing import make_table, number
+from geolatent.lab.realism import Neighbourhoods
 from geolatent.lab.run import Run, RunFolder, stored_arrays
 from geolatent.lab.setup import Dataset
 from geolatent.lab.training_figures import draw_training
-from geolatent.models import VAE, BiGAN, Flow, Forecaster
+from geolatent.models import GAN, VAE, Flow, Forecaster
 from geolatent.models.checkpoint import save_model
+from geolatent.models.vae import normal_divergences
 
 MODEL = "model.safetensors"
 # where trainings stored their arrays before all runs did so in one place
@@ -41,6 +45,10 @@ _SHOWN = 20
 # samples of a flow that are shown, as they are and with codes drawn closer to the origin
 _SAMPLES = 20
 _COOLER = 0.7
+# samples, and images, that are judged at most, and from where on a classifier is sure
+_JUDGED, _SURE = 5000, 0.9
+# nats, from where on a latent dimension is active
+_ACTIVE = 0.1
 # points of a grid of standard deviations along each axis
 _GRID = 100
 # a step costs three forward passes of the model, and its encoder as much again
@@ -65,7 +73,7 @@ class TrainingExperiment(Experiment):
     training
         How to train.
     test_data
-        The images for the figures and the test error; null takes the test split of `data`.
+        The images for the figures and the test error; null takes the whole test split of `data`.
     """
 
     resumes = True
@@ -74,7 +82,7 @@ class TrainingExperiment(Experiment):
     kinds_name: ClassVar[str]
 
     out: Path = Path("runs/model")
-    model: Callable[[], VAE | BiGAN | Flow | Forecaster]
+    model: Callable[[], VAE | GAN | Flow | Forecaster]
     data: DataOptions = DataOptions(name="MNIST")
     training: TrainingOptions = TrainingOptions()
     test_data: DataOptions | None = None
@@ -111,7 +119,7 @@ class TrainingExperiment(Experiment):
     @cached_property
     def test_dataset(self) -> Dataset:
         """The images that are not trained on."""
-        return Dataset(self.test_data or replace(self.data, split="test"))
+        return Dataset(self.test_data or replace(self.data, split="test", per_class=None))
 
     def untrained(self) -> Any:
         """Build the model to train, with seeded initial weights."""
@@ -196,7 +204,7 @@ class TrainingExperiment(Experiment):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingExperiment):
-    """Train a variational autoencoder, a BiGAN or a flow on images; figures and losses beside it.
+    """Train a variational autoencoder, a GAN or a flow on images; figures and losses beside it.
 
     The folder receives model.safetensors, which other commands take as
     --model.checkpoint, and figures of losses, reconstructions or samples, and codes. Start from a
@@ -205,15 +213,15 @@ class Train(TrainingExperiment):
     Attributes
     ----------
     model
-        The model: class_path (ConvVAE, MLPVAE, RecurrentVAE, IAFVAE, BiGAN, NICE or Glow of
+        The model: class_path (ConvVAE, MLPVAE, RecurrentVAE, IAFVAE, BiGAN, DCGAN, NICE or Glow of
         geolatent.models) and init_args.
     precision
         How to fit the decoder's standard deviation (an RBF network) after training;
         without it the standard deviation is one number.
     """
 
-    kinds = (VAE, BiGAN, Flow)
-    kinds_name = "a variational autoencoder, a BiGAN or a normalising flow"
+    kinds = (VAE, GAN, Flow)
+    kinds_name = "a variational autoencoder, a GAN or a normalising flow"
 
     precision: PrecisionOptions | None = None
 
@@ -222,9 +230,9 @@ class Train(TrainingExperiment):
         """The model without its training."""
         return {"model": LatentModel(self.untrained().eval().requires_grad_(False))}
 
-    def untrained(self) -> VAE | BiGAN | Flow:
+    def untrained(self) -> VAE | GAN | Flow:
         """Build the model to train, with seeded initial weights."""
-        network: VAE | BiGAN | Flow = super().untrained()
+        network: VAE | GAN | Flow = super().untrained()
         if self.precision is not None and not isinstance(network, VAE):
             name = type(network).__name__
             required = f"None for a {name}, whose decoder has no standard deviation"
@@ -236,24 +244,33 @@ class Train(TrainingExperiment):
 
     def evaluate(
         self,
-        network: VAE | BiGAN | Flow,
+        network: VAE | GAN | Flow,
         console: Console,  # noqa: ARG002
     ) -> tuple[Summary, Arrays]:
         """Fit the precision, and reconstruct the test images.
 
         The summary holds the mean squared error of the test images' reconstructions, in pixel units
-        squared, and of the training images' mean in their place; and of a flow the mean bits per
-        dimension of the test images and their standard error.
+        squared, and of the training images' mean in their place; of a variational autoencoder each
+        latent dimension's divergence; of a flow the mean bits per dimension of the test images and
+        their standard error; and of a GAN without an encoder, in the place of errors, what
+        `sample_quality` says.
         """
         images, _ = self.dataset.chosen
         test_images, test_labels = self.test_dataset.chosen
         if isinstance(network, VAE) and self.precision is not None:
             network.fit_precision(images, seed=self.seed, **asdict(self.precision))
         arrays, test_error = reconstruct(network, test_images, test_labels)
-        summary = {
-            "test_error": test_error,
-            "test_variance": float((test_images - images.mean(0)).square().mean()),
-        }
+        summary: Summary = {}
+        if test_error is None:
+            labelled = test_labels is not None
+            classifier = self.test_dataset.classifier()[0] if labelled else None
+            gan = cast(GAN, network)
+            summary["quality"] = sample_quality(gan, test_images, classifier, self.seed)
+        else:
+            summary["test_error"] = test_error
+            summary["test_variance"] = float((test_images - images.mean(0)).square().mean())
+        if isinstance(network, VAE):
+            summary["divergences"] = divergences(network, test_images).tolist()
         if isinstance(network, Flow):
             bits = held_out_bits(network, test_images, self.seed)
             summary["test_bits"] = float(bits.mean())
@@ -261,12 +278,14 @@ class Train(TrainingExperiment):
         return summary, arrays
 
     def tell(self, console: Console, summary: Summary) -> None:
-        """Print how long it took, and how far off reconstructions are or how many bits images."""
+        """Print how long it took, and how far off reconstructions are, or how good samples."""
         if "test_bits" in summary:
             found = (
                 f"Bits per dimension of {summary['n_test']} test images: "
                 f"{summary['test_bits']:.3f} +- {summary['test_bits_error']:.3f}."
             )
+        elif "quality" in summary:
+            found = "Samples beside images of the test split:"
         else:
             found = (
                 f"Mean squared error of {summary['n_test']} test images: "
@@ -277,6 +296,15 @@ class Train(TrainingExperiment):
             f"{summary['n_train']} images, {len(summary['train_loss'])} epochs, "
             f"{summary['seconds']:.0f} s. {found}"
         )
+        if "quality" in summary:
+            console.print(quality_table(summary["quality"]))
+        if "divergences" in summary:
+            each = sorted(summary["divergences"], reverse=True)
+            active = sum(value > _ACTIVE for value in each)
+            console.print(
+                f"{active} of {len(each)} latent dimensions are active, of a divergence above "
+                f"{_ACTIVE} nats: {', '.join(number(value, '.2f') for value in each)}."
+            )
         console.print(f"Model: {self.out / MODEL}", soft_wrap=True)
 
     def cost(self, model: LatentModel) -> Cost:
@@ -294,17 +322,16 @@ class Train(TrainingExperiment):
 
 @torch.no_grad()
 def reconstruct(
-    network: VAE | BiGAN | Flow, images: Tensor, labels: Tensor | None = None
-) -> tuple[Arrays, float]:
+    network: VAE | GAN | Flow, images: Tensor, labels: Tensor | None = None
+) -> tuple[Arrays, float | None]:
     """Return what the figures show, and the mean squared error of all reconstructions.
 
     Shown are some images, those of all classes in turn, and their reconstructions; all codes; of a
     decoder of two dimensions with a standard deviation its mean on a grid around the codes; and of
-    a flow, whose codes have the size of images, samples in place of all codes.
+    a flow, whose codes have the size of images, samples in place of all codes. A model without an
+    encoder has samples alone, and no error.
     """
     model = LatentModel(network)
-    codes = model.encode(images)
-    error = float((model.images(codes) - images).square().mean(dtype=torch.float64))
     rows = torch.arange(min(_SHOWN, len(images)))
     if labels is not None:
         # the first of each class, the second of each class, and so on
@@ -313,6 +340,12 @@ def reconstruct(
             members = labels == label
             ranks[members] = torch.arange(int(members.sum()))
         rows = (ranks * (int(labels.max()) + 1) + labels).argsort()[:_SHOWN]
+    if not model.has_encoder:
+        generator = torch.Generator().manual_seed(0)
+        samples = cast(GAN, network).sample(_SAMPLES, generator)
+        return {"images": images[rows], "samples": samples}, None
+    codes = model.encode(images)
+    error = float((model.images(codes) - images).square().mean(dtype=torch.float64))
     shown = {"images": images[rows], "reconstructions": model.images(codes[rows]), "codes": codes}
     if isinstance(network, Flow):
         shown["codes"] = codes[rows]
@@ -337,6 +370,80 @@ def held_out_bits(network: Flow, images: Tensor, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     parts = [network.bits_per_dimension(part, generator) for part in images.split(1024)]
     return torch.cat(parts).double()
+
+
+@torch.no_grad()
+def divergences(network: VAE, images: Tensor) -> Tensor:
+    """Return the mean divergence of each latent dimension from N(0, 1), (d,), in nats.
+
+    Posteriors are taken as normal, of the mean and standard deviation that `encode` returns.
+    """
+    parts = [normal_divergences(*network.encode(part)) for part in images.split(1024)]
+    return torch.cat(parts).double().mean(0)
+
+
+@torch.no_grad()
+def sample_quality(
+    network: GAN, images: Tensor, classifier: nn.Module | None = None, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Say how near a model's samples are to images that it was not trained on, and these to others.
+
+    The images are halved: ``"samples"`` are as many as one half, which both they and the other
+    half, ``"images"``, are compared with.
+
+    Parameters
+    ----------
+    network
+        The model.
+    images
+        The images, (n, *image_shape), of which 10,000 at most are taken.
+    classifier
+        From images to scores of classes.
+    seed
+        Of the halves and the samples.
+
+    Returns
+    -------
+    dict
+        For each of both ``realism``, the mean of `Neighbourhoods`; ``precision``, the share within
+        the images' balls; ``recall``, the share of the first half's images within the balls of
+        these; and with a classifier ``confidence``, its mean, and ``sure``, the share of those with
+        a class of probability above 0.9.
+
+    References
+    ----------
+    T. Kynkäänniemi et al., "Improved precision and recall metric for assessing generative models",
+    NeurIPS 2019, arXiv:1904.06991.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator)
+    half = min(_JUDGED, len(images) // 2)
+    reference, others = images[order[:half]], images[order[half : 2 * half]]
+    balls = Neighbourhoods(reference)
+    found = {}
+    for name, points in (("samples", network.sample(half, generator)), ("images", others)):
+        near = balls.nearness(points)
+        found[name] = {
+            "realism": float(near.realism.mean()),
+            "precision": float(near.inside.double().mean()),
+            "recall": float(Neighbourhoods(points).nearness(reference).inside.double().mean()),
+        }
+        if classifier is not None:
+            sure = confidences(class_scores(classifier, points)[0])
+            found[name] |= {
+                "confidence": float(sure.mean()),
+                "sure": float((sure > _SURE).double().mean()),
+            }
+    return found
+
+
+def quality_table(quality: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return a table of what `sample_quality` says."""
+    names = list(next(iter(quality.values())))
+    table = make_table("", ["", *names])
+    for kind, values in quality.items():
+        table.add_row(kind, *(number(values[name], ".3f") for name in names))
+    return table
 
 
 def _class_path(network: object) -> str:

@@ -23,9 +23,9 @@ from geolatent.checks import check_tensor, requirement
 from geolatent.files import write_file
 from geolatent.lab.config import TrainingOptions
 from geolatent.lab.printing import make_console, work_progress
-from geolatent.models.bigan import BiGAN
 from geolatent.models.checkpoint import save_model
 from geolatent.models.flows import Flow
+from geolatent.models.gan import GAN
 from geolatent.models.recurrent import Forecaster
 from geolatent.models.vae import VAE
 
@@ -41,7 +41,7 @@ except ModuleNotFoundError as error:
 
 
 # what can be trained
-Model = VAE | BiGAN | Flow | Forecaster
+Model = VAE | GAN | Flow | Forecaster
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class TrainingRecord:
     ----------
     train_loss
         Mean loss of each epoch: a variational autoencoder's in nats per image, a flow's in bits per
-        dimension, that of a BiGAN's generator and encoder in nats, or a forecaster's mean squared
-        error in squared steps of the sequences.
+        dimension, that of a GAN's generator, and encoder where it has one, in nats, or a
+        forecaster's mean squared error in squared steps of the sequences.
     validation_loss
         The first over the held-out images, or a BiGAN's mean squared reconstruction error there;
         empty where there are none.
     best_epoch
         The epoch, from 0, whose weights the model has now.
     discriminator_loss
-        That of a BiGAN's discriminator, in nats; empty for others.
+        That of a GAN's discriminator, in nats; empty for others.
     """
 
     train_loss: tuple[float, ...]
@@ -198,36 +198,33 @@ class ForecasterModule(_DescentModule):
         return self.model.loss(images, noise).mean()
 
 
-class BiGANModule(_ModelModule):
-    """Lightning's view of a BiGAN: a step of the discriminator, then one of its opponents."""
+class GANModule(_ModelModule):
+    """Lightning's view of a GAN: a step of the discriminator, then one of its opponents."""
 
-    model: BiGAN
+    model: GAN
 
-    def __init__(self, model: BiGAN, options: TrainingOptions, n_images: int) -> None:
+    def __init__(self, model: GAN, options: TrainingOptions, n_images: int) -> None:
         super().__init__(model, options, n_images)
         self.automatic_optimization = False
 
     def validation_loss(self, images: Tensor, noise: torch.Generator) -> Tensor:  # noqa: ARG002
-        """Return the mean squared error of the images' reconstructions."""
+        """Return the mean squared error of the images' reconstructions, where it has an encoder."""
         return (self.model(images) - images).square().mean()
 
     def training_step(self, batch: Tensor, _: int) -> None:
         """Let both players make a step against each other."""
         model = self.model
         of_discriminator, of_opponents = cast(list[LightningOptimizer], self.optimizers())
-        z = torch.randn(len(batch), model.latent_dim, generator=self.noise, device=batch.device).to(
-            batch
-        )
-        generated, codes = model.decode(z), model.encode(batch)
-        loss = model.game_loss((batch, codes.detach()), (generated.detach(), z))
+        real, generated = model.examples(batch, model.draw_prior(len(batch), self.noise))
+        loss = model.game_loss(_detached(real), _detached(generated))
         of_discriminator.zero_grad()
         self.manual_backward(loss)
         of_discriminator.step()
         # The discriminator is held fixed, which saves half of its backward pass.
         model.discriminator.requires_grad_(False)
-        opponents_loss = model.game_loss((generated, z), (batch, codes))
+        opponents_loss = model.opponents_loss(real, generated)
         if self.options.reconstruction > 0:
-            error = (model.decode(codes) - batch).square().mean()
+            error = (model.decode(real[1]) - batch).square().mean()
             opponents_loss = opponents_loss + self.options.reconstruction * error
         of_opponents.zero_grad()
         self.manual_backward(opponents_loss)
@@ -245,6 +242,10 @@ class BiGANModule(_ModelModule):
             *(self._adam(parameters, (0.5, 0.999)) for parameters in players), strict=True
         )
         return list(optimizers), list(schedules)
+
+
+def _detached(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(part.detach() for part in examples)
 
 
 class _History(Callback):
@@ -357,6 +358,15 @@ def check_training(
     if isinstance(model, Flow | Forecaster) and options.reconstruction != 0.0:
         required = "0 for a normalising flow, whose reconstructions are exact, and a forecaster"
         raise ValueError(requirement("reconstruction", required, options.reconstruction))
+    if isinstance(model, GAN) and not hasattr(model, "encode"):
+        name = type(model).__name__
+        for option, what in (
+            ("reconstruction", "has no encoder and reconstructs no images"),
+            ("validation_fraction", "has no loss by which epochs could be compared"),
+        ):
+            value = getattr(options, option)
+            if value:
+                raise ValueError(requirement(option, f"0 for a {name}, which {what}", value))
     check_tensor("images", images, f"(n, {', '.join(map(str, model.image_shape))})")
     held_out = _n_held_out(options, len(images))
     if held_out == len(images) or (options.validation_fraction > 0 and held_out == 0):
@@ -396,10 +406,11 @@ def fit_model(
 ) -> TrainingRecord:
     """Train a model, in place, on images that fit in memory.
 
-    Of a BiGAN, generator and encoder make one step after each step of the discriminator, both with
-    Adam (momentum 0.5). The game alone makes encoder and generator inverse to one another in the
-    limit only; ``reconstruction`` adds the error of G(E(x)) to their loss, which gets them there in
-    far fewer epochs. The epoch kept is that of the smallest such error on held-out images.
+    Of a GAN, the generator, with the encoder where there is one, makes one step after each step of
+    the discriminator, both with Adam (momentum 0.5). The game alone makes a BiGAN's encoder and
+    generator inverse to one another in the limit only; ``reconstruction`` adds the error of G(E(x))
+    to their loss, which gets them there in far fewer epochs. The epoch kept is that of the smallest
+    such error on held-out images; of a GAN without an encoder, the last.
 
     A normalising flow starts from the training images (`Flow.initialise`), with noise between their
     grey levels that is drawn anew for every batch.
@@ -448,8 +459,8 @@ def fit_model(
     """
     options = options if options is not None else TrainingOptions()
     check_training(model, images, options, state)
-    if isinstance(model, BiGAN):
-        module: _ModelModule = BiGANModule(model, options, len(images))
+    if isinstance(model, GAN):
+        module: _ModelModule = GANModule(model, options, len(images))
     elif isinstance(model, Flow):
         module = FlowModule(model, options, len(images))
     elif isinstance(model, Forecaster):

@@ -21,16 +21,14 @@ def draw_training(
 ) -> dict[str, Figure]:
     """Draw losses, test images above their reconstructions and, of a plane, their codes.
 
-    Of a flow, whose reconstructions are exact, draw samples in place of the latter two. Data of
-    some names are lines or maps.
+    Of a flow, whose reconstructions are exact, and of a model that has none, draw samples in place
+    of the latter two. Data of some names are lines or maps.
     """
     figures = {"losses": loss_curves(summary)}
     if "samples" in arrays:
-        rows = [
-            ("test images", arrays["images"]),
-            ("samples", arrays["samples"]),
-            ("samples, T = 0.7", arrays["cooler_samples"]),
-        ]
+        rows = [("test images", arrays["images"]), ("samples", arrays["samples"])]
+        if "cooler_samples" in arrays:
+            rows.append(("samples, T = 0.7", arrays["cooler_samples"]))
         figures["samples"] = strips(rows)
         return figures
     images, found = arrays["images"], arrays["reconstructions"]
@@ -48,7 +46,7 @@ def draw_training(
 
 
 def loss_curves(summary: Mapping[str, Any]) -> Figure:
-    """Draw the losses of every epoch; a BiGAN's two players and its reconstructions apart."""
+    """Draw the losses of every epoch; a GAN's two players and its reconstructions apart."""
     # JSON has no NaN: a loss of None becomes one
     names = ("train_loss", "discriminator_loss", "validation_loss")
     losses, of_discriminator, held_out = (np.array(summary[name], dtype=float) for name in names)
@@ -59,9 +57,15 @@ def loss_curves(summary: Mapping[str, Any]) -> Figure:
     epochs = np.arange(1, len(losses) + 1)
     first: Axes = panels[0]
     if adversarial:
-        first.plot(epochs, losses, label="generator and encoder")
+        # a generator alone is judged by its own images, the others by both kinds of pairs
+        alone = "quality" in summary
+        first.plot(epochs, losses, label="generator" if alone else "generator and encoder")
         first.plot(epochs, of_discriminator, label="discriminator")
-        first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label="undecided, 2 log 2")
+        label = "undecided, 2 log 2"
+        if alone:
+            first.axhline(np.log(2.0), color="0.5", ls="--", label="generator undecided, log 2")
+            label = "discriminator undecided, 2 log 2"
+        first.axhline(2.0 * np.log(2.0), color="0.5", ls=":", label=label)
         first.set_ylabel("loss (nats)")
     else:
         first.plot(epochs, losses, label="training images")

@@ -90,7 +90,9 @@ def geodesic_traversal(
 class Traverse(MetricExperiment):
     """Decode around a code: along each dimension, the metric's eigenvectors, and attributes.
 
-    Rows are directions, columns steps in both of them. Eigenvectors of the metric at the code are
+    Rows are directions, columns steps in both of them. Dimensions are ordered by how much a step of
+    the codes' standard deviation in them changes the output at the code, from most to least.
+    Eigenvectors of the metric at the code are
     ordered by how much a step in them changes the output, from most to least, and their eigenvalues
     are told. Attributes are directions from the mean code of one class to that of another, followed
     straight and on the geodesic that leaves in that direction, with what a logistic regression
@@ -197,7 +199,9 @@ class Traverse(MetricExperiment):
             found = principal_directions(metric, code[None], k)
             eigenvalues, eigenvectors = found.eigenvalues[0], found.directions[0]
             steps = (self.reach * self.steps).to(code)
-            axes = torch.eye(dim).to(code)[:k] * deviation.to(code)[:k, None]
+            axes = torch.diag(deviation).to(code)
+            order = self.stretch_of(axes).argsort(descending=True)[:k]
+            axes = axes[order]
             spread = float(deviation.square().mean().sqrt())
             codes = {
                 _DIMENSIONS: traversal(code, axes, steps),
@@ -224,7 +228,8 @@ class Traverse(MetricExperiment):
             "attribute_reach": self.attribute_reach,
             "spread": spread,
             "stretch": stretch.tolist(),
-            "dimension_stretch": self.stretch_of(torch.eye(dim).to(code)[:k]).tolist(),
+            "dimensions": (order + 1).tolist(),
+            "dimension_stretch": self.stretch_of(torch.eye(dim).to(code)[order]).tolist(),
             "attributes": [list(pair) for pair in self.pairs_of_labels],
             "classes": list(getattr(self.classifier[0], "classes", ())),
             "ended": [name for name in statuses if name != TrajectoryStatus.FINISHED.name],
@@ -280,9 +285,9 @@ class Traverse(MetricExperiment):
             "Change of the output by a unit step at the code",
             ["\n", "eigenvector of\nthe metric", "latent\ndimension"],
         )
-        both = zip(summary["stretch"], summary["dimension_stretch"], strict=True)
-        for place, (first, second) in enumerate(both, start=1):
-            table.add_row(str(place), number(first, ".4g"), number(second, ".4g"))
+        columns = [summary[name] for name in ("stretch", "dimensions", "dimension_stretch")]
+        for place, (first, name, second) in enumerate(zip(*columns, strict=True), start=1):
+            table.add_row(str(place), number(first, ".4g"), f"z_{name}: {number(second, '.4g')}")
         console.print(table)
         largest, smallest = summary["stretch"][0], summary["stretch"][-1]
         console.print(
@@ -331,14 +336,17 @@ class Traverse(MetricExperiment):
         arrays, summary = run.arrays, run.summary
         steps = arrays["steps"] * summary["reach"]
         drawn = {}
-        for name, stretches, what in (
-            (_DIMENSIONS, summary["dimension_stretch"], "latent dimensions"),
-            (_EIGENVECTORS, summary["stretch"], "eigenvectors of the metric"),
+        n = len(summary["stretch"])
+        # earlier runs drew the first dimensions, in their order
+        dimensions = [f"z_{place}" for place in summary.get("dimensions", range(1, n + 1))]
+        for name, labels, stretches, what in (
+            (_DIMENSIONS, dimensions, summary["dimension_stretch"], "latent dimensions"),
+            (_EIGENVECTORS, range(1, n + 1), summary["stretch"], "eigenvectors of the metric"),
         ):
             rows = {
-                f"{place}: {stretch:.3g} per unit": images[None]
-                for place, (stretch, images) in enumerate(
-                    zip(stretches, arrays[f"{name}_images"], strict=True), start=1
+                f"{label}: {stretch:.3g} per unit": images[None]
+                for label, stretch, images in zip(
+                    labels, stretches, arrays[f"{name}_images"], strict=True
                 )
             }
             title = f"{what}: change of the output by a unit step"

@@ -12,8 +12,10 @@ from geolatent.models.checkpoint import (
     save_model,
 )
 from geolatent.models.conv import ConvVAE
+from geolatent.models.dcgan import DCGAN
 from geolatent.models.digits import digits_vae
 from geolatent.models.flows import NICE, Flow
+from geolatent.models.gan import GAN
 from geolatent.models.glow import Glow
 from geolatent.models.iaf import IAFVAE
 from geolatent.models.rbf import RBFPrecision
@@ -21,6 +23,8 @@ from geolatent.models.recurrent import Forecaster, RecurrentVAE
 from geolatent.models.vae import MLPVAE, VAE
 
 __all__ = [
+    "DCGAN",
+    "GAN",
     "IAFVAE",
     "MLPVAE",
     "NICE",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from geolatent.models.conv import (
     convolutional_decoder,
     convolutional_encoder,
 )
+from geolatent.models.gan import GAN, Examples
 
 
-class BiGAN(nn.Module):
+class BiGAN(GAN):
     r"""Bidirectional GAN: a generator G, its encoder E, and a discriminator D of pairs.
 
     With z ~ N(0, I) and images x of the data,
@@ -67,12 +67,22 @@ class BiGAN(nn.Module):
         activation: str = "elu",
         batch_norm: bool = True,
     ) -> None:
-        super().__init__()
         check_integer("latent_dim", latent_dim)
-        check_convolutions(image_shape, channels, hidden, activation)
+        check_convolutions(image_shape, channels, activation, check_integer("hidden", hidden))
         check_boolean("batch_norm", batch_norm)
-        self.latent_dim = latent_dim
-        self.image_shape = tuple(image_shape)
+        super().__init__(
+            latent_dim,
+            image_shape,
+            "normal",
+            {
+                "latent_dim": latent_dim,
+                "channels": list(channels),
+                "hidden": hidden,
+                "image_shape": list(image_shape),
+                "activation": activation,
+                "batch_norm": batch_norm,
+            },
+        )
         self.encoder = convolutional_encoder(
             image_shape, channels, hidden, latent_dim, activation, batch_norm
         )
@@ -80,61 +90,33 @@ class BiGAN(nn.Module):
             latent_dim, hidden, channels, image_shape, activation, batch_norm
         )
         self.discriminator = _PairDiscriminator(latent_dim, image_shape, channels, hidden)
-        self._arguments = {
-            "latent_dim": latent_dim,
-            "channels": list(channels),
-            "hidden": hidden,
-            "image_shape": list(image_shape),
-            "activation": activation,
-            "batch_norm": batch_norm,
-        }
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments that build a model with this one's parameters."""
-        return dict(self._arguments)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the codes of images, (n, *image_shape) -> (n, d)."""
         check_batch("images", images, self.image_shape)
         return self.encoder(images)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Return the images of codes, in [-1, 1], (n, d) -> (n, *image_shape)."""
-        check_batch("z", z, (self.latent_dim,))
-        return torch.tanh(self.generator(z))
-
     def forward(self, images: Tensor) -> Tensor:
         """Decode the codes of images: their reconstructions."""
         return self.decode(self.encode(images))
+
+    def examples(self, images: Tensor, z: Tensor) -> tuple[Examples, Examples]:
+        """Return images and their codes, and the images of codes with these."""
+        generated = self.decode(z)
+        return (images, self.encode(images)), (generated, z)
 
     def opponents(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of generator and encoder, which play against the discriminator."""
         yield from self.generator.parameters()
         yield from self.encoder.parameters()
 
-    def logits(self, images: Tensor, codes: Tensor) -> Tensor:
-        """Return log(D / (1 - D)) of pairs, (n, *image_shape) and (n, d) -> (n,)."""
-        return self.discriminator(images, codes)
+    def opponents_loss(self, real: Examples, generated: Examples) -> Tensor:
+        """Return the loss of generator and encoder, a number in nats.
 
-    def game_loss(self, encoded: tuple[Tensor, Tensor], generated: tuple[Tensor, Tensor]) -> Tensor:
-        r"""Return the discriminator's loss, a number in nats.
-
-        With l = log(D / (1 - D)), the discriminator is to find l large for encoded pairs
-        (x, E(x)) and small for generated pairs (G(z), z):
-
-            mean log(1 + exp(-l(encoded))) + mean log(1 + exp(l(generated))).
-
-        Generator and encoder minimise the same with the two exchanged, which has gradients even
-        where the discriminator is sure (Donahue et al. 2017, section 3.4).
-
-        Parameters
-        ----------
-        encoded, generated
-            Images (n, *image_shape) and codes (n, d).
+        It is the discriminator's with the two exchanged, which has gradients even where the
+        discriminator is sure (Donahue et al. 2017, section 3.4).
         """
-        softplus = nn.functional.softplus
-        return softplus(-self.logits(*encoded)).mean() + softplus(self.logits(*generated)).mean()
+        return self.game_loss(generated, real)
 
 
 class _PairDiscriminator(nn.Module):

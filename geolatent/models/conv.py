@@ -83,7 +83,7 @@ class ConvVAE(VAE):
     ) -> None:
         check_integer("latent_dim", latent_dim)
         check_boolean("spectral_norm", spectral_norm)
-        check_convolutions(image_shape, channels, hidden, activation)
+        check_convolutions(image_shape, channels, activation, check_integer("hidden", hidden))
         encoder = convolutional_encoder(image_shape, channels, hidden, 2 * latent_dim, activation)
         decoder = convolutional_decoder(latent_dim, hidden, channels, image_shape, activation)
         if spectral_norm:
@@ -112,12 +112,16 @@ class ConvVAE(VAE):
 
 
 def check_convolutions(
-    image_shape: Sequence[int], channels: Sequence[int], hidden: int, activation: str
+    image_shape: Sequence[int],
+    channels: Sequence[int],
+    activation: str,
+    hidden: int | None = None,
 ) -> None:
     """Raise where no convolutional networks of these sizes can be built."""
     check_sizes("channels", channels)
     check_sizes("image_shape", image_shape)
-    check_integer("hidden", hidden)
+    if hidden is not None:
+        check_integer("hidden", hidden)
     check_choice("activation", activation, tuple(ACTIVATIONS))
     factor = 2 ** len(channels)
     if len(image_shape) != 3 or any(size % factor for size in image_shape[1:]):
@@ -131,26 +135,32 @@ def check_convolutions(
 def convolutional_encoder(
     image_shape: Sequence[int],
     channels: Sequence[int],
-    hidden: int,
+    hidden: int | None,
     n_outputs: int,
     activation: str,
     batch_norm: bool = False,
 ) -> nn.Sequential:
-    """Return a network (n, *image_shape) -> (n, n_outputs); see `ConvVAE`."""
+    """Return a network (n, *image_shape) -> (n, n_outputs); see `ConvVAE`.
+
+    Without a width of them there are no hidden fully connected layers.
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise([image_shape[0], *channels]):
         layers.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
         if batch_norm:
             layers.append(nn.BatchNorm2d(outputs))
         layers.append(ACTIVATIONS[activation]())
-    features = math.prod(inner_shape(image_shape, channels))
-    layers += [nn.Flatten(), nn.Linear(features, hidden), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, nn.Linear(hidden, n_outputs))
+    width = math.prod(inner_shape(image_shape, channels))
+    layers.append(nn.Flatten())
+    if hidden is not None:
+        layers += [nn.Linear(width, hidden), ACTIVATIONS[activation]()]
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
 
 
 def convolutional_decoder(
     latent_dim: int,
-    hidden: int,
+    hidden: int | None,
     channels: Sequence[int],
     image_shape: Sequence[int],
     activation: str,
@@ -158,14 +168,15 @@ def convolutional_decoder(
 ) -> nn.Sequential:
     """Return a network (n, d) -> (n, *image_shape), the mirror image of the encoder."""
     shape = inner_shape(image_shape, channels)
-    layers: list[nn.Module] = [nn.Linear(latent_dim, hidden)]
-    if batch_norm:
-        layers.append(nn.BatchNorm1d(hidden))
-    layers += [
-        ACTIVATIONS[activation](),
-        nn.Linear(hidden, math.prod(shape)),
-        nn.Unflatten(1, shape),
-    ]
+    layers: list[nn.Module] = []
+    width = latent_dim
+    if hidden is not None:
+        layers.append(nn.Linear(latent_dim, hidden))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(hidden))
+        layers.append(ACTIVATIONS[activation]())
+        width = hidden
+    layers += [nn.Linear(width, math.prod(shape)), nn.Unflatten(1, shape)]
     if batch_norm:
         layers.append(nn.BatchNorm2d(shape[0]))
     layers.append(ACTIVATIONS[activation]())

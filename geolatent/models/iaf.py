@@ -75,7 +75,7 @@ class IAFVAE(VAE):
         check_integer("steps", steps)
         check_integer("context", context)
         check_sizes("flow_hidden", flow_hidden)
-        check_convolutions(image_shape, channels, hidden, activation)
+        check_convolutions(image_shape, channels, activation, check_integer("hidden", hidden))
         flows = import_extra("zuko.flows", NEEDS_ZUKO)
         outputs = 2 * latent_dim + context
         super().__init__(

@@ -111,8 +111,8 @@ class VAE(nn.Module):
         """
         mean, std = self.encode(images)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        divergence = 0.5 * (mean * mean + std * std - 1.0 - 2.0 * std.log())
-        return self.log_likelihood(images, mean + std * noise), divergence.sum(1)
+        divergence = normal_divergences(mean, std).sum(1)
+        return self.log_likelihood(images, mean + std * noise), divergence
 
     def log_likelihood(self, images: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z) of images and a code for each, (n, *image_shape), (n, d) -> (n,)."""
@@ -266,6 +266,11 @@ class MLPVAE(VAE):
 def log_normal(z: Tensor) -> Tensor:
     """Return log N(z; 0, I), (..., d) -> (...,), in nats."""
     return -0.5 * (z * z + math.log(2.0 * math.pi)).sum(-1)
+
+
+def normal_divergences(mean: Tensor, std: Tensor) -> Tensor:
+    """Return KL(N(mean, std^2) || N(0, 1)) of each number, in nats."""
+    return 0.5 * (mean * mean + std * std - 1.0 - 2.0 * std.log())
 
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
