@@ -767,6 +767,7 @@ def trained(tmp_path_factory):
     for name, model in (
         ("mnist_2d", gl.models.ConvVAE(latent_dim=2, channels=[4], hidden=8)),
         ("mnist_16d", gl.models.ConvVAE(latent_dim=16, channels=[4], hidden=8)),
+        ("mnist_beta_vae", gl.models.ConvVAE(latent_dim=10, channels=[4], hidden=8)),
         ("mnist_bigan", gl.models.BiGAN(latent_dim=16, channels=[4], hidden=8)),
     ):
         save_model(model, folder / "runs" / name / "model.safetensors")

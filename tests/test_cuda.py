@@ -143,6 +143,11 @@ CASES = {
     "brownian_motion": on_codes(
         gl.brownian_motion, CODES, time=0.1, n_steps=1, integrator=gl.RungeKutta(1e-3)
     ),
+    "lyapunov_exponents": lambda place: (
+        gl.lyapunov_exponents(
+            lambda x: torch.sin(2.0 * x + 0.5 * x.roll(1, 1)), place.put(CODES), 20
+        ).exponents
+    ),
     "gaussian_curvature": on_codes(gl.gaussian_curvature, CODES),
     "sectional_curvature": on_codes(gl.sectional_curvature, CODES, VECTORS, MORE),
     "distance": on_codes(gl.distance, CODES, OTHERS),
@@ -246,7 +251,8 @@ STORED = {"save_graph", "load_graph"}
 EXEMPT = {
     "adapters", "data", "models", "__version__",
     "Metric", "Solver", "Integrator",
-    "Evaluations", "FrechetMean", "GeodesicSolution", "Progress", "Shooting", "Trajectory",
+    "Evaluations", "FrechetMean", "GeodesicSolution", "LyapunovExponents", "Progress", "Shooting",
+    "Trajectory",
     "Status", "TrajectoryStatus",
 }  # fmt: skip
 # follows many geodesics

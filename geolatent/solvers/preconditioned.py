@@ -315,7 +315,8 @@ class _Descent(Stage):
         if not self.energy.gauss_newton:
             # what promised too little of a level promises too little of what is left of it
             ratio = torch.maximum(got / promised, lessons.gain_ratio[pairs]).nan_to_num(1.0)
-            ratio = ratio if self.sketched else torch.where(rough, 1.0, ratio)
+            smooth = self.energy.order[index] >= _SMOOTH_ORDER
+            ratio = ratio if self.sketched else torch.where(smooth, ratio, 1.0)
             expected = expected * ratio.clamp(1.0, _LARGEST_RATIO)
         reached = enough & (expected <= self.goal[index])
         stalled = solver.minimizer.stalled(state)
