@@ -11,6 +11,7 @@ from scipy.io import netcdf_file
 from torch import nn
 
 import geolatent as gl
+from geolatent.cli import main
 from geolatent.lab import plotting_sequences
 from geolatent.lab.config import TrainingOptions
 from geolatent.lab.data import DataOptions, load
@@ -213,7 +214,7 @@ def test_forecast_errors_of_a_frozen_state_are_those_of_persistence():
     torch.testing.assert_close(errors[0, 0], first)
 
 
-def test_forecast_writes_a_run_that_can_be_drawn_again(tmp_path):
+def test_forecast_writes_a_run_that_can_be_drawn_again(tmp_path, capsys):
     name, system = "pendulum", SYSTEMS["pendulum"]
     work = Forecast(
         out=tmp_path / "run",
@@ -228,6 +229,8 @@ def test_forecast_writes_a_run_that_can_be_drawn_again(tmp_path):
     run = load_run(tmp_path / "run")
     assert set(run.summary["lyapunov"]) == {"equations", "model"}
     assert set(run.summary["wasserstein"]) == set(system.coordinates)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "pendulum: Lyapunov" in " ".join(capsys.readouterr().out.split())
     assert run.arrays["errors"].shape == (10,)
     before = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
     assert before == ["attractor.png", "errors.png", "losses.png", "marginals.png"]

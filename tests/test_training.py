@@ -319,6 +319,8 @@ def test_a_trained_dcgan_is_stored_with_samples_in_place_of_reconstructions(tmp_
     for name in ("realism", "precision"):
         assert quality["images"][name] > quality["samples"][name]
     assert isinstance(load_model(tmp_path / "model.safetensors"), DCGAN)
+    assert main(["report", str(tmp_path)]) == 0
+    assert "realism: samples 0." in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_test_split_is_taken_whole():
@@ -520,8 +522,8 @@ def test_train_writes_model_figures_and_summary(tmp_path):
     assert summary["class_path"] == "geolatent.models.vae.MLPVAE"
     assert summary["init_args"] == loaded.arguments
     assert len(summary["train_loss"]) == len(summary["validation_loss"]) == 2
-    assert (summary["n_train"], summary["n_test"]) == (120, 120)
-    images, _ = load(DataOptions("digits", split="test", per_class=12))
+    assert (summary["n_train"], summary["n_test"]) == (120, 450)
+    images, _ = load(DataOptions("digits", split="test"))
     expected = (loaded(images)[0] - images).square().mean().item()
     assert summary["test_error"] == pytest.approx(expected, rel=1e-5)
     for name in ("losses", "reconstructions", "latent"):
@@ -591,10 +593,10 @@ def test_train_a_flow(tmp_path, build, capsys):
     loaded = load_model(tmp_path / "model.safetensors")
     assert bool(loaded.initialised)
     assert summary["test_error"] < 1e-8
-    test_images, _ = load(DataOptions("digits", split="test", per_class=12))
+    test_images, _ = load(DataOptions("digits", split="test"))
     bits = held_out_bits(loaded, test_images)
     assert summary["test_bits"] == pytest.approx(float(bits.mean()), rel=1e-5)
-    assert summary["test_bits_error"] == pytest.approx(float(bits.std()) / 120**0.5, rel=1e-4)
+    assert summary["test_bits_error"] == pytest.approx(float(bits.std()) / 450**0.5, rel=1e-4)
     assert main(["plot", str(tmp_path)]) == 0
     # other commands take the model: its codes are flat
     words = ["interpolate", "--model.checkpoint", tmp_path / "model.safetensors", "--n_pairs=2"]

@@ -92,8 +92,8 @@ def _rows(folder: Path, name: Path) -> list[list[str]]:
     summary = read_json(folder / SUMMARY)
     seconds = f"{summary['seconds']:.0f}"
     if "class_path" in summary:
-        error, variance = summary["test_error"], summary["test_variance"]
-        text = f"test error {number(error, '.4f')}, of the mean image {number(variance, '.4f')}"
+        # trainings of before they had a config do not say that they are
+        text = EXPERIMENTS[summary.get("command", "train")].in_a_report(summary)
         kind = summary["class_path"].rpartition(".")[2]
         return [[str(name), kind, text, str(summary["n_train"]), "", "", "", "", seconds]]
     if "groups" not in summary:

@@ -313,6 +313,16 @@ class Train(TrainingExperiment):
         return Cost(seconds=passes * seconds_a_row(model))
 
     @staticmethod
+    def in_a_report(summary: Summary) -> str:
+        """Return what a table of many runs tells of one."""
+        if "quality" in summary:
+            realism = {name: entry["realism"] for name, entry in summary["quality"].items()}
+            both = (f"{name} {number(value, '.3f')}" for name, value in realism.items())
+            return f"realism: {', '.join(both)}"
+        error, variance = (number(summary[f"test_{name}"], ".4f") for name in ("error", "variance"))
+        return f"test error {error}, of the mean image {variance}"
+
+    @staticmethod
     def figures(run: Run) -> dict[str, Figure]:
         """Draw the figures of a run from what it stored."""
         arrays = run.arrays or stored_arrays(run.path / OLD_ARRAYS)
