@@ -89,9 +89,9 @@ def test_random_decoders(d, bound):
 def test_counts_grow_at_most_linearly_with_the_latent_dimension():
     # above the few dimensions in which Gauss-Newton pays
     cost = {d: mean_equivalents(random_decoder(d), d) for d in (4, 8, 16, 32, 64)}
-    for d in (4, 8, 16, 32):
-        assert cost[2 * d] <= 2.1 * cost[d]
-    assert cost[64] <= 16 * cost[4]
+    for d in (4, 8, 16):
+        assert cost[4 * d] <= 4.0 * cost[d]
+    assert cost[64] <= 5.0 * cost[4]
 
 
 @pytest.mark.parametrize("d", [2, 3, 8])
