@@ -265,20 +265,22 @@ def write_winters(path, **changes):
     axes = {"time": days, "latitude": [-2.5, 2.5, 7.5], "longitude": [187.5, 192.5, 237.5]}
     sst = np.full((2, 3, 3), -1.0)
     sst[1] = 2.0
-    sst[:, 2, 0] = 1e20
+    missing = changes.get("missing", 1e20)
+    sst[:, 2, 0] = missing
     with netcdf_file(path, "w") as file:
         for name, values in axes.items():
             file.createDimension(name, len(values))
             file.createVariable(name, "f8", (name,))[:] = values
         if changes.get("sst", True):
             variable = file.createVariable("sst", "f8", ("time", "latitude", "longitude"))
-            variable.missing_value = 1e20
+            variable.missing_value = missing
             variable[:] = sst
     return path
 
 
-def test_winters_are_classes_by_the_middle_of_the_pacific(tmp_path):
-    path = write_winters(tmp_path / "sst.nc")
+@pytest.mark.parametrize("missing", [1e20, -9999.0, float("nan")])
+def test_winters_are_classes_by_the_middle_of_the_pacific(tmp_path, missing):
+    path = write_winters(tmp_path / "sst.nc", missing=missing)
     found = winters(path)
     assert found.years.tolist() == [2000, 2010]
     np.testing.assert_allclose(found.nino34, [-1.0, 2.0])

@@ -117,7 +117,8 @@ def winters(path: str | os.PathLike[str] | None = None) -> Winters:
     if sst.shape != (len(time), len(latitudes), len(longitudes)) or sst.size == 0:
         required = "a file whose `sst` is (time, latitude, longitude)"
         raise ValueError(requirement("path", required, f"{file} with `sst` {sst.shape}"))
-    sst[sst >= 0.1 * float(np.asarray(missing).flat[0])] = np.nan
+    # fill values are far from all temperatures, on either side
+    sst[np.abs(sst) >= 0.1 * abs(float(np.asarray(missing).flat[0]))] = np.nan
     # the middle of a winter is in January
     dates = _BEGINNING + time.astype("timedelta64[D]")
     years = dates.astype("datetime64[Y]").astype(np.int64) + 1970
