@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geolatent.arrays import Array, Result
 from geolatent.checks import check_choice, check_integer, check_tensor, requirement
 
-_DENSITIES = ("normal", "uniform")
-_PRIORS = (*_DENSITIES, "sphere")
+_DENSITIES = ("normal", "logistic", "uniform")
+PRIORS = (*_DENSITIES, "sphere")
+# of a logistic distribution of variance 1
+LOGISTIC_SCALE = math.sqrt(3.0) / math.pi
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ def norm_profile(points: Array, prior: str = "normal") -> NormProfile:
     points
         Points along paths, (..., T, d).
     prior
-        ``"normal"``, N(0, I), whose norms follow the chi distribution; ``"uniform"`` on the cube
-        [-1, 1]^d; or ``"sphere"``, uniform on the sphere of radius sqrt(d).
+        ``"normal"``, N(0, I), whose norms follow the chi distribution; ``"logistic"``, independent
+        logistic distributions of mean 0 and variance 1; ``"uniform"`` on the cube [-1, 1]^d; or
+        ``"sphere"``, uniform on the sphere of radius sqrt(d).
 
     Returns
     -------
@@ -83,19 +88,20 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
     """Return mean and standard deviation of |z| for z from the prior.
 
     For N(0, I) the norm follows the chi distribution, of mean
-    sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2). On the cube,
+    sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2). Of the other densities,
 
         E sqrt(Y) = (1 / sqrt(pi)) integral_0^inf (1 - E exp(-u^2 Y)) / u^2 du
 
-    with Y = |z|^2 and E exp(-u^2 Y) = (sqrt(pi) erf(u) / (2 u))^d. In both cases the variance is
-    E |z|^2 less the squared mean. On the sphere all norms are sqrt(d).
+    with Y = |z|^2 and E exp(-u^2 Y) = (E exp(-u^2 z_1^2))^d, which on the cube is
+    (sqrt(pi) erf(u) / (2 u))^d. The variance is E |z|^2 less the squared mean. On the sphere all
+    norms are sqrt(d).
 
     Parameters
     ----------
     dim
         Latent dimension d.
     prior
-        ``"normal"``, ``"uniform"`` or ``"sphere"``, as for `norm_profile`.
+        As for `norm_profile`.
 
     Examples
     --------
@@ -103,7 +109,7 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
     ['9.98 +- 0.71', '5.77 +- 0.26']
     """
     dim = check_integer("dim", dim)
-    check_choice("prior", prior, _PRIORS)
+    check_choice("prior", prior, PRIORS)
     if prior == "sphere":
         return math.sqrt(dim), 0.0
     if prior == "normal":
@@ -112,32 +118,56 @@ def prior_norm(dim: int, prior: str = "normal") -> tuple[float, float]:
         return float(chi.mean(dim)), float(chi.std(dim))
     from scipy.integrate import quad
 
+    square, transform = (
+        (1.0 / 3.0, _cube_transform) if prior == "uniform" else (1.0, _logistic_transform())
+    )
+
     def integrand(u: float) -> float:
         if u < 1e-4:  # the leading term of the series
-            return dim / 3.0
-        ratio = math.sqrt(math.pi) * math.erf(u) / (2.0 * u)
-        return -math.expm1(dim * math.log(ratio)) / u**2
+            return dim * square
+        return -math.expm1(dim * math.log(transform(u))) / u**2
 
-    # one cut where the integrand falls from d / 3 to u^-2
+    # one cut where the integrand falls from its value at 0 to u^-2
     cut = 4.0 / math.sqrt(dim)
     value = quad(integrand, 0.0, cut, epsabs=1e-13, epsrel=1e-12)[0]
     value += quad(integrand, cut, math.inf, epsabs=1e-13, epsrel=1e-12)[0]
     mean = value / math.sqrt(math.pi)
-    return mean, math.sqrt(dim / 3.0 - mean**2)
+    return mean, math.sqrt(dim * square - mean**2)
+
+
+def _cube_transform(u: float) -> float:
+    """Return E exp(-u^2 x^2), x uniform on [-1, 1]."""
+    return math.sqrt(math.pi) * math.erf(u) / (2.0 * u)
+
+
+def _logistic_transform() -> Callable[[float], float]:
+    """Return the function E exp(-u^2 x^2) of u, x logistic of variance 1."""
+    # the trapezoidal rule, which converges exponentially: both factors are analytic and fall
+    # like exp(-|x| / s) at least; at large u the first is as narrow as 1 / u
+    s = LOGISTIC_SCALE
+
+    def transform(u: float) -> float:
+        step = min(0.1, 0.3 / u)
+        x = step * np.arange(0.0, min(22.0, 7.0 / u) / step)
+        values = np.exp(-((u * x) ** 2)) / np.cosh(x / (2.0 * s)) ** 2 / (4.0 * s)
+        return float(step * (2.0 * values.sum() - values[0]))
+
+    return transform
 
 
 def log_prior(points: Array, prior: str = "normal") -> Tensor:
     """Return the log density of the prior at points, in nats.
 
-    -(d log(2 pi) + |z|^2) / 2 for N(0, I); -d log 2 within the cube and minus infinity outside. A
-    prior on a sphere has no density in the space around it.
+    -(d log(2 pi) + |z|^2) / 2 for N(0, I); for the logistic prior the sum of
+    -log s - log(1 + exp(z_i / s)) - log(1 + exp(-z_i / s)), s = sqrt(3) / pi; -d log 2 within the
+    cube and minus infinity outside. A prior on a sphere has no density in the space around it.
 
     Parameters
     ----------
     points
         Shape (..., d).
     prior
-        ``"normal"`` or ``"uniform"``, as for `norm_profile`.
+        ``"normal"``, ``"logistic"`` or ``"uniform"``, as for `norm_profile`.
 
     Returns
     -------
@@ -153,9 +183,30 @@ def log_prior(points: Array, prior: str = "normal") -> Tensor:
     dim = points.shape[-1]
     if check_choice("prior", prior, _DENSITIES) == "normal":
         return -0.5 * (dim * math.log(2.0 * math.pi) + points.square().sum(-1))
+    if prior == "logistic":
+        scaled = points / LOGISTIC_SCALE
+        # in a form that is safe for any value
+        softplus = nn.functional.softplus(scaled) + nn.functional.softplus(-scaled)
+        return -(softplus + math.log(LOGISTIC_SCALE)).sum(-1)
     inside = (points.abs() <= 1.0).all(-1)
     value = torch.full(points.shape[:-1], -dim * math.log(2.0)).to(points)
     return torch.where(inside, value, -torch.inf)
+
+
+def mean_log_prior(dim: int, prior: str = "normal") -> float:
+    """Return the mean of `log_prior` over codes of the prior, its negative entropy, in nats.
+
+    Examples
+    --------
+    >>> round(mean_log_prior(2), 3), round(mean_log_prior(2, "uniform"), 3)
+    (-2.838, -1.386)
+    """
+    entropy = {
+        "normal": 0.5 * (1.0 + math.log(2.0 * math.pi)),
+        "logistic": 2.0 + math.log(LOGISTIC_SCALE),
+        "uniform": math.log(2.0),
+    }
+    return -check_integer("dim", dim) * entropy[check_choice("prior", prior, _DENSITIES)]
 
 
 def onto_sphere(codes: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ def test_dots_move_in_the_plane():
     line = CubicBSpline.straight(codes[:1], codes[1:2])
     arrays = animated_arrays(model, [line], AnimationOptions(n_frames=3), codes, labels[:50])
     read_back = {name: value.numpy() for name, value in arrays.items()}
-    (one,) = stored_animations(read_back, ["straight"], {"animation_0": "pair"}).values()
-    canvas, _, (dot,), _ = animation._stage(one, {"straight": one.images["straight"][:, 0]})
+    (one,) = stored_animations(read_back, ["straight"], {"animation_0": "pair"}, "digits").values()
+    canvas, _, (dot,), _ = animation._stage(one)
     assert np.allclose(dot.get_data(), codes[:1].T)
     first, _, last = render(one)
     assert (first != last).any()

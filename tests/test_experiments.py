@@ -12,6 +12,8 @@ from rounding import assert_same_pairs
 from torch import nn
 
 import geolatent as gl
+from geolatent.curves import CubicBSpline
+from geolatent.explorer.subject import Subject
 from geolatent.lab.compare import Compare
 from geolatent.lab.config import (
     FeatureOptions,
@@ -41,12 +43,13 @@ from geolatent.lab.pairs import (
     Pairs,
     Shards,
     draw_images,
+    draw_prior,
     encoded_pairs,
     prior_pairs,
     read_pairs,
     worst_case_pairs,
 )
-from geolatent.lab.sample import png_bytes
+from geolatent.lab.sample import Sample, png_bytes
 from geolatent.lab.setup import (
     Dataset,
     make_device,
@@ -691,3 +694,30 @@ def test_a_decoded_plane_is_decoded_square_by_square(digits):
     torch.testing.assert_close(found["decoded_second"].float(), torch.tensor([0.45, 1.45]))
     expected = model.images(torch.tensor([[0.5, 1.45]]))[0]
     torch.testing.assert_close(found["decoded"][1, 2], expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_codes_of_commands_are_of_the_models_prior(tmp_path):
+    """Of a generator's sphere or a flow's logistic prior, not of N(0, I)."""
+    generator = gl.models.DCGAN(latent_dim=5, channels=(4, 8), prior="sphere").eval()
+    path = tmp_path / "model.safetensors"
+    gl.models.save_model(generator, path)
+    options = ModelOptions(checkpoint=str(path))
+    sample = Sample(model=options, out=tmp_path / "out", n_samples=4)
+    codes = draw_prior(4, 5, prior="sphere", like=sample.codec.like)
+    torch.testing.assert_close(sample.images, sample.codec.images(codes))
+    for start in (
+        Improvement(model=options, n_pairs=3, steps=(0.5,)).groups[0].start,
+        Subject(model=options, source="prior", resolution=5).codes[:3],
+    ):
+        torch.testing.assert_close(start.norm(dim=1), start.new_full((3,), 5**0.5))
+
+
+def test_the_density_along_curves_is_of_the_models_prior():
+    assert LatentModel(gl.models.Glow((1, 8, 8), prior="logistic")).prior == "logistic"
+    point = torch.tensor([[0.3, -2.0]], dtype=torch.float64)
+    line = CubicBSpline.straight(point, point + 1e-6)
+    found = prior_densities(line, prior="logistic")["log_density"]
+    s = math.sqrt(3.0) / math.pi
+    expected = -(2 * torch.log(2 * s**0.5 * torch.cosh(point / (2 * s)))).sum()
+    torch.testing.assert_close(found, expected[None], rtol=1e-5, atol=0)

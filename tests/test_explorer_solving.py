@@ -254,7 +254,7 @@ def test_pictures_of_outputs_of_any_shape():
     row = pictures(torch.tensor([[0.0, 5.0, 10.0]]))
     assert row.tolist() == [[[[-1.0, 0.0, 1.0]]]]
     assert pictures(torch.full((1, 3, 2, 2), torch.nan)).tolist()[0][0][0] == [0.0, 0.0]
-    assert strip(torch.zeros(4, 3, 2, 2)).shape == (3, 2, 11)
+    assert strip(pictures(torch.zeros(4, 3, 2, 2))).shape == (3, 2, 11)
 
 
 # jobs
@@ -434,7 +434,7 @@ def test_a_decoder_alone_is_explored_from_the_prior():
     found = solve_pair(subject, *pair(subject), Settings(MEAN))
     assert found.status == "STRAIGHT_IS_SHORTEST"
     outputs = walk(subject, found, [0.0, 0.5, 1.0])[1][1]
-    assert strip(outputs).shape == (1, 1, 17)
+    assert strip(pictures(outputs)).shape == (1, 1, 17)
     with pytest.raises(ValueError, match="`metric` should be one of mean"):
         subject.pulled_back(GAUSSIAN)
 

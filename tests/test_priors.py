@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from geolatent import lerp, slerp
-from geolatent.priors import log_prior, norm_profile, onto_sphere, prior_norm
+from geolatent.lab.pairs import draw_prior
+from geolatent.priors import (
+    PRIORS,
+    log_prior,
+    mean_log_prior,
+    norm_profile,
+    onto_sphere,
+    prior_norm,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -47,6 +55,39 @@ def test_norms_in_the_cube():
         assert deviation == pytest.approx(float(norms.std()), rel=0.03)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 30, 784])
+def test_logistic_norms(dim):
+    """On the line E |x| = 2 s log 2; above, those of draws."""
+    mean, deviation = prior_norm(dim, "logistic")
+    assert mean**2 + deviation**2 == pytest.approx(dim, rel=1e-12)  # variance 1 each
+    if dim == 1:
+        assert mean == pytest.approx(2 * math.sqrt(3) / math.pi * math.log(2), rel=1e-9)
+    norms = draw_prior(20_000, dim, prior="logistic").norm(dim=1)
+    assert mean == pytest.approx(float(norms.mean()), abs=5 * deviation / 20_000**0.5)
+    assert deviation == pytest.approx(float(norms.std()), rel=0.04)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_draws_are_of_their_prior(prior):
+    codes = draw_prior(50_000, 3, seed=1, like=torch.empty(0), prior=prior)
+    assert codes.dtype == torch.float64
+    torch.testing.assert_close(codes[:7], draw_prior(7, 3, seed=1, like=codes, prior=prior))
+    mean, deviation = prior_norm(3, prior)
+    error = 5 * deviation / len(codes) ** 0.5 + 1e-12
+    assert float(codes.norm(dim=1).mean()) == pytest.approx(mean, abs=error)
+    if prior != "sphere":
+        density = log_prior(codes, prior)
+        error = 5 * float(density.std()) / len(codes) ** 0.5 + 1e-12
+        assert float(density.mean()) == pytest.approx(mean_log_prior(3, prior), abs=error)
+
+
+def test_the_logistic_density_is_one_over_the_line():
+    x = torch.linspace(-40.0, 40.0, 80_001)
+    density = log_prior(x[:, None], "logistic").exp()
+    assert float(torch.trapezoid(density, x)) == pytest.approx(1.0, rel=1e-9)
+    assert float(torch.trapezoid(x.square() * density, x)) == pytest.approx(1.0, rel=1e-9)
+
+
 def test_straight_midpoints_leave_the_shell_of_the_prior():
     """The "tent-pole" effect in 100 dimensions, and slerp, which has none."""
     start, end = torch.randn(2, 20_000, 100)
@@ -77,7 +118,7 @@ def test_a_sphere_has_one_norm_and_no_density():
     assert (profile.mean, profile.standard_deviation) == (pytest.approx(7**0.5), 0.0)
     with pytest.raises(ValueError, match="`standard_deviation` should be above 0"):
         _ = profile.deviation
-    with pytest.raises(ValueError, match="`prior` should be one of normal, uniform"):
+    with pytest.raises(ValueError, match="`prior` should be one of normal, logistic, uniform"):
         log_prior(codes, "sphere")
     # great circles between codes of the sphere stay on it
     on_the_way = slerp(codes[:, 0], codes[:, 1], torch.linspace(0, 1, 5))

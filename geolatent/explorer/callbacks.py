@@ -16,7 +16,7 @@ from geolatent.explorer import figures
 from geolatent.explorer.downloads import curve_csv, curve_safetensors, group_python, pair_python
 from geolatent.explorer.jobs import BusyError, Job, Jobs, StoppedError, in_words
 from geolatent.explorer.layout import code_text
-from geolatent.explorer.pictures import data_url, pictures, strip
+from geolatent.explorer.pictures import data_url, strip
 from geolatent.explorer.plane import Plane, make_plane
 from geolatent.explorer.solving import (
     EARLY,
@@ -234,7 +234,8 @@ class Page:
         self._place(patch, "geodesic", figures.coordinates(curve))
         shares = [number / (_STRIP - 1) for number in range(_STRIP)]
         outputs = [found for _, found in walk(self.subject, result, shares)]
-        small = [strip(each) for each in outputs]
+        drawn = self.subject.pictures(torch.cat(outputs))
+        small = [strip(each) for each in drawn.split(_STRIP)]
         alts = [
             f"{_STRIP} decoded outputs at equal steps of length along the {name}, from the first "
             f"code to the second{_not_finite(each)}"
@@ -344,7 +345,9 @@ class Page:
         plane, patch = Plane.from_plain(state["plane"]), Patch()
         codes = torch.cat([codes for codes, _ in found])
         self._place(patch, "walk", figures.coordinates(plane.points(codes)))
-        images = [data_url(pictures(outputs)[0]) for _, outputs in found]
+        # both by one scale
+        drawn = self.subject.pictures(torch.cat([outputs for _, outputs in found]), axes=True)
+        images = [data_url(image) for image in drawn]
         alts = [
             f"decoded output {100 * share:.0f} % along the {name}{_not_finite(outputs)}"
             for name, (_, outputs) in zip(("straight line", "geodesic"), found, strict=True)

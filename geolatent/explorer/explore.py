@@ -31,7 +31,7 @@ class Explore:
     data
         The images whose codes are drawn.
     source
-        "data": draw the codes of the data; "prior": codes drawn from N(0, I), for a model without
+        "data": draw the codes of the data; "prior": codes drawn from the prior, for a model without
         an encoder or data.
     metric
         How the decoder becomes a metric; the page offers the mean alone as well.

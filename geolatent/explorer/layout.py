@@ -70,7 +70,8 @@ def page(subject: Subject) -> Any:
                     ),
                 ]
             ),
-        ]
+        ],
+        className="drawn" if subject.draws else None,
     )
 
 

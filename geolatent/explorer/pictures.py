@@ -34,15 +34,14 @@ def pictures(outputs: Tensor) -> Tensor:
     return torch.where(images.isfinite(), images, _UNKNOWN)
 
 
-def strip(outputs: Tensor, gap: int = 1) -> Tensor:
-    """Return outputs (n, ...) as one image, beside each other with white between, (1 or 3, h, w).
+def strip(images: Tensor, gap: int = 1) -> Tensor:
+    """Return `pictures` (n, 1 or 3, h, w) as one, beside each other with white between.
 
     Examples
     --------
     >>> strip(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([1, 8, 26])
     """
-    images = pictures(outputs)
     gapped = torch.nn.functional.pad(images, (0, gap), value=_GAP)
     whole = torch.cat(list(gapped), dim=2)
     return whole[:, :, : whole.shape[2] - gap]

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from geolatent.checks import check_choice, check_integer, requirement
 from geolatent.explorer.jobs import look
+from geolatent.explorer.pictures import pictures
 from geolatent.explorer.plane import Plane, plane_of_dimensions
 from geolatent.graph import LatentGraph
 from geolatent.lab.config import DataOptions, FeatureOptions, MetricOptions, ModelOptions
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import plane_grid
-from geolatent.lab.pairs import draw_normal
+from geolatent.lab.pairs import draw_prior
+from geolatent.lab.panels import DRAWN, pictures_of
 from geolatent.lab.setup import Dataset, make_device, make_features, make_model
 from geolatent.metrics.base import Metric
 from geolatent.metrics.rows import Rows
@@ -66,7 +68,8 @@ class Subject:
     model, data, metric, features
         As the commands take them.
     source
-        "data": the codes are those of the data; "prior": drawn from N(0, I).
+        "data": the codes are those of the data; "prior": drawn from the model's prior, N(0, I)
+        unless it has another.
     dtype, device, seed
         Type and place of model and codes; seed of the drawn codes and of Hutchinson's signs.
     resolution
@@ -167,7 +170,13 @@ class Subject:
 
     def _encode(self) -> tuple[Tensor, Tensor | None]:
         if self.source == "prior":
-            drawn = draw_normal(_PRIOR_CODES, self.codec.dim, self.seed, self.codec.like)
+            drawn = draw_prior(
+                _PRIOR_CODES,
+                self.codec.dim,
+                seed=self.seed,
+                like=self.codec.like,
+                prior=self.codec.prior,
+            )
             return drawn, None
         images, labels = self.dataset.chosen
         if len(images) > _MOST_CODES:
@@ -184,6 +193,20 @@ class Subject:
     def decode(self, codes: Tensor) -> Tensor:
         """Return the (mean) outputs of codes (n, d), (n, ...)."""
         return self.watched.images(codes).cpu()
+
+    def pictures(self, outputs: Tensor, *, axes: bool = False) -> Tensor:
+        """Return outputs (n, ...) as images (n, 1 or 3, height, width) in [-1, 1], to be shown.
+
+        Windows of trajectories and fields of temperature are drawn, with axes or without.
+        """
+        if not self.draws:
+            return pictures(outputs)
+        return torch.from_numpy(pictures_of(self.data.name, outputs.double().numpy(), axes=axes))
+
+    @property
+    def draws(self) -> bool:
+        """Whether outputs are drawn, for the data are no pictures."""
+        return self.source == "data" and self.data.name in DRAWN
 
     @property
     def metrics(self) -> dict[str, str]:

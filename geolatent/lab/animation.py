@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image, features
@@ -27,14 +27,15 @@ from geolatent.lab.config import ANIMATION_FORMATS, AnimationOptions
 from geolatent.lab.contents import record_files
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
+from geolatent.lab.panels import Show, panels_for
 from geolatent.lab.paths import DENSE, dense_points, frames_along, polyline_at
-from geolatent.lab.plotting import COLORS, UNKNOWN, Array, grey_or_colour, label_plane
+from geolatent.lab.plotting import COLORS, Array, label_plane
 from geolatent.lab.plotting_statistics import scatter_classes
 
 Pixels = NDArray[np.uint8]
 
-# inches: an image, its name, the plane, the bar below; and pixels of an inch
-_IMAGE, _NAME, _PLANE, _BAR, _DPI = 1.5, 0.28, 3.9, 0.55, 90
+# inches: the name of a panel, the plane, the bar below; and pixels of an inch
+_NAME, _PLANE, _BAR, _DPI = 0.28, 3.9, 0.55, 90
 # images in a row, with a plane beside them and without
 _BESIDE, _ALONE = 3, 6
 # codes of the data that are drawn, and paths side by side
@@ -61,6 +62,9 @@ class Animation:
         The paths as lines, (N, 2).
     data, labels
         Codes of the data in the plane, (n, 2), and their classes.
+    data_name
+        Name of the data, as of `DataOptions`, by which images are drawn as such or as windows of
+        trajectories or maps.
     """
 
     title: str
@@ -69,6 +73,7 @@ class Animation:
     lines: Mapping[str, Array] | None = None
     data: Array | None = None
     labels: NDArray[np.int64] | None = None
+    data_name: str = "images"
 
 
 def formats_of(formats: str | Sequence[str]) -> list[str]:
@@ -134,7 +139,10 @@ def animated_arrays(
 
 
 def stored_animations(
-    arrays: Mapping[str, NDArray[Any]], names: Sequence[str], titles: Mapping[str, str]
+    arrays: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
+    titles: Mapping[str, str],
+    data_name: str,
 ) -> dict[str, Animation]:
     """Return the animations of a run from the arrays that `animated_arrays` made.
 
@@ -146,6 +154,8 @@ def stored_animations(
         Names of the paths, as they were given.
     titles
         Titles by the names of the animations' files, in their order.
+    data_name
+        Name of the data.
     """
     if "animation_images" not in arrays:
         return {}
@@ -158,6 +168,7 @@ def stored_animations(
             dict(zip(names, arrays["animation_lines"][place], strict=True)) if planar else None,
             arrays.get("animation_data"),
             arrays.get("animation_labels"),
+            data_name,
         )
         for place, (name, title) in enumerate(titles.items())
     }
@@ -191,12 +202,11 @@ def render(animation: Animation) -> Iterator[Pixels]:
     Each shows every path's image below its name, where the paths are in a plane, and the share of
     the output length that they have gone.
     """
-    images = {name: grey_or_colour(each) for name, each in animation.images.items()}
-    n_frames = len(next(iter(images.values())))
-    canvas, pictures, dots, bar = _stage(animation, images)
+    canvas, shows, dots, bar = _stage(animation)
+    n_frames = len(next(iter(animation.images.values())))
     for frame in range(n_frames):
-        for picture, each in zip(pictures, images.values(), strict=True):
-            picture.set_data(_shown(each[frame]))
+        for show in shows:
+            show(frame)
         for dot, codes in zip(dots, (animation.codes or {}).values(), strict=True):
             dot.set_data(codes[frame : frame + 1, 0], codes[frame : frame + 1, 1])
         bar.set_xdata([0.0, frame / (n_frames - 1)])
@@ -206,34 +216,33 @@ def render(animation: Animation) -> Iterator[Pixels]:
         yield pixels[:height, :width].copy()
 
 
-def _stage(
-    animation: Animation, images: Mapping[str, Array]
-) -> tuple[FigureCanvasAgg, list[AxesImage], list[Line2D], Line2D]:
+def _stage(animation: Animation) -> tuple[FigureCanvasAgg, list[Show], list[Line2D], Line2D]:
     """Draw what stays, and return what moves: the images, dots in the plane, a bar."""
+    images = animation.images
+    panels = panels_for(animation.data_name, list(images.values()))
     planar = animation.codes is not None and animation.data is not None
     columns = min(len(images), _BESIDE if planar else _ALONE)
+    columns = 2 if planar and len(images) == 4 else columns
     rows = -(-len(images) // columns)
-    first = next(iter(images.values()))
-    cell = _IMAGE * first.shape[1] / first.shape[2] + _NAME
+    across, down = panels.size
+    cell = down + _NAME
     # the title needs some room whatever is below it
-    left = max(columns * (_IMAGE + 0.1) + 0.1, 3.0)
+    left = max(columns * (across + 0.1) + 0.1, 3.0)
     width = left + (_PLANE + 0.2 if planar else 0.0)
     height = max(rows * cell, _PLANE if planar else 0.0) + 0.35 + _BAR
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     figure.text(0.1 / width, 1 - 0.22 / height, animation.title, fontsize=10, va="center")
-    pictures = []
+    shows = []
     for place, (name, each) in enumerate(images.items()):
         row, column = divmod(place, columns)
-        x, y = 0.1 + column * (_IMAGE + 0.1), height - 0.35 - (row + 1) * cell
-        box = (x / width, y / height, _IMAGE / width, (cell - _NAME) / height)
-        axes = figure.add_axes(box)
-        axes.set_axis_off()
+        x, y = 0.1 + column * (across + 0.1), height - 0.35 - (row + 1) * cell
         color = COLORS[place % len(COLORS)]
-        axes.set_title(name, fontsize=9, color=color, fontweight="bold", pad=3)
-        pictures.append(
-            axes.imshow(_shown(each[0]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-        )
+        box = (x / width, y / height, across / width, down / height)
+        shows.append(panels.add(figure, box, each, color))
+        middle, above = (x + across / 2) / width, (y + down + 0.04) / height
+        style: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "ha": "center"}
+        figure.text(middle, above, name, color=color, **style)
     dots = []
     if planar:
         dots = _plane(figure, animation, (left + 0.55, _BAR + 0.45, _PLANE - 0.6, height - 1.45))
@@ -243,7 +252,7 @@ def _stage(
     axes.plot([0, 1], [0, 0], color="0.88", lw=5, solid_capstyle="butt")
     (bar,) = axes.plot([0, 0], [0, 0], color="0.35", lw=5, solid_capstyle="butt")
     figure.text(0.1 / width, 0.14 / height, "share of the output length", fontsize=8, va="center")
-    return canvas, pictures, dots, bar
+    return canvas, shows, dots, bar
 
 
 def _plane(
@@ -265,13 +274,6 @@ def _plane(
         dots += axes.plot(path[:1, 0], path[:1, 1], color=color, **form)
     axes.tick_params(labelsize=8)
     return dots
-
-
-def _shown(image: Array) -> Array:
-    """Return an image in [0, 1]; grey where it is not finite."""
-    if np.isfinite(image).all():
-        return np.clip((image + 1.0) / 2.0, 0.0, 1.0)
-    return np.full_like(image, int(UNKNOWN[1:3], 16) / 255.0)
 
 
 def encode(frames: Sequence[Pixels], form: str, seconds: float = 4.0, loops: int = 0) -> bytes:
@@ -323,13 +325,16 @@ def encode(frames: Sequence[Pixels], form: str, seconds: float = 4.0, loops: int
 def _palette(frames: Sequence[Pixels]) -> Image.Image:
     """Return one palette for all frames, so that what stays does not flicker.
 
-    A quarter of it is shades of grey, which most images and all of the ground are.
+    A quarter of it is shades of grey, which most images and all of the ground are, and some are the
+    colours of paths, which cover too little to be found.
     """
     some = np.concatenate([frames[k] for k in (0, len(frames) // 2, -1)])
-    grey = np.linspace(0, 255, _GREYS).round().astype(np.uint8).repeat(3)
-    found = Image.fromarray(some).quantize(256 - _GREYS).getpalette() or []
+    fixed = np.linspace(0, 255, _GREYS).round().astype(np.uint8).repeat(3).tolist()
+    fixed += (255 * to_rgba_array(COLORS)[:, :3]).round().astype(np.uint8).flatten().tolist()
+    n_left = 256 - len(fixed) // 3
+    found = Image.fromarray(some).quantize(n_left).getpalette() or []
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*grey.tolist(), *found[: 3 * (256 - _GREYS)]])
+    palette.putpalette([*fixed, *found[: 3 * n_left]])
     return palette
 
 

@@ -44,7 +44,7 @@ from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.composite import ConformalMetric
 from geolatent.metrics.rows import Rows
-from geolatent.priors import log_prior, prior_norm
+from geolatent.priors import log_prior, mean_log_prior, prior_norm
 
 STRAIGHT, SLERP = "straight", "slerp"
 
@@ -134,7 +134,7 @@ class PathMeasure:
         if self.model.prior == "sphere":
             found = {"sphere_distance": off}
         else:
-            density = log_prior(codes.double())
+            density = log_prior(codes.double(), self.model.prior)
             found = {
                 "log_density": density.mean(),
                 "lowest_log_density": density.min(),
@@ -186,8 +186,8 @@ class ComparePaths(SourceExperiment):
     ----------
     pairs
         "encoded", pairs of images of the data, of different classes where there are labels;
-        "prior", both ends from N(0, I), or from the sphere of radius sqrt(d) where that is the
-        model's prior; "codes", pairs of a file.
+        "prior", both ends from the model's prior, N(0, I) unless it has another; "codes", pairs of
+        a file.
     data
         The images; their training split is what paths are compared with.
     features
@@ -369,9 +369,8 @@ class ComparePaths(SourceExperiment):
     def summarise(self, solved: SolvedPairs) -> Summary:
         """Return the statistics of each metric's geodesics, and the comparison of all paths."""
         values = path_values(solved)
-        mean, deviation = prior_norm(self.codec.dim, self.codec.prior)
-        # the entropy of N(0, I)
-        density = -0.5 * self.codec.dim * (1.0 + float(np.log(2.0 * np.pi)))
+        dim, prior = self.codec.dim, self.codec.prior
+        mean, deviation = prior_norm(dim, prior)
         return {
             "pairs": self.pairs,
             "groups": {name: summarise(part) for name, part in groups_of(solved, "metric").items()},
@@ -382,7 +381,7 @@ class ComparePaths(SourceExperiment):
             "prior": {
                 "norm_mean": mean,
                 "norm_std": deviation,
-                "log_density": None if self.codec.prior == "sphere" else density,
+                "log_density": None if prior == "sphere" else mean_log_prior(dim, prior),
             },
             "n_reference": len(self.reference),
             "classifier_accuracy": self.classifier[1],
@@ -479,7 +478,7 @@ class ComparePaths(SourceExperiment):
         if run.pairs is None:
             return {}
         names = [STRAIGHT, SLERP, *groups_of(run.pairs, "metric")]
-        return stored_animations(run.arrays, names, animated_pairs(run))
+        return stored_animations(run.arrays, names, animated_pairs(run), run.config["data"]["name"])
 
 
 def path_values(solved: SolvedPairs) -> dict[str, dict[str, NDArray[np.float64]]]:

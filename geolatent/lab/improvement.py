@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -47,8 +48,8 @@ class Improvement(SourceExperiment):
     Attributes
     ----------
     pairs
-        "worst", algorithm 1; "prior", both ends from N(0, I); "encoded", pairs of images of the
-        data; "codes", pairs of a file.
+        "worst", algorithm 1; "prior", both ends from the model's prior; "encoded", pairs of images
+        of the data; "codes", pairs of a file.
     n_pairs
         Number of pairs, for each step size; at most so many of a file.
     steps
@@ -86,9 +87,8 @@ class Improvement(SourceExperiment):
         if self.pairs != "worst":
             return super().groups
         like, dim = self.codec.like, self.codec.dim
-        return worst_case_pairs(
-            self.pulled_back, self.n_pairs, dim, self.step_sizes, seed=self.seed, like=like
-        )
+        how: dict[str, Any] = {"seed": self.seed, "like": like, "prior": self.codec.prior}
+        return worst_case_pairs(self.pulled_back, self.n_pairs, dim, self.step_sizes, **how)
 
     def cases(self) -> list[Case]:
         """Return a case for each step size."""

@@ -69,8 +69,8 @@ class Interpolate(SourceExperiment):
 
     Slerp turns the direction of the code along a great circle and changes its norm linearly. With
     a feature map every pair is solved twice, without it and with it. For each pair and each of the
-    curves: length, log density of the codes under the prior N(0, I) (mean and lowest, in nats; a
-    prior on a sphere has none), the distance from the data's codes where the model has an encoder,
+    curves: length, log density of the codes under the model's prior (mean and lowest, in nats;
+    one on a sphere has none), the distance from the data's codes where the model has an encoder,
     the classes that a logistic regression sees on the way, how evenly the images change (variance
     of their correlation matrix), and how far the curve follows the metric's smallest eigenvectors.
     Draws strips of images, correlation matrices, and the norms of
@@ -138,8 +138,8 @@ class Interpolate(SourceExperiment):
         ]
         if codes is not None:
             quantities.append(lambda curve: {"data_distance": data_distance(curve, codes)})
-        if model.prior == "normal":
-            quantities.append(prior_densities)
+        if (prior := model.prior) != "sphere":
+            quantities.append(lambda curve: prior_densities(curve, prior=prior))
         if classifier is not None:
             quantities.append(lambda curve: class_counts(classes_along(model, classifier, curve)))
         return [
@@ -206,7 +206,7 @@ class Interpolate(SourceExperiment):
         densities = [name for name in DENSITIES if name in first]
         columns = ["\ncurve", "\nlength in", "\nlength", "shorter\nby %", "converged\n%"]
         columns += ["log p(z)\nmean", "log p(z)\nlowest"][: len(densities)]
-        density = ", and log density p of the prior N(0, I)" if densities else ""
+        density = f", and log density p of the {summary['prior']} prior" if densities else ""
         lengths = make_table(f"Lengths{density}: means over the pairs", columns, n_text=2)
         names = {
             "data_distance": "data\ndistance",
@@ -291,7 +291,7 @@ class Interpolate(SourceExperiment):
         names = ["straight", "slerp", *groups_of(run.pairs, "metric")]
         if run.arrays["animation_images"].shape[1] > len(names):
             names.insert(2, "spiral")
-        return stored_animations(run.arrays, names, titles)
+        return stored_animations(run.arrays, names, titles, run.config["data"]["name"])
 
 
 def _matrices(model: LatentModel, curve: CubicBSpline) -> Tensor:

@@ -17,6 +17,7 @@ from geolatent.lab.experiment import Arrays, MetricExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.measures import eigen, plane_grid
 from geolatent.lab.memory import check_memory
+from geolatent.lab.panels import pictures_of
 from geolatent.lab.printing import make_table, number, working
 from geolatent.lab.run import Run, RunFolder
 from geolatent.lab.summary import statistics
@@ -224,5 +225,6 @@ class Landscape(MetricExperiment):
         # runs of before have no such images
         if "decoded" in run.arrays:
             places = run.arrays["decoded_first"], run.arrays["decoded_second"]
-            result["decoded"] = plotting.decoded_plane(places, run.arrays["decoded"])
+            pictures = pictures_of(run.config["data"]["name"], run.arrays["decoded"])
+            result["decoded"] = plotting.decoded_plane(places, pictures)
         return result

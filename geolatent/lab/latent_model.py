@@ -13,6 +13,7 @@ from geolatent.checks import describe, requirement
 from geolatent.lab.config import MetricOptions
 from geolatent.metrics.base import Metric
 from geolatent.metrics.pullback import GaussianPullbackMetric, PullbackMetric
+from geolatent.priors import PRIORS
 
 # images or codes that go through a network at once
 _ROWS = 1024
@@ -78,8 +79,9 @@ class LatentModel:
 
     @property
     def prior(self) -> str:
-        """Where codes are drawn: "sphere" where the model's own `prior` is it, else "normal"."""
-        return "sphere" if getattr(self.module, "prior", None) == "sphere" else "normal"
+        """Where codes are drawn: the model's own `prior` where it names one, else "normal"."""
+        named = getattr(self.module, "prior", None)
+        return named if isinstance(named, str) and named in PRIORS else "normal"
 
     @property
     def like(self) -> Tensor:

@@ -219,8 +219,10 @@ def data_distance(curve: CubicBSpline, codes: Tensor, *, n_points: int = 64) -> 
     return _along(curve, nearest, n_points)[1]
 
 
-def prior_densities(curve: CubicBSpline, *, n_points: int = 64) -> dict[str, Tensor]:
-    r"""Return mean and minimum along curves of the log density of their codes under N(0, I).
+def prior_densities(
+    curve: CubicBSpline, *, prior: str = "normal", n_points: int = 64
+) -> dict[str, Tensor]:
+    r"""Return mean and minimum along curves of the log density of their codes under the prior.
 
     The mean is integral of log p(gamma(t)) ds / integral of ds, ds = |gamma'| dt, over the middles
     of equal intervals of t.
@@ -237,7 +239,7 @@ def prior_densities(curve: CubicBSpline, *, n_points: int = 64) -> dict[str, Ten
     >>> {name: round(float(value), 2) for name, value in found.items()}
     {'log_density': -2.0, 'lowest_log_density': -2.32}
     """
-    density, mean = _along(curve, log_prior, n_points)
+    density, mean = _along(curve, lambda points: log_prior(points, prior), n_points)
     return {"log_density": mean, "lowest_log_density": density.amin(1)}
 
 

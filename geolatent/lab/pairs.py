@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geolatent.checks import check_integer, check_number, check_pairs, requirement
+from geolatent.checks import check_choice, check_integer, check_number, check_pairs, requirement
 from geolatent.curves import CubicBSpline
 from geolatent.graph import LatentGraph
 from geolatent.lab.data import read_arrays
@@ -22,7 +22,7 @@ from geolatent.lab.measures import Measure, eigen
 from geolatent.lab.memory import check_memory
 from geolatent.lab.solved import SolvedPairs
 from geolatent.metrics.base import Metric
-from geolatent.priors import onto_sphere
+from geolatent.priors import LOGISTIC_SCALE, PRIORS, onto_sphere
 from geolatent.solve import solve_geodesic
 from geolatent.solvers.preconditioned import PreconditionedSolver
 from geolatent.solvers.problem import Progress, Solver
@@ -62,13 +62,10 @@ def prior_pairs(
 ) -> Pairs:
     """Draw both ends of pairs from the prior, in the dtype and on the device of ``like``.
 
-    They are of N(0, I), or, of the prior "sphere", these moved onto the sphere of radius sqrt(d).
     The first pairs of a longer draw are those of a shorter one.
     """
     check_room(n_pairs, dim)
-    ends = draw_normal(n_pairs, 2 * dim, seed, like).unflatten(1, (2, dim))
-    if prior == "sphere":
-        ends = onto_sphere(ends)
+    ends = draw_prior(2 * n_pairs, dim, seed=seed, like=like, prior=prior).unflatten(0, (-1, 2))
     return Pairs(ends[:, 0], ends[:, 1])
 
 
@@ -82,11 +79,25 @@ def check_room(n_pairs: int, dim: int, n_steps: int = 0) -> None:
     check_memory("n_pairs", n_pairs, 8 * n_pairs * (3 * width + 20))
 
 
-def draw_normal(n: int, dim: int, seed: int = 0, like: Tensor | None = None) -> Tensor:
-    """Draw codes from N(0, I), (n, dim); by default float32 on the CPU."""
+def draw_prior(
+    n: int, dim: int, *, seed: int = 0, like: Tensor | None = None, prior: str = "normal"
+) -> Tensor:
+    """Draw codes from a prior of `geolatent.norm_profile`, (n, dim); by default float32 on the CPU.
+
+    Those on the sphere are those of N(0, I), moved along their rays. The first codes of a longer
+    draw are those of a shorter one.
+    """
+    check_choice("prior", prior, PRIORS)
     # numpy draws row by row: a longer draw begins as a shorter one, which torch's does not
     generator = np.random.default_rng(check_integer("seed", seed, minimum=0))
-    codes = torch.from_numpy(generator.standard_normal((n, dim)))
+    if prior == "logistic":
+        drawn = generator.logistic(scale=LOGISTIC_SCALE, size=(n, dim))
+    elif prior == "uniform":
+        drawn = generator.uniform(-1.0, 1.0, (n, dim))
+    else:
+        drawn = generator.standard_normal((n, dim))
+    codes = torch.from_numpy(drawn)
+    codes = onto_sphere(codes) if prior == "sphere" else codes
     return codes.to(like) if like is not None else codes.float()
 
 
@@ -183,10 +194,11 @@ def worst_case_pairs(
     *,
     seed: int = 0,
     like: Tensor | None = None,
+    prior: str = "normal",
 ) -> list[Pairs]:
     """Step from random codes in the direction that the decoder stretches most.
 
-    z_0 ~ N(0, I),    z_1 = z_0 + step v,    v the unit eigenvector of G(z_0) with the largest
+    z_0 ~ p(z),    z_1 = z_0 + step v,    v the unit eigenvector of G(z_0) with the largest
     eigenvalue, its sign such that it points towards the origin: v . z_0 <= 0.
 
     Parameters
@@ -203,6 +215,8 @@ def worst_case_pairs(
         Seed of the starts.
     like
         A tensor of the dtype and device that the codes are to have.
+    prior
+        p(z), as of `geolatent.norm_profile`; N(0, I) in the source.
 
     Returns
     -------
@@ -230,7 +244,7 @@ def worst_case_pairs(
         raise ValueError(requirement("steps", "one step size or more", list(steps)))
     for step in steps:
         check_number("steps", step, above=0.0)
-    start = draw_normal(n_pairs, dim, seed, like)
+    start = draw_prior(n_pairs, dim, seed=seed, like=like, prior=prior)
     direction = eigen(metric, start, "start")[1][:, :, -1]
     if not bool(direction.isfinite().all()):
         raise ValueError(requirement("metric", "finite at codes of the prior", "NaN or infinity"))

@@ -166,8 +166,8 @@ class SourceExperiment(PairsExperiment):
     Attributes
     ----------
     pairs
-        "encoded", pairs of images of the data; "prior", both ends from N(0, I), or from the sphere
-        of radius sqrt(d) where that is the model's prior; "codes", pairs of a file.
+        "encoded", pairs of images of the data; "prior", both ends from the model's prior, N(0, I)
+        unless it has another; "codes", pairs of a file.
     n_pairs
         Number of pairs; at most so many of a file.
     codes

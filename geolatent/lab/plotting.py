@@ -211,7 +211,8 @@ def image_grid(images: Array, columns: int = 10) -> Figure:
     """Draw images in [-1, 1], (n, channels, height, width), in rows."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(0.9 * columns, 0.9 * rows))
+    height, width = images.shape[-2:]
+    figure = Figure(figsize=(0.9 * columns, 0.9 * rows * height / width))
     grid = figure.add_gridspec(rows, columns, wspace=0.05, hspace=0.05)
     for number, image in enumerate(grey_or_colour(images)):
         _show(figure.add_subplot(grid[number // columns, number % columns]), image[None])

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from geolatent.lab import plotting
 from geolatent.lab.plotting import COLORS, Array
@@ -21,7 +22,7 @@ from geolatent.lab.systems import SYSTEMS, System
 # pairs that fit a page of lines, or windows beside their reconstructions
 _PAIRS, _WINDOWS = 3, 6
 # kelvin at the ends of the colours of maps
-_LARGEST = 3.0
+LARGEST, MAP_COLORS = 3.0, "RdBu_r"
 _TIMES = colormaps["viridis"]
 
 
@@ -70,7 +71,7 @@ def families(
         part.suptitle(titles[pair], fontsize=9, x=0.01, ha="left")
         panels = part.subplots(n_rows, len(sequences), squeeze=False, sharex=True, sharey="row")
         for column, (name, windows) in enumerate(sequences.items()):
-            curves = _turned(system, _coordinates(system, windows[pair]))
+            curves = lines_of(system, windows[pair])
             for row, coordinate in enumerate(system.coordinates):
                 axes: Axes = panels[row, column]
                 for value, line in zip(place, curves[:, :, row], strict=True):
@@ -111,6 +112,14 @@ def window_reconstructions(system: System, windows: Array, reconstructions: Arra
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure
+
+
+def lines_of(system: System, windows: Array) -> Array:
+    """Return what is drawn of windows (n, 1, T, k) along a path, (n, T, p).
+
+    Angles, which whole turns do not change, go on from one window to the next.
+    """
+    return _turned(system, _coordinates(system, windows))
 
 
 def _turned(system: System, curves: Array, others: Array | None = None) -> Array:
@@ -166,29 +175,29 @@ def maps(
             start = titles[pair].split(";")[0].replace(", ", "\n") if number == 0 else ""
             start += "\n" if start else ""
             panels[row, 0].set_ylabel(f"{start}{name}\nlatitude (°N)", fontsize=8)
-    scale = ScalarMappable(Normalize(-_LARGEST, _LARGEST), "RdBu_r")
+    scale = ScalarMappable(Normalize(-LARGEST, LARGEST), MAP_COLORS)
     bar = figure.colorbar(scale, ax=panels, extend="both", aspect=40, pad=0.01)
     bar.set_label("sea surface temperature anomaly (K)", fontsize=9)
     return figure
 
 
-def draw_map(axes: Axes, field: Array, land: Array | None = None) -> None:
+def draw_map(axes: Axes, field: Array, land: Array | None = None) -> AxesImage:
     """Draw a field of temperature, (latitudes, longitudes), whose 1 is `SCALE` kelvin."""
     south, north, west, east = GRID
     kelvin = SCALE * np.asarray(field)
     if land is not None:
         kelvin = np.where(land, np.nan, kelvin)
     axes.set_facecolor("0.6")
-    axes.imshow(
+    axes.tick_params(labelsize=7)
+    return axes.imshow(
         kelvin,
         extent=(west, east, south, north),
         origin="lower",
-        cmap="RdBu_r",
-        vmin=-_LARGEST,
-        vmax=_LARGEST,
+        cmap=MAP_COLORS,
+        vmin=-LARGEST,
+        vmax=LARGEST,
         aspect="auto",
     )
-    axes.tick_params(labelsize=7)
 
 
 def map_reconstructions(fields: Array, reconstructions: Array) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -21,7 +21,8 @@ from geolatent.lab.contents import IMAGES, check_images
 from geolatent.lab.experiment import Arrays, ModelExperiment, Summary
 from geolatent.lab.latent_model import LatentModel
 from geolatent.lab.memory import check_memory
-from geolatent.lab.pairs import draw_normal
+from geolatent.lab.pairs import draw_prior
+from geolatent.lab.panels import pictures_of
 from geolatent.lab.printing import working
 from geolatent.lab.run import Run, RunFolder
 
@@ -62,8 +63,8 @@ class Sample(ModelExperiment):
     Attributes
     ----------
     source
-        "prior", decoded codes of N(0, I); "reconstructed", decoded codes of the data; "data", the
-        images of the data themselves.
+        "prior", decoded codes of the model's prior, N(0, I) unless it has another; "reconstructed",
+        decoded codes of the data; "data", the images of the data themselves.
     n_samples
         Number of images; of the data, at most as many as there are.
     data
@@ -98,7 +99,9 @@ class Sample(ModelExperiment):
 
     def decoded(self, n: int) -> Tensor:
         """Return the first decoded samples of the prior."""
-        return self.codec.images(draw_normal(n, self.codec.dim, self.seed, self.codec.like))
+        model = self.codec
+        how: dict[str, Any] = {"seed": self.seed, "like": model.like, "prior": model.prior}
+        return model.images(draw_prior(n, model.dim, **how))
 
     @cached_property
     def images(self) -> Tensor:
@@ -141,4 +144,5 @@ class Sample(ModelExperiment):
         """Draw the figures of a run from what it stored."""
         if "samples" not in run.arrays:
             return {}
-        return {"samples": plotting.image_grid(run.arrays["samples"])}
+        pictures = pictures_of(run.config["data"]["name"], run.arrays["samples"])
+        return {"samples": plotting.image_grid(pictures)}

@@ -236,7 +236,8 @@ class Walk(MetricExperiment):
     n_stops
         Codes of a loop.
     prior
-        Prior of the codes, "normal" or "uniform" on the cube [-1, 1]^d.
+        Prior whose norms are drawn: "normal", "logistic", "uniform" on the cube [-1, 1]^d or
+        "sphere"; by default the model's own, or N(0, I).
     seed
         Seed of the choice of images and of Brownian motion.
     animate
@@ -252,7 +253,7 @@ class Walk(MetricExperiment):
     length: float | None = None
     legs: Literal["straight", "slerp", "spiral", "geodesic"] = "geodesic"
     n_stops: int = 5
-    prior: Literal["normal", "uniform"] = "normal"
+    prior: Literal["normal", "logistic", "uniform", "sphere"] | None = None
     animate: bool = False
     animation: AnimationOptions = AnimationOptions()
 
@@ -307,8 +308,9 @@ class Walk(MetricExperiment):
         """Walk, and measure along the walks."""
         with working(console, f"{self.n_walks} walks"):
             walks, parameter = self.walks()
-            arrays = along_walks(self.codec, self.pulled_back, walks, self.prior)
-        mean, deviation = prior_norm(self.codec.dim, self.prior)
+            prior = self.codec.prior if self.prior is None else self.prior
+            arrays = along_walks(self.codec, self.pulled_back, walks, prior)
+        mean, deviation = prior_norm(self.codec.dim, prior)
         summary = {
             "kind": self.kind,
             "n_walks": self.n_walks,
@@ -410,7 +412,7 @@ class Walk(MetricExperiment):
         """Return one animation of all walks."""
         titles = {"animation": f"walks: {run.summary['kind']}"}
         shown = _walk_names(run.arrays)[:MOST]
-        return stored_animations(run.arrays, shown, titles)
+        return stored_animations(run.arrays, shown, titles, run.config["data"]["name"])
 
 
 def _walk_names(arrays: Mapping[str, NDArray[Any]]) -> list[str]:

@@ -20,14 +20,12 @@ from geolatent.checks import (
     requirement,
 )
 from geolatent.models.conv import ACTIVATIONS
-from geolatent.models.vae import log_normal
+from geolatent.priors import LOGISTIC_SCALE, log_prior
 from geolatent.requirements import import_extra
 
 NEEDS_ZUKO = (
     "NICE and IAFVAE are made of zuko. Install it from the checkout: pip install '.[flows]'"
 )
-# of a logistic distribution of variance 1
-_LOGISTIC_SCALE = math.sqrt(3.0) / math.pi
 # added to standard deviations of a batch, which may be zero
 LEAST_STD = 1e-6
 
@@ -131,12 +129,7 @@ class Flow(nn.Module):
     def log_prob(self, images: Tensor) -> Tensor:
         """Return log p(x), (n, *image_shape) -> (n,), in nats."""
         codes, log_det = self.encode_with_log_det(images)
-        if self.prior == "normal":
-            return log_normal(codes) + log_det
-        scaled = codes / _LOGISTIC_SCALE
-        # log p = -u - 2 log(1 + exp(-u)) - log s, in a form that is safe for any u
-        softplus = nn.functional.softplus(scaled) + nn.functional.softplus(-scaled)
-        return -(softplus + math.log(_LOGISTIC_SCALE)).sum(-1) + log_det
+        return log_prior(codes, self.prior) + log_det
 
     def dequantise(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Spread pixels evenly over the distance between grey levels; nothing without levels."""
@@ -177,7 +170,7 @@ class Flow(nn.Module):
             # 0 would be infinitely far away
             least = torch.finfo(like.dtype).eps
             codes = torch.rand(shape, **options).clamp(least, 1.0 - least)
-            codes = _LOGISTIC_SCALE * (codes.log() - torch.log1p(-codes))
+            codes = LOGISTIC_SCALE * (codes.log() - torch.log1p(-codes))
         return self.decode(temperature * codes)
 
     @torch.no_grad()

@@ -1,0 +1,230 @@
+"""How outputs of each kind of data are drawn: images, windows of trajectories, maps of a field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from geolatent.lab.plotting import COLORS, UNKNOWN, Array, grey_or_colour
+from geolatent.lab.plotting_sequences import LARGEST, MAP_COLORS, draw_map, lines_of
+from geolatent.lab.sst import SCALE
+from geolatent.lab.systems import SYSTEMS, System
+
+# names of data that are no pictures
+DRAWN = (*SYSTEMS, "sst")
+# left, bottom, width, height, in shares of a figure
+Box = tuple[float, float, float, float]
+# draws the output of a number
+Show = Callable[[int], None]
+
+# grey where a map has no value
+_NO_VALUE = 0.6
+# inches of a picture without axes, and dots an inch of both kinds
+_BARE, _BARE_DPI, _DPI = (0.8, 0.8), 90, 180
+
+
+class Panels(Protocol):
+    """Panels of one size that show one output of a path at a time."""
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Inches, what stands beside the axes included."""
+        ...
+
+    def add(
+        self, figure: Figure, box: Box, outputs: Array, color: str = COLORS[0], bare: bool = False
+    ) -> Show:
+        """Add a panel that shows the first of the outputs (n, channels, height, width).
+
+        Lines have a colour; a bare panel has no axes and no names.
+        """
+        ...
+
+
+def panels_for(name: str, paths: Sequence[Array]) -> Panels:
+    """Return the panels of data of a name.
+
+    Parameters
+    ----------
+    name
+        As of `DataOptions`.
+    paths
+        Outputs of the paths that are to be compared, (n, channels, height, width) each.
+    """
+    if name in SYSTEMS:
+        return _Windows.over(SYSTEMS[name], paths)
+    height, width = paths[0].shape[-2:]
+    return _Maps() if name == "sst" else _Images((1.5, 1.5 * height / width))
+
+
+@dataclass(frozen=True)
+class _Images:
+    size: tuple[float, float]
+
+    def add(
+        self,
+        figure: Figure,
+        box: Box,
+        outputs: Array,
+        color: str = "",  # noqa: ARG002
+        bare: bool = True,  # noqa: ARG002
+    ) -> Show:
+        images = grey_or_colour(outputs)
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        picture = axes.imshow(
+            _shown(images[0]), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest"
+        )
+        return lambda number: picture.set_data(_shown(images[number]))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Lines over time, one coordinate below another; the first of a path stays, in grey."""
+
+    system: System
+    limits: Sequence[tuple[float, float]]
+
+    @classmethod
+    def over(cls, system: System, paths: Sequence[Array]) -> _Windows:
+        """Return panels whose axes reach over all windows of all paths."""
+        lines = np.concatenate([lines_of(system, path) for path in paths]).reshape(
+            -1, len(system.coordinates)
+        )
+        lines = lines[np.isfinite(lines).all(1)] if np.isfinite(lines).any() else np.zeros((1, 1))
+        margin = 0.06 * np.maximum(np.ptp(lines, axis=0), 1e-6)
+        low, high = lines.min(0) - margin, lines.max(0) + margin
+        return cls(system, list(zip(low.tolist(), high.tolist(), strict=True)))
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return 2.4, 0.8 * len(self.system.coordinates) + 0.4
+
+    def add(
+        self,
+        figure: Figure,
+        box: Box,
+        outputs: Array,
+        color: str = COLORS[0],
+        bare: bool = False,
+    ) -> Show:
+        """Add a panel; a bare one has no ticks, no names and no first window."""
+        system, n_rows = self.system, len(self.system.coordinates)
+        curves = lines_of(system, outputs)
+        times = np.arange(curves.shape[1]) * system.time_step
+        x, y, width, height = box
+        left, below = (0.0, 0.0) if bare else (0.56 / self.size[0], 0.38 / self.size[1])
+        each = height * (1 - below) / n_rows
+        lines = []
+        for row, (coordinate, limits) in enumerate(
+            zip(system.coordinates, self.limits, strict=True)
+        ):
+            bottom = y + height - (row + 1) * each
+            part = (x + left * width, bottom, (0.97 - left) * width, 0.9 * each)
+            axes = figure.add_axes(part)
+            axes.set(xlim=(times[0], times[-1]), ylim=limits)
+            if not bare:
+                axes.plot(times, curves[0, :, row], color="0.8", lw=1.0)
+            lines += axes.plot(times, curves[0, :, row], color=color, lw=1.3)
+            if bare:
+                axes.set(xticks=[], yticks=[])
+                continue
+            axes.tick_params(labelsize=6, length=2, pad=1, labelbottom=row == n_rows - 1)
+            axes.grid(alpha=0.3)
+            axes.set_ylabel(coordinate.replace(" (", "\n("), fontsize=6, labelpad=1)
+            axes.yaxis.set_label_coords(-0.17, 0.5)
+            if row == n_rows - 1:
+                axes.set_xlabel(system.time_name, fontsize=6, labelpad=1)
+
+        def show(number: int) -> None:
+            for row, line in enumerate(lines):
+                line.set_ydata(curves[number, :, row])
+
+        return show
+
+
+@dataclass(frozen=True)
+class _Maps:
+    size: tuple[float, float] = (2.9, 1.75)
+
+    def add(
+        self,
+        figure: Figure,
+        box: Box,
+        outputs: Array,
+        color: str = "",  # noqa: ARG002
+        bare: bool = False,  # noqa: ARG002
+    ) -> Show:
+        x, y, width, height = box
+        axes = figure.add_axes((x + 0.16 * width, y + 0.22 * height, 0.62 * width, 0.75 * height))
+        picture = draw_map(axes, outputs[0, 0])
+        axes.tick_params(labelsize=6, length=2, pad=1)
+        axes.set_xlabel("longitude (°E)", fontsize=6, labelpad=1)
+        axes.set_ylabel("latitude (°N)", fontsize=6, labelpad=1)
+        beside = figure.add_axes((x + 0.8 * width, y + 0.22 * height, 0.025 * width, 0.75 * height))
+        scale = ScalarMappable(picture.norm, picture.get_cmap())
+        bar = figure.colorbar(scale, cax=beside, extend="both")
+        bar.ax.tick_params(labelsize=6, length=2, pad=1)
+        bar.set_label("anomaly (K)", fontsize=6, labelpad=1)
+        return lambda number: picture.set_data(SCALE * outputs[number, 0])
+
+
+def _shown(image: Array) -> Array:
+    """Return an image in [0, 1]; grey where it is not finite."""
+    if np.isfinite(image).all():
+        return np.clip((image + 1.0) / 2.0, 0.0, 1.0)
+    return np.full_like(image, int(UNKNOWN[1:3], 16) / 255.0)
+
+
+def pictures_of(name: str, outputs: Array, *, axes: bool = False) -> Array:
+    """Return outputs of data of a name as pictures.
+
+    Images stay what they are. Windows of trajectories become lines over time, one coordinate below
+    another, and fields of temperature maps in colours, their north above.
+
+    Parameters
+    ----------
+    outputs
+        (..., channels, height, width).
+    axes
+        Whether windows and maps have axes, with names and units, beside them.
+
+    Returns
+    -------
+    Array
+        (..., 1 or 3, H, W), in [-1, 1]. Where maps are not finite they are grey.
+    """
+    if name not in DRAWN:
+        return outputs
+    flat = outputs.reshape(-1, *outputs.shape[-3:])
+    if name == "sst" and not axes:
+        fields = flat[:, 0, ::-1]
+        colours = colormaps[MAP_COLORS]((SCALE * fields + LARGEST) / (2 * LARGEST))[..., :3]
+        colours = np.where(np.isfinite(fields)[..., None], colours, _NO_VALUE)
+        pictures = np.moveaxis(2.0 * colours - 1.0, -1, 1)
+    else:
+        pictures = _rendered(panels_for(name, [flat]), flat, axes)
+    return pictures.reshape(*outputs.shape[:-3], *pictures.shape[1:])
+
+
+def _rendered(panels: Panels, outputs: Array, axes: bool) -> Array:
+    """Return what panels show of outputs (n, channels, height, width), (n, 3, H, W)."""
+    if axes and len(outputs) > 1:  # these are of no path, whose first would stay
+        return np.concatenate([_rendered(panels, each[None], axes) for each in outputs])
+    figure = Figure(figsize=panels.size if axes else _BARE, dpi=_DPI if axes else _BARE_DPI)
+    canvas = FigureCanvasAgg(figure)
+    show = panels.add(figure, (0.0, 0.0, 1.0, 1.0), outputs, bare=not axes)
+    pictures = []
+    for number in range(len(outputs)):
+        show(number)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        pictures.append(np.moveaxis(pixels / 127.5 - 1.0, -1, 0))
+    return np.stack(pictures)
