@@ -71,6 +71,7 @@ from geolatent.metrics.information import GammaFisherRaoMetric as GammaFisherRao
 from geolatent.metrics.information import GaussianFisherRaoMetric as GaussianFisherRaoMetric
 from geolatent.metrics.pullback import GaussianPullbackMetric as GaussianPullbackMetric
 from geolatent.metrics.pullback import PullbackMetric as PullbackMetric
+from geolatent.metrics.sphere import SphereMetric as SphereMetric
 from geolatent.metrics.tensor import TensorMetric as TensorMetric
 from geolatent.priors import log_prior as log_prior
 from geolatent.priors import norm_profile as norm_profile

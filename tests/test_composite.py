@@ -6,8 +6,17 @@ from derivatives import check_metric
 from problems import perceptron
 from torch import nn
 
-from geolatent import GaussianPullbackMetric, PullbackMetric, TensorMetric, solve_geodesic
+from geolatent import (
+    GaussianPullbackMetric,
+    PullbackMetric,
+    Status,
+    TensorMetric,
+    path_length,
+    slerp,
+    solve_geodesic,
+)
 from geolatent.metrics.composite import ConformalMetric, EnsembleMetric, LocalVarianceMetric
+from geolatent.metrics.sphere import SphereMetric
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -81,9 +90,77 @@ def test_local_variance_metric():
     torch.testing.assert_close(far, 20 * torch.eye(3)[None])
 
 
+def network(n_inputs):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(n_inputs, 8), nn.Tanh(), nn.Linear(8, 6)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_on_a_sphere_of_flat_space_geodesics_are_slerp(dim):
+    """Arc, radius and change of norm are the legs of a right-angled triangle."""
+    start, end = torch.randn(2, 6, dim)
+    radius, weight = 1.7, 0.6
+    metric = SphereMetric(PullbackMetric(nn.Identity()), radius, weight)
+    solution = solve_geodesic(metric, start, end)
+    assert (solution.status == Status.CONVERGED).all()
+    angle = torch.nn.functional.cosine_similarity(start, end).acos()
+    norms = end.norm(dim=1) - start.norm(dim=1)
+    length = torch.hypot(radius * angle, weight * norms)
+    torch.testing.assert_close(solution.length, length, rtol=2e-4, atol=0)
+    assert (solution.length >= length * (1 - 1e-6)).all()
+    t = torch.linspace(0, 1, 9)
+    apart = (solution.curve(t) - slerp(start, end, t)).norm(dim=-1)
+    assert apart.max() < 0.05 * start.norm(dim=1).max()
+
+
+@pytest.mark.parametrize("kind", ["immersion", "none"])
+def test_the_metric_of_a_sphere_is_the_products_pull_back(kind):
+    decoder, radius, weight = network(3), 2.0, 0.5
+    inner = PullbackMetric(decoder)
+    if kind == "none":  # a factor of 1 hides the immersion
+        inner = ConformalMetric(inner, lambda z: torch.ones_like(z[:, 0]))
+
+    def product(z):
+        norm = z.norm(dim=1, keepdim=True)
+        return torch.cat([decoder(radius * z / norm), weight * norm], dim=1)
+
+    z = torch.randn(5, 3)
+    metric = SphereMetric(inner, radius, weight)
+    assert (metric.immersion is None) == (kind == "none")
+    check_metric(metric, PullbackMetric(product).tensor(z).detach(), z)
+    # by default the radius is sqrt(d)
+    default, same, other = (SphereMetric(inner, r).tensor(z) for r in (None, 3**0.5, 1.0))
+    torch.testing.assert_close(default, same)
+    assert not torch.allclose(default, other)
+
+
+def test_geodesics_on_the_sphere_are_shorter_than_slerp():
+    decoder = network(4)
+    plain = PullbackMetric(decoder)
+    start, end = 2.0 * torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
+    solution = solve_geodesic(SphereMetric(plain), start, end)
+    norms = solution.curve(torch.linspace(0, 1, 33)).norm(dim=-1)
+    assert (norms - 2.0).abs().max() < 0.02
+    t = torch.linspace(0, 1, 400)
+    around = decoder(slerp(start, end, t)).diff(dim=1).norm(dim=-1).sum(1)
+    assert (path_length(plain, solution.curve) < around * (1 + 1e-3)).all()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda _: SphereMetric(nn.Identity()), TypeError, "`metric`"),
+        (lambda _: SphereMetric(PullbackMetric(nn.Identity()), 0.0), ValueError, "`radius`"),
+        (
+            lambda _: SphereMetric(PullbackMetric(nn.Identity()), norm_weight=0.0),
+            ValueError,
+            "`norm_weight`",
+        ),
+        (
+            lambda z: SphereMetric(PullbackMetric(nn.Identity())).tensor(0.0 * z),
+            ValueError,
+            "`z` should be codes other than the origin",
+        ),
         (lambda _: EnsembleMetric([]), TypeError, "`members`"),
         (lambda _: EnsembleMetric([nn.Identity()]), TypeError, r"`members\[0\]`"),
         (

@@ -239,6 +239,7 @@ CASES = {
     "ConformalMetric": metric_case(
         lambda f, _: gl.ConformalMetric(gl.PullbackMetric(f), lambda z: 1.0 + z.square().sum(1))
     ),
+    "SphereMetric": metric_case(lambda f, _: gl.SphereMetric(gl.PullbackMetric(f))),
     "LocalVarianceMetric": metric_case(
         lambda _, place: gl.LocalVarianceMetric(place.put(POINTS), bandwidth=0.5)
     ),

@@ -34,6 +34,7 @@ def pullback(dtype=torch.float64):
 
 METRICS = {
     "immersion": pullback,
+    "sphere": lambda: gl.SphereMetric(pullback()),
     "none": lambda: gl.ConformalMetric(pullback(), lambda z: 1.0 + 0.1 * z.square().sum(1)),
 }
 

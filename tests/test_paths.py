@@ -394,10 +394,10 @@ def dcgan(request, tmp_path_factory):
 
 def test_paths_of_a_model_without_an_encoder(dcgan, tmp_path, capsys):
     prior, words = dcgan
-    few = ["--n_pairs=2", *FEW[1:]]
+    few = ["--n_pairs=2", *FEW[1:], "--geodesics=mean,gaussian,features,sphere"]
     assert run("compare_paths", "--out", tmp_path / "run", *words, *few) == 0
     read = load_run(tmp_path / "run")
-    assert set(read.pairs.column("metric")) == {"mean", "features"}
+    assert set(read.pairs.column("metric")) == {"mean", "features", "sphere"}
     lacking = {"code_distance"}
     of_densities = {"log_density", "lowest_log_density", "norm_deviation"}
     lacking |= {"sphere_distance"} if prior == "normal" else of_densities
@@ -408,6 +408,7 @@ def test_paths_of_a_model_without_an_encoder(dcgan, tmp_path, capsys):
         off = read.summary["comparison"]["sphere_distance"]["paths"]
         # the great circle's spline leaves the sphere by little, the chord by much
         assert off["slerp"]["mean"] < 0.05 * off["straight"]["mean"]
+        assert off["sphere"]["mean"] < 0.2 * off["straight"]["mean"]
     assert ("log density" in capsys.readouterr().out) == (prior == "normal")
 
 

@@ -200,6 +200,7 @@ METRICS = {
     "fisher-rao": lambda f: gl.GaussianFisherRaoMetric(lambda z: (f(z), f(z).exp())),
     "ensemble": lambda f: gl.EnsembleMetric([gl.PullbackMetric(f), gl.PullbackMetric(f)], [1, 2]),
     "conformal": lambda f: gl.ConformalMetric.from_log_density(gl.PullbackMetric(f), log_density),
+    "sphere": lambda f: gl.SphereMetric(gl.PullbackMetric(f)),
     "divergence": lambda f: gl.DivergenceMetric(f, lambda x, y: (x - y).square().flatten(1).sum(1)),
     "negative binomial": lambda f: gl.NegativeBinomialPullbackMetric(
         lambda z: f(z).exp(), torch.tensor(2.0, dtype=torch.float64)

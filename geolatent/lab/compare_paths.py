@@ -44,6 +44,7 @@ from geolatent.lengths import measure as measure_lengths
 from geolatent.metrics.base import Metric
 from geolatent.metrics.composite import ConformalMetric
 from geolatent.metrics.rows import Rows
+from geolatent.metrics.sphere import SphereMetric
 from geolatent.priors import log_prior, mean_log_prior, prior_norm
 
 STRAIGHT, SLERP = "straight", "slerp"
@@ -172,11 +173,12 @@ class ComparePaths(SourceExperiment):
 
     Straight lines, slerp, and geodesics of each metric that the model has: "mean", the pull-back of
     mean images; "gaussian", of mean and standard deviation; "features", of a feature map, as the
-    metric options have it; "density", the mean's divided by the density of the data's codes. Of
-    each path are measured, at places in equal steps of output length (of mean images): output
-    length and energy; the prior's log density, mean and lowest, and how far norms are from the
-    prior's, or, of a prior on a sphere, how far codes are from that; the distance to the nearest
-    code, where the model has an encoder, and the nearest image of the training split; a
+    metric options have it; "density", the mean's divided by the density of the data's codes;
+    "sphere", the mean's on the sphere of radius sqrt(d), while norms change linearly, as slerp's
+    do. Of each path are measured, at places in equal steps of output length (of mean images):
+    output length and energy; the prior's log density, mean and lowest, and how far norms are from
+    the prior's, or, of a prior on a sphere, how far codes are from that; the distance to the
+    nearest code, where the model has an encoder, and the nearest image of the training split; a
     logistic regression's confidence, mean and lowest, and how often the class changes; realism and
     the share within the manifold of the images' nearest neighbours (Kynkaanniemi et al. 2019), in
     pixels and in features. Only energy is of the path's own parameter. All are compared pair by
@@ -193,8 +195,9 @@ class ComparePaths(SourceExperiment):
     features
         A feature map, whose geodesics are compared too.
     geodesics
-        Metrics whose geodesics are compared: of "mean", "gaussian", "features" and "density" those
-        that the model has; without an encoder there are no codes, and no density of them.
+        Metrics whose geodesics are compared: of "mean", "gaussian", "features", "density" and
+        "sphere" those that the model has; without an encoder there are no codes, and no density of
+        them. The sphere is for many dimensions, where codes of the prior lie near it.
     n_points
         Places along a path.
     n_reference
@@ -221,7 +224,7 @@ class ComparePaths(SourceExperiment):
     pairs: Literal["encoded", "prior", "codes"] = "encoded"
     n_pairs: int = 200
     features: FeatureOptions = FeatureOptions(kind="logistic")
-    geodesics: tuple[Literal["mean", "gaussian", "features", "density"], ...] = (
+    geodesics: tuple[Literal["mean", "gaussian", "features", "density", "sphere"], ...] = (
         "mean",
         "gaussian",
         "features",
@@ -307,6 +310,8 @@ class ComparePaths(SourceExperiment):
                 found[name] = self.codec.metric().limited(self.max_rows)
             elif name == "features" and self.features_made[0] is not None:
                 found[name] = self.pulled_back
+            elif name == "sphere" and self.codec.dim > 1:
+                found[name] = SphereMetric(mean).limited(self.max_rows)
             elif name == "density" and self.codec.has_encoder:
                 codes = self.dataset.codes(self.codec)[self.halves[1]]
                 density = KernelDensity(codes, self.density_scale)
