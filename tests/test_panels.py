@@ -70,11 +70,15 @@ def test_images_are_pictures_already():
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_windows_become_pictures_of_one_size(name, axes):
     outputs = some_windows(name).reshape(2, 2, 1, 32, -1)
-    outputs[1, 1] = np.nan
+    outputs[0, 0] = np.nan
     pictures = pictures_of(name, outputs, axes=axes)
+    nothing = pictures_of(name, np.full_like(outputs[:1, :1], np.nan), axes=axes)
+    assert nothing.shape == (1, 1, *pictures.shape[2:])
     assert pictures.shape[:3] == (2, 2, 3)
     assert -1.0 <= pictures.min() < pictures.max() <= 1.0
-    assert (pictures[0, 0] != pictures[0, 1]).any()
+    # lines are drawn of all but the first
+    for picture in (pictures[0, 1], pictures[1, 0], pictures[1, 1]):
+        assert (pictures[0, 0] != picture).sum() > 100
 
 
 @pytest.mark.parametrize("name", [*SYSTEMS, "sst"])

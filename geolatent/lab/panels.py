@@ -95,12 +95,12 @@ class _Windows:
     @classmethod
     def over(cls, system: System, paths: Sequence[Array]) -> _Windows:
         """Return panels whose axes reach over all windows of all paths."""
-        lines = np.concatenate([lines_of(system, path) for path in paths]).reshape(
-            -1, len(system.coordinates)
-        )
-        lines = lines[np.isfinite(lines).all(1)] if np.isfinite(lines).any() else np.zeros((1, 1))
-        margin = 0.06 * np.maximum(np.ptp(lines, axis=0), 1e-6)
-        low, high = lines.min(0) - margin, lines.max(0) + margin
+        n_rows = len(system.coordinates)
+        lines = np.concatenate([lines_of(system, path).reshape(-1, n_rows) for path in paths])
+        known = lines[np.isfinite(lines).all(1)]
+        known = known if len(known) else np.zeros((1, n_rows))
+        margin = 0.06 * np.maximum(np.ptp(known, axis=0), 1e-6)
+        low, high = known.min(0) - margin, known.max(0) + margin
         return cls(system, list(zip(low.tolist(), high.tolist(), strict=True)))
 
     @property

@@ -127,8 +127,9 @@ def _turned(system: System, curves: Array, others: Array | None = None) -> Array
     moved = curves.copy()
     for row, name in enumerate(system.coordinates):
         if "rad)" in name:
-            starts = np.unwrap(curves[:, 0, row]) if others is None else others[:, 0, row]
-            turns = np.round((starts - curves[:, 0, row]) / (2 * np.pi))
+            own = np.nan_to_num(curves[:, 0, row])  # one that is not finite moves no other
+            starts = np.unwrap(own) if others is None else others[:, 0, row]
+            turns = np.round((starts - own) / (2 * np.pi))
             moved[..., row] += 2 * np.pi * turns[:, None]
     return moved
 
