@@ -19,6 +19,8 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
+from geolatent.metrics.layers import QuickRules
+
 # held by whoever differentiates in forward mode, or decides whether a function can be
 LOCK = threading.RLock()
 
@@ -54,15 +56,27 @@ def jvp(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> tuple[Ten
         # somebody may have come in between the first look and the level's opening
         if taken():
             raise TakenError("forward mode is in use by another thread")
-        return function(point)
+        with QuickRules():
+            return function(point)
 
     with LOCK:
         if taken():
             raise TakenError("forward mode is in use by another thread")
         _load_rules()
         # tangents are laid out as their codes, of which expanded ones share their memory
-        value, product = torch.func.jvp(alone, (z.contiguous(),), (v,))[:2]
+        value, product = torch.func.jvp(alone, (z.contiguous(),), (_attached(v, z),))[:2]
     return value, product
+
+
+def _attached(v: Tensor, z: Tensor) -> Tensor:
+    """Return v as what depends on z too, with a derivative of zero.
+
+    Where J_f is constant a product with it would not, and asking for its gradient would be an
+    error. No number of z comes in: they may be infinite.
+    """
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return v
+    return v + torch.where(torch.zeros_like(z, dtype=torch.bool), z, 0.0)
 
 
 def _load_rules() -> None:

@@ -28,6 +28,9 @@ class SphereMetric(Metric):
     where G is the identity. Codes of a prior in many dimensions lie near a sphere; geodesics of G
     itself leave it for codes that the decoder was never trained on.
 
+    At the origin the metric is not defined. The straight line between opposite codes passes it, and
+    what is found from there is not to be trusted: give another ``initial`` curve.
+
     The decoder sees codes of norm r alone; lengths along geodesics with the codes' own norms are
     had from the metric G and the curve (`path_length`).
 
