@@ -101,9 +101,8 @@ def times_of(decoder: nn.Module, shape: tuple[int, ...], batch: int, n: int) -> 
         with rules, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's gradients may be wrong, and are replaced
             metric.check("z", z)
-            product = partial(
-                metric._quadratic, z, v
-            )  # without the checks of what comes from outside
+            # without the checks of what comes from outside
+            product = partial(metric._quadratic, z, v)
             with_graph = partial(metric._quadratic, point, v)
 
             def gradient(with_graph: Callable[[], Tensor] = with_graph) -> Tensor:
