@@ -27,7 +27,7 @@ from geolatent.lab.demo import digit_pairs
 from geolatent.metrics.rows import Rows
 from geolatent.solvers.certificate import sobolev_preconditioner
 from geolatent.solvers.energy import DiscreteEnergy
-from geolatent.solvers.lbfgs import Preconditioner
+from geolatent.solvers.lbfgs import DensePreconditioner
 
 # relative tolerance of the lengths that are compared, and what two of them may differ by
 LENGTH_TOLERANCE = 5e-6
@@ -169,7 +169,7 @@ def small_steps(metric: gl.Metric, curve: gl.CubicBSpline) -> gl.CubicBSpline:
     preconditioner = None
     for step in range(STEPS):
         if hessian is not None:
-            preconditioner = Preconditioner.dense(hessian)
+            preconditioner = DensePreconditioner.of(hessian)
         elif preconditioner is None or step % RENEWED == 0:
             tensors = rows.tensor(middles @ energy.curves(x, pairs))
             preconditioner = sobolev_preconditioner(knots, n, tensors)
