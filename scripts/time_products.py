@@ -5,8 +5,8 @@
 Decoders of common kinds with random weights, float32. For each: milliseconds for the values of a
 batch; and how many times that long a Jacobian-vector product in forward mode takes, and the
 gradient of its squared length (exponential maps, and metrics that have speeds alone). By torch's
-rules the same passes are made with the rules of `geolatent.metrics.layers` left out. The smallest
-of several repetitions counts, the ways take turns. A table is printed, in Markdown.
+rules the same passes are made with those of `geolatent.metrics.forward_rules` left out. The
+smallest of several repetitions counts, the ways take turns. A table is printed, in Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 import geolatent as gl
-from geolatent.metrics import layers
+from geolatent.metrics import forward_rules
 
 
 def residual(channels: int) -> nn.Sequential:
@@ -75,7 +75,7 @@ def decoders() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 @contextmanager
 def torchs_rules() -> Iterator[None]:
     """Leave the library's rules out."""
-    with mock.patch.object(layers, "RULES", {}):
+    with mock.patch.object(forward_rules, "RULES", {}):
         yield
 
 

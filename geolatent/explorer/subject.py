@@ -206,7 +206,7 @@ class Subject:
     @property
     def draws(self) -> bool:
         """Whether outputs are drawn, for the data are no pictures."""
-        return self.source == "data" and self.data.name in DRAWN
+        return self.data.name in DRAWN
 
     @property
     def metrics(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
-from geolatent.metrics.layers import QuickRules
+from geolatent.metrics.forward_rules import ForwardRules
 
 # held by whoever differentiates in forward mode, or decides whether a function can be
 LOCK = threading.RLock()
@@ -56,7 +56,7 @@ def jvp(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> tuple[Ten
         # somebody may have come in between the first look and the level's opening
         if taken():
             raise TakenError("forward mode is in use by another thread")
-        with QuickRules():
+        with ForwardRules():
             return function(point)
 
     with LOCK:

@@ -23,7 +23,7 @@ _Dual = tuple[Tensor, Tensor]
 _Rule = Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], _Dual | None]
 
 
-class QuickRules(TorchFunctionMode):
+class ForwardRules(TorchFunctionMode):
     """Within it operations of `RULES` follow their rules where forward mode goes through them.
 
     A rule is given an operation and its arguments, and returns value and tangent of the result, or

@@ -1,4 +1,4 @@
-"""Forward mode by the rules of `metrics.layers`: torch's values and tangents, for less."""
+"""Forward mode by the rules of `metrics.forward_rules`: torch's values and tangents, for less."""
 
 from collections import Counter
 from operator import add, mul, sub, truediv
@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import geolatent as gl
-from geolatent.metrics.layers import RULES, QuickRules
+from geolatent.metrics.forward_rules import RULES, ForwardRules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -25,7 +25,7 @@ def quick(function):
     """Return the function, followed by the rules."""
 
     def inside(*args):
-        with QuickRules():
+        with ForwardRules():
             return function(*args)
 
     return inside
@@ -234,7 +234,7 @@ def test_metrics_follow_the_rules(monkeypatch):
     z, v = numbers(4, 3), numbers(4, 3, seed=1)
     found = []
     for rules in (RULES, {}):
-        monkeypatch.setattr("geolatent.metrics.layers.RULES", rules)
+        monkeypatch.setattr("geolatent.metrics.forward_rules.RULES", rules)
         metric, point = gl.PullbackMetric(decoder), z.clone().requires_grad_()
         quadratic = metric.quadratic(point, v)
         (gradient,) = torch.autograd.grad(quadratic.sum(), point)
