@@ -274,8 +274,8 @@ def test_vgg_refuses_other_channels(first_layers):
             first_layers(torch.zeros(shape).double())
 
 
-@pytest.mark.parametrize("size", [28, 32])
-def test_exact_diagonal_and_hutchinson_agree(size):
+def test_exact_diagonal_and_hutchinson_agree():
+    size = 28
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ConvVAE(latent_dim=2, channels=(4, 4), hidden=8, image_shape=(1, size, size))
