@@ -2,6 +2,7 @@
 
 from collections import Counter
 from operator import add, mul, sub, truediv
+from unittest import mock
 
 import pytest
 import torch
@@ -224,6 +225,26 @@ def test_tensors_of_other_types_follow_their_own_rules():
     found = jvp(quick(lambda x: torch.Tensor(x * other)), numbers(3, 8), numbers(3, 8, seed=1))
     torch.testing.assert_close(found[1].as_subclass(torch.Tensor), numbers(3, 8, seed=1) * C)
     assert torch.Tensor.mul in seen or torch.Tensor.__mul__ in seen
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_what_torch_compiles_is_the_function_alone():
+    """The rules are not compiled with it, once for each kind of arguments."""
+    torch.manual_seed(0)
+    decoder = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.LayerNorm(16), nn.Linear(16, 20))
+    decoder.double().eval().requires_grad_(False)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    metric = gl.PullbackMetric(torch.compile(decoder, backend="eager"))
+    z, v = numbers(4, 3), numbers(4, 3, seed=1)
+    found = metric.quadratic(z, v)
+    torch.testing.assert_close(found, gl.PullbackMetric(decoder).quadratic(z, v))
+    compiled = torch._dynamo.utils.counters["frames"]["total"]
+    with mock.patch("geolatent.metrics.forward_rules.RULES", {}):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        gl.PullbackMetric(torch.compile(decoder, backend="eager")).quadratic(z, v)
+    assert compiled == torch._dynamo.utils.counters["frames"]["total"]
 
 
 def test_metrics_follow_the_rules(monkeypatch):

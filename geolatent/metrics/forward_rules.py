@@ -38,6 +38,8 @@ class ForwardRules(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():
+            return func(*args, **kwargs)  # it would compile these rules too
         rule = RULES.get(func)
         found = rule(func, args, kwargs) if rule is not None and _innermost() else None
         return func(*args, **kwargs) if found is None else forward_ad.make_dual(*found)
