@@ -53,6 +53,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(config.getoption("--threads"))
+    # and of the programs that tests start
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.getoption("--threads")))
 
 
 @pytest.fixture(autouse=True)
