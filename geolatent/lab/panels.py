@@ -38,13 +38,8 @@ class Panels(Protocol):
         """Inches, what stands beside the axes included."""
         ...
 
-    def add(
-        self, figure: Figure, box: Box, outputs: Array, color: str = COLORS[0], bare: bool = False
-    ) -> Show:
-        """Add a panel that shows the first of the outputs (n, channels, height, width).
-
-        Lines have a colour; a bare panel has no axes and no names.
-        """
+    def add(self, figure: Figure, box: Box, outputs: Array, color: str = COLORS[0]) -> Show:
+        """Add a panel that shows the first of the outputs (n, ...); lines have the colour."""
         ...
 
 
@@ -68,14 +63,7 @@ def panels_for(name: str, paths: Sequence[Array]) -> Panels:
 class _Images:
     size: tuple[float, float]
 
-    def add(
-        self,
-        figure: Figure,
-        box: Box,
-        outputs: Array,
-        color: str = "",  # noqa: ARG002
-        bare: bool = True,  # noqa: ARG002
-    ) -> Show:
+    def add(self, figure: Figure, box: Box, outputs: Array, color: str = "") -> Show:  # noqa: ARG002
         images = grey_or_colour(outputs)
         axes = figure.add_axes(box)
         axes.set_axis_off()
@@ -87,13 +75,17 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Windows:
-    """Lines over time, one coordinate below another; the first of a path stays, in grey."""
+    """Lines over time, one coordinate below another; the first of a path stays, in grey.
+
+    Bare panels have no ticks, no names and no first window.
+    """
 
     system: System
     limits: Sequence[tuple[float, float]]
+    bare: bool = False
 
     @classmethod
-    def over(cls, system: System, paths: Sequence[Array]) -> _Windows:
+    def over(cls, system: System, paths: Sequence[Array], *, bare: bool = False) -> _Windows:
         """Return panels whose axes reach over all windows of all paths."""
         n_rows = len(system.coordinates)
         lines = np.concatenate([lines_of(system, path).reshape(-1, n_rows) for path in paths])
@@ -101,22 +93,14 @@ class _Windows:
         known = known if len(known) else np.zeros((1, n_rows))
         margin = 0.06 * np.maximum(np.ptp(known, axis=0), 1e-6)
         low, high = known.min(0) - margin, known.max(0) + margin
-        return cls(system, list(zip(low.tolist(), high.tolist(), strict=True)))
+        return cls(system, list(zip(low.tolist(), high.tolist(), strict=True)), bare)
 
     @property
     def size(self) -> tuple[float, float]:
-        return 2.4, 0.8 * len(self.system.coordinates) + 0.4
+        return _BARE if self.bare else (2.4, 0.8 * len(self.system.coordinates) + 0.4)
 
-    def add(
-        self,
-        figure: Figure,
-        box: Box,
-        outputs: Array,
-        color: str = COLORS[0],
-        bare: bool = False,
-    ) -> Show:
-        """Add a panel; a bare one has no ticks, no names and no first window."""
-        system, n_rows = self.system, len(self.system.coordinates)
+    def add(self, figure: Figure, box: Box, outputs: Array, color: str = COLORS[0]) -> Show:
+        system, bare, n_rows = self.system, self.bare, len(self.system.coordinates)
         curves = lines_of(system, outputs)
         times = np.arange(curves.shape[1]) * system.time_step
         x, y, width, height = box
@@ -154,14 +138,7 @@ class _Windows:
 class _Maps:
     size: tuple[float, float] = (2.9, 1.75)
 
-    def add(
-        self,
-        figure: Figure,
-        box: Box,
-        outputs: Array,
-        color: str = "",  # noqa: ARG002
-        bare: bool = False,  # noqa: ARG002
-    ) -> Show:
+    def add(self, figure: Figure, box: Box, outputs: Array, color: str = "") -> Show:  # noqa: ARG002
         x, y, width, height = box
         axes = figure.add_axes((x + 0.16 * width, y + 0.22 * height, 0.62 * width, 0.75 * height))
         picture = draw_map(axes, outputs[0, 0])
@@ -204,23 +181,26 @@ def pictures_of(name: str, outputs: Array, *, axes: bool = False) -> Array:
     if name not in DRAWN:
         return outputs
     flat = outputs.reshape(-1, *outputs.shape[-3:])
-    if name == "sst" and not axes:
+    if axes:
+        # each alone: these are of no path, whose first would stay
+        panels = panels_for(name, [flat])
+        pictures = np.concatenate([_rendered(panels, each[None], _DPI) for each in flat])
+    elif name == "sst":
         fields = flat[:, 0, ::-1]
         colours = colormaps[MAP_COLORS]((SCALE * fields + LARGEST) / (2 * LARGEST))[..., :3]
         colours = np.where(np.isfinite(fields)[..., None], colours, _NO_VALUE)
         pictures = np.moveaxis(2.0 * colours - 1.0, -1, 1)
     else:
-        pictures = _rendered(panels_for(name, [flat]), flat, axes)
+        panels = _Windows.over(SYSTEMS[name], [flat], bare=True)
+        pictures = _rendered(panels, flat, _BARE_DPI)
     return pictures.reshape(*outputs.shape[:-3], *pictures.shape[1:])
 
 
-def _rendered(panels: Panels, outputs: Array, axes: bool) -> Array:
-    """Return what panels show of outputs (n, channels, height, width), (n, 3, H, W)."""
-    if axes and len(outputs) > 1:  # these are of no path, whose first would stay
-        return np.concatenate([_rendered(panels, each[None], axes) for each in outputs])
-    figure = Figure(figsize=panels.size if axes else _BARE, dpi=_DPI if axes else _BARE_DPI)
+def _rendered(panels: Panels, outputs: Array, dpi: int) -> Array:
+    """Return what a panel shows of outputs (n, channels, height, width), (n, 3, H, W)."""
+    figure = Figure(figsize=panels.size, dpi=dpi)
     canvas = FigureCanvasAgg(figure)
-    show = panels.add(figure, (0.0, 0.0, 1.0, 1.0), outputs, bare=not axes)
+    show = panels.add(figure, (0.0, 0.0, 1.0, 1.0), outputs)
     pictures = []
     for number in range(len(outputs)):
         show(number)

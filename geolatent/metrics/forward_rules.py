@@ -51,13 +51,13 @@ def _innermost() -> bool:
     return top is not None and top.key() == TransformType.Jvp
 
 
-def _tangent(argument: Any) -> Tensor | None:
-    """Return the tangent of a tensor, which parameters and numbers have none of."""
+def _split(argument: Any) -> tuple[Any, Tensor | None]:
+    """Return the value of an argument, and its tangent if it has one."""
     # parameters are no results of anything
     if not isinstance(argument, Tensor) or type(argument) is nn.Parameter:
-        return None
-    tangent: Tensor | None = forward_ad.unpack_dual(argument).tangent
-    return tangent
+        return argument, None
+    value, tangent = forward_ad.unpack_dual(argument)
+    return value, tangent
 
 
 def _plain(arguments: Iterable[Any]) -> bool:
@@ -74,11 +74,11 @@ def _layer(rule: Callable[..., _Dual | None]) -> _Rule:
     def whole(
         func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> _Dual | None:
-        if not args or not isinstance(args[0], Tensor) or not _plain((*args, *kwargs.values())):
-            return None
-        value, tangent = forward_ad.unpack_dual(args[0])
         others = (*args[1:], *kwargs.values())
-        if tangent is None or any(_tangent(other) is not None for other in others):
+        if not args or not _plain((args[0], *others)):
+            return None
+        value, tangent = _split(args[0])
+        if tangent is None or any(_split(other)[1] is not None for other in others):
             return None
         return rule(func, value, tangent, *args[1:], **kwargs)
 
@@ -91,12 +91,13 @@ def _product(divided: bool = False) -> _Rule:
     def rule(
         func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> _Dual | None:
-        which = _single(args, kwargs)
-        if which is None or (divided and which == 1):
+        found = _single(args, kwargs)
+        if found is None or (divided and found[0] == 1):
             return None
-        value, tangent = _values(args), list(_values(args))
-        tangent[which] = _tangent(args[which])
-        return func(*value), func(*tangent)
+        which, values, tangent = found
+        value = func(*values)
+        values[which] = tangent
+        return value, func(*values)
 
     return rule
 
@@ -107,12 +108,12 @@ def _sum(*signs: int) -> _Rule:
     def rule(
         func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> _Dual | None:
-        which = _single(args, kwargs)
-        if which is None:
+        found = _single(args, kwargs)
+        if found is None:
             return None
-        value = func(*_values(args))
-        tangent = _tangent(args[which])
-        if tangent is None or tangent.dtype != value.dtype:
+        which, values, tangent = found
+        value = func(*values)
+        if tangent.dtype != value.dtype:
             return None
         # in-place operations on the result are to change its tangent, and no other
         tangent = tangent.expand(value.shape)
@@ -121,18 +122,18 @@ def _sum(*signs: int) -> _Rule:
     return rule
 
 
-def _single(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """Return which of two arguments has a tangent, where one of them has."""
+def _single(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[int, list[Any], Tensor] | None:
+    """Return which of two arguments has a tangent, the values of both, and it; None otherwise."""
     if len(args) != 2 or kwargs or not _plain(args):
         return None
-    found = [place for place, argument in enumerate(args) if _tangent(argument) is not None]
-    return found[0] if len(found) == 1 else None
-
-
-def _values(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        forward_ad.unpack_dual(each).primal if type(each) is Tensor else each for each in args
-    )
+    (first, of_first), (second, of_second) = map(_split, args)
+    if of_first is not None and of_second is None:
+        return 0, [first, second], of_first
+    if of_second is not None and of_first is None:
+        return 1, [first, second], of_second
+    return None
 
 
 def _affine(

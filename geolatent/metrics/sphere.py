@@ -89,10 +89,6 @@ class SphereMetric(Metric):
         norm = z.norm(dim=1, keepdim=True)
         return norm, z / norm, math.sqrt(z.shape[1]) if self.radius is None else self.radius
 
-    def _on_sphere(self, z: Tensor) -> Tensor:
-        _, direction, radius = self._directions(z)
-        return radius * direction
-
     def _joined(self, z: Tensor) -> Tensor:
         norm, direction, radius = self._directions(z)
         return torch.cat([self._inner(radius * direction), self.norm_weight * norm], dim=1)
@@ -121,7 +117,8 @@ class SphereMetric(Metric):
         if bool((z == 0).all(dim=1).any()):
             required = "codes other than the origin, which has no direction"
             raise ValueError(requirement(name, required, "the origin"))
-        return self._on_sphere(z)
+        _, direction, radius = self._directions(z)
+        return radius * direction
 
     def _tensor(self, z: Tensor) -> Tensor:
         norm, direction, radius = self._directions(z)
